@@ -1,0 +1,85 @@
+"""One run: load, prune, decode, measure, log."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from arguments import (
+    DataArguments,
+    GenerationArguments,
+    LogArguments,
+    ModelArguments,
+    PruneArguments,
+    parse,
+    run_script,
+)
+from data import get_calibration_data, get_data
+
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    groups = (ModelArguments, DataArguments, PruneArguments, GenerationArguments, LogArguments)
+    parsed = parse(argv, __doc__, *groups)
+    _, data, pruning, _, _ = parsed
+    examples = get_data(data)
+    if pruning.prune_method == "angular":
+        get_calibration_data(data, pruning.calibration_samples)
+
+    # Only now, so that whatever can be refused without torch was refused within a second.
+    import experiment
+    import runtime as machine
+
+    arguments = experiment.CellArguments(*parsed)
+    runtime = machine.start(arguments.model)
+    loaded = machine.load_model(arguments.model, runtime)
+    plan = experiment.prune(arguments, loaded)
+    encoded = experiment.encode_examples(arguments.data, examples, loaded)
+    generator = experiment.make_generator(arguments.generation, loaded, plan, encoded)
+    command = shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+    record = experiment.make_record(arguments, runtime, loaded, plan, examples, command)
+    writer = experiment.measure(arguments, runtime, generator, encoded, record)
+    print_summary(writer.record.to_dict(), writer.path)
+    return 0 if writer.record.status == "complete" else EXIT_INTERRUPTED
+
+
+def print_summary(run: dict[str, Any], path: Path) -> None:
+    """The run in a few lines."""
+    counts, text = run["counts"], run["predicted_text"]
+    skipped = counts["skipped_prompts"]
+    print(
+        f"{run['status']}: {counts['prompts']} prompts, {counts['generated_tokens']} tokens"
+        + (f"; {skipped} skipped, longer than the model's positions" if skipped else "")
+    )
+    print(
+        f"speed     {_shown(run['tokens_per_second']['token_weighted'], '.1f')} tokens/s, "
+        f"{_shown(run['time_per_token']['mean'], '.4f')} s/token after a prefill of "
+        f"{_shown(run['prefill_seconds']['mean'], '.3f')} s"
+    )
+    if counts["drafted_tokens"]:
+        speedup = run["speedup"]
+        print(
+            f"drafts    {_shown(run['acceptance_rate']['token_weighted'], '.1%')} of "
+            f"{counts['drafted_tokens']} accepted; against full steps "
+            f"{_shown(speedup['measured'], '.2f')}x, "
+            f"predicted {_shown(speedup['predicted'], '.2f')}x"
+        )
+    print(
+        f"quality   ROUGE-L {_shown(text['rouge-l'], '.3f')}, "
+        f"BLEU {_shown(text['bleu_score'], '.3f')}, "
+        f"exact match {_shown(text['exact_match'], '.3f')}"
+    )
+    print(
+        f"memory    {run['peak_memory_bytes'] / 1e9:.2f} GB at peak, "
+        f"{run['model']['weight_bytes'] / 1e9:.2f} GB of weights"
+    )
+    print(f"log       {path}")
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "none" if value is None else format(value, form)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,244 @@
+"""One cell of a study: model, plan, prompts and decoder in, samples and a log out."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from arguments import (
+    DataArguments,
+    GenerationArguments,
+    LogArguments,
+    ModelArguments,
+    PruneArguments,
+    UsageError,
+    reject,
+)
+from data import EvaluationExample, get_calibration_data
+from metrics import summarize, text_scores
+from pruned_model import PruneModel, PrunePlan, count_parameters, make_plan, weight_bytes
+from run_log import RunRecord, RunWriter, SampleRecord, content_hash, current_commit
+from runtime import LoadedModel, Runtime
+from self_speculation.generator_base import ENGINE_VERSION, GenerationConfig
+from self_speculation.llama_model_utils import position_limit
+from self_speculation.sampling import SamplingRule
+from self_speculation.text_generator import TextGenerator
+
+WARM_UP_STEPS = 8
+
+
+@dataclass
+class CellArguments:
+    """All flags of one cell."""
+
+    model: ModelArguments
+    data: DataArguments
+    prune: PruneArguments
+    generation: GenerationArguments
+    log: LogArguments
+
+
+@dataclass
+class EncodedExample:
+    """An example with its prompt as the model reads it; None where it exceeds the positions."""
+
+    example: EvaluationExample
+    full_length: int
+    prompt_ids: list[int] | None
+
+
+def prune(arguments: CellArguments, loaded: LoadedModel) -> PrunePlan:
+    """Decides the plan, checks that the exit layer fits it, and removes the layers."""
+
+    def calibration() -> list[torch.Tensor]:
+        wanted = arguments.prune.calibration_samples
+        examples = get_calibration_data(arguments.data, wanted)
+        if len(examples) < wanted:
+            _warn(f"calibrating on {len(examples)} examples; no more are left unevaluated")
+        limit = position_limit(loaded.model.config)
+        return [torch.tensor([_encode(loaded, e.prompt)[-limit:]]) for e in examples]
+
+    plan = make_plan(arguments.prune, loaded.model, calibration)
+    kept_exit_layer(arguments.generation, plan)
+    surgery = PruneModel(loaded.model, plan)
+    surgery.prune()
+    print(surgery.report())
+    if arguments.prune.save_pruned:
+        surgery.save(loaded.tokenizer, arguments.prune.save_pruned)
+    return plan
+
+
+def kept_exit_layer(arguments: GenerationArguments, plan: PrunePlan) -> int | None:
+    """Kept layers that draft: None without `--exit_layer`, which counts original ones."""
+    return None if arguments.exit_layer == -1 else plan.kept_exit_layer(arguments.exit_layer)
+
+
+def encode_examples(
+    arguments: DataArguments, examples: list[EvaluationExample], loaded: LoadedModel
+) -> list[EncodedExample]:
+    """Tokenizes prompts; one that exceeds the model's positions is cut to its tail, or marked."""
+    limit = position_limit(loaded.model.config)
+    if arguments.num_samples and len(examples) < arguments.num_samples:
+        _warn(f"{arguments.dataset} has {len(examples)} examples; all of them are run")
+    encoded = []
+    for example in examples:
+        ids = _encode(loaded, example.prompt)
+        fits = len(ids) <= limit or arguments.truncate_prompt
+        encoded.append(EncodedExample(example, len(ids), ids[-limit:] if fits else None))
+    if all(item.prompt_ids is None for item in encoded):
+        raise UsageError(
+            f"--dataset {arguments.dataset}: every prompt exceeds the model's {limit} positions; "
+            "--truncate_prompt true keeps their tails"
+        )
+    return encoded
+
+
+def make_generator(
+    arguments: GenerationArguments,
+    loaded: LoadedModel,
+    plan: PrunePlan,
+    encoded: list[EncodedExample],
+) -> TextGenerator:
+    """The decoder of this cell, its cache sized for the longest prompt and output."""
+    vocabulary = loaded.model.config.vocab_size
+    if max(arguments.stop_token_ids, default=0) >= vocabulary:
+        reject("stop_token_ids", max(arguments.stop_token_ids), f"must be below {vocabulary}")
+    config = GenerationConfig(
+        max_steps=arguments.max_steps,
+        kept_exit_layer=kept_exit_layer(arguments, plan),
+        num_speculations=arguments.num_speculations,
+        sampling=SamplingRule(
+            arguments.sample,
+            arguments.temperature,
+            arguments.top_k,
+            arguments.top_p,
+            arguments.no_repeat_ngram_size,
+        ),
+        stop_words=tuple(arguments.unescaped_stop_words()),
+        stop_token_ids=tuple(arguments.stop_token_ids),
+    )
+    longest = max(len(item.prompt_ids) for item in encoded if item.prompt_ids)
+    capacity = min(longest + arguments.max_steps, position_limit(loaded.model.config))
+    return TextGenerator(
+        loaded.model, loaded.tokenizer, arguments.generation_strategy, config, capacity
+    )
+
+
+def make_record(
+    arguments: CellArguments,
+    runtime: Runtime,
+    loaded: LoadedModel,
+    plan: PrunePlan,
+    examples: list[EvaluationExample],
+    command: str,
+) -> RunRecord:
+    """What the log says before the first token: all that defines the run, and where it takes
+    place.
+    """
+    texts = (text for e in examples for text in (e.example_id, e.prompt, e.reference))
+    facts = runtime.facts()
+    exit_layer = kept_exit_layer(arguments.generation, plan)
+    identity = {
+        "model": loaded.name,
+        "model_fingerprint": loaded.fingerprint,
+        "dataset": arguments.data.dataset,
+        "data_fingerprint": content_hash(*texts),
+        "truncate_prompt": arguments.data.truncate_prompt,
+        "plan": {"method": plan.method, "kept_layers": plan.kept_layers},
+        "generation": dataclasses.asdict(arguments.generation),
+        "dtype": facts["dtype"],
+        "device": facts["device"],
+        "attention": loaded.model.config._attn_implementation,
+        "compile": False,
+        "engine_version": ENGINE_VERSION,
+    }
+    return RunRecord(
+        identity=identity,
+        command=command,
+        arguments=dataclasses.asdict(arguments),
+        model={
+            "name": loaded.name,
+            "fingerprint": loaded.fingerprint,
+            "parameters": count_parameters(loaded.model),
+            "weight_bytes": weight_bytes(loaded.model),
+            "kept_layers": len(plan.kept_layers),
+            "original_layers": plan.original_layers,
+            "plan_of_origin": loaded.plan_of_origin,
+        },
+        plan=plan.to_dict(),
+        exit_layer={
+            "original": None if exit_layer is None else arguments.generation.exit_layer,
+            "kept": exit_layer,
+        },
+        runtime=facts,
+        commit=current_commit(),
+    )
+
+
+def measure(
+    arguments: CellArguments,
+    runtime: Runtime,
+    generator: TextGenerator,
+    encoded: list[EncodedExample],
+    record: RunRecord,
+) -> RunWriter:
+    """Warms up, decodes every example and logs it; an interruption leaves what was done."""
+    warm_up = next(item.prompt_ids for item in encoded if item.prompt_ids)
+    generator.generate(warm_up, max_steps=WARM_UP_STEPS)
+    generator.time_full_step(warm_up[-1])
+
+    writer = RunWriter(arguments.log.output_dir, record)
+    samples: list[SampleRecord] = []
+    status = "failed"
+    try:
+        for index, item in enumerate(tqdm(encoded, unit="prompt")):
+            samples.append(measure_example(arguments.generation, generator, index, item))
+            writer.add(samples[-1])
+        status = "complete"
+    except KeyboardInterrupt:
+        status = "interrupted"
+    finally:
+        writer.finish(
+            status, summarize(samples) | {"peak_memory_bytes": runtime.peak_memory_bytes()}
+        )
+    return writer
+
+
+def measure_example(
+    arguments: GenerationArguments, generator: TextGenerator, index: int, item: EncodedExample
+) -> SampleRecord:
+    """Decodes one example and scores its text."""
+    example = item.example
+    sample = SampleRecord(
+        index,
+        example.example_id,
+        item.full_length,
+        example.reference,
+        threads=torch.get_num_threads(),
+    )
+    if item.prompt_ids is None:
+        sample.status = "prompt_too_long"
+        return sample
+    made = generator.generate(item.prompt_ids, arguments.seed, example.example_id)
+    if made.rounds:
+        sample.full_step = dataclasses.asdict(generator.time_full_step(item.prompt_ids[-1]))
+    sample.prompt_tokens = made.prompt_tokens
+    sample.prediction = made.text
+    sample.output_ids = made.output_ids
+    sample.stop_reason = made.stop_reason
+    sample.prefill_seconds = made.prefill_seconds
+    sample.decode_seconds = made.decode_seconds
+    sample.steps = {name: dataclasses.asdict(step) for name, step in made.steps.items()}
+    sample.rounds = made.rounds
+    sample.scores = text_scores(made.text, example.reference)
+    return sample
+
+
+def _encode(loaded: LoadedModel, prompt: str) -> list[int]:
+    return loaded.tokenizer(prompt)["input_ids"]
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,173 @@
+"""Text quality, speed and acceptance, from an example's text up to a run's summary."""
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from rapidfuzz.distance import Levenshtein
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import corpus_bleu, sentence_bleu
+
+from run_log import SampleRecord
+
+_ROUGE = {"rouge-l": "rougeL", "rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-3": "rouge3"}
+_ROUGE_SCORER = RougeScorer(list(_ROUGE.values()), use_stemmer=False)
+
+
+def text_scores(prediction: str, reference: str) -> dict[str, float]:
+    """Scores of one text: ROUGE F-measures and BLEU in [0, 1], exact match 0 or 1, edits in
+    characters.
+
+    Texts are equal where they are so without white space at their ends.
+    """
+    rouge = _ROUGE_SCORER.score(target=reference, prediction=prediction)
+    return {key: rouge[name].fmeasure for key, name in _ROUGE.items()} | {
+        "bleu_score": sentence_bleu(prediction, [reference]).score / 100,
+        "exact_match": float(prediction.strip() == reference.strip()),
+        "edit_distance": float(Levenshtein.distance(prediction, reference)),
+    }
+
+
+def summarize(samples: list[SampleRecord]) -> dict[str, Any]:
+    """A run's metrics, from its samples alone.
+
+    - `predicted_text`: means of the texts' scores; BLEU over the whole corpus.
+    - `acceptance_rate`: `mean` per prompt, `token_weighted` accepted / drafted over all.
+    - `total_time`, `time_per_token`, `tokens_per_second`: per prompt; seconds, the latter two over
+      decoding alone. `tokens_per_second` also `token_weighted`: all tokens by all seconds.
+    - `step_seconds`: one draft, verify, full or early_exit pass, and the prefill of one prompt.
+    - `speedup`: decoding by full steps / this run's decoding, `predicted` by (k r + 1) / (k c +
+      v) and `measured` against the full steps timed in the same run; `round_overhead`, decoding
+      seconds beyond those of draft and verify passes, as a fraction of the latter.
+    - `counts` of prompts, tokens and passes.
+    """
+    done = [sample for sample in samples if sample.status == "done"]
+    steps = _total_steps(done)
+    step_seconds = _step_seconds(done, steps)
+    return {
+        "predicted_text": _text_summary(done),
+        "acceptance_rate": _acceptance(done),
+        "total_time": _spread(s.prefill_seconds + s.decode_seconds for s in done),
+        "time_per_token": _spread(_seconds_per_token(s) for s in done if _decoded(s)),
+        "tokens_per_second": _spread(1 / _seconds_per_token(s) for s in done if _decoded(s))
+        | {"token_weighted": _ratio(sum(map(_decoded, done)), sum(s.decode_seconds for s in done))},
+        "prefill_seconds": _spread(s.prefill_seconds for s in done),
+        "decode_seconds": _spread(s.decode_seconds for s in done),
+        "step_seconds": step_seconds,
+        "speedup": _speedup(done, steps, step_seconds),
+        "counts": _counts(samples, done, steps),
+    }
+
+
+def predicted_speedup(k: float, r: float, c: float, v: float) -> float:
+    """(k r + 1) / (k c + v): tokens a speculative round yields over its cost in full steps.
+
+    k tokens drafted a round, r the share accepted, c a draft step and v a verify pass, both in full
+    steps (Leviathan et al. 2023, with a verify pass that need not cost one step).
+    """
+    return (k * r + 1) / (k * c + v)
+
+
+def _decoded(sample: SampleRecord) -> int:
+    """Tokens that decoding made: all but the first."""
+    return len(sample.output_ids) - 1
+
+
+def _seconds_per_token(sample: SampleRecord) -> float:
+    return sample.decode_seconds / _decoded(sample)
+
+
+def _text_summary(done: list[SampleRecord]) -> dict[str, float | None]:
+    if not done:
+        return dict.fromkeys([*_ROUGE, "bleu_score", "exact_match", "edit_distance"])
+    means = {key: statistics.fmean(s.scores[key] for s in done) for key in done[0].scores}
+    predictions, references = [s.prediction for s in done], [s.reference for s in done]
+    return means | {"bleu_score": corpus_bleu(predictions, [references]).score / 100}
+
+
+def _acceptance(done: list[SampleRecord]) -> dict[str, float | None]:
+    drafting = [sample for sample in done if sample.drafted_tokens]
+    accepted = sum(s.accepted_tokens for s in drafting)
+    rates = _spread(s.accepted_tokens / s.drafted_tokens for s in drafting)
+    return rates | {"token_weighted": _ratio(accepted, sum(s.drafted_tokens for s in drafting))}
+
+
+def _total_steps(done: list[SampleRecord]) -> dict[str, dict[str, float]]:
+    totals: dict[str, dict[str, float]] = {}
+    for sample in done:
+        for name, step in sample.steps.items():
+            total = totals.setdefault(name, {"calls": 0, "seconds": 0.0})
+            total["calls"] += step["calls"]
+            total["seconds"] += step["seconds"]
+    return totals
+
+
+def _step_seconds(
+    done: list[SampleRecord], steps: dict[str, dict[str, float]]
+) -> dict[str, float | None]:
+    timed = [sample.full_step for sample in done if sample.full_step]
+    full = timed if timed else [steps["full"]] if "full" in steps else []
+    drafted = sum(sample.drafted_tokens for sample in done)
+    return {
+        "draft": _ratio(steps["draft"]["seconds"], drafted) if "draft" in steps else None,
+        "verify": _mean_step(steps, "verify"),
+        "full": _ratio(sum(s["seconds"] for s in full), sum(s["calls"] for s in full)),
+        "early_exit": _mean_step(steps, "early_exit"),
+    }
+
+
+def _mean_step(steps: dict[str, dict[str, float]], name: str) -> float | None:
+    return _ratio(steps[name]["seconds"], steps[name]["calls"]) if name in steps else None
+
+
+def _speedup(
+    done: list[SampleRecord],
+    steps: dict[str, dict[str, float]],
+    step_seconds: dict[str, float | None],
+) -> dict[str, float | None]:
+    drafted = sum(sample.drafted_tokens for sample in done)
+    if not drafted:
+        return {"predicted": None, "measured": None, "round_overhead": None}
+    rounds = [sample.rounds for sample in done]
+    k = drafted / sum(map(len, rounds))
+    r = sum(sample.accepted_tokens for sample in done) / drafted
+    full, decode = step_seconds["full"], sum(sample.decode_seconds for sample in done)
+    passes = sum(step["seconds"] for step in steps.values())
+    return {
+        "predicted": predicted_speedup(
+            k, r, step_seconds["draft"] / full, step_seconds["verify"] / full
+        ),
+        "measured": sum(map(_decoded, done)) * full / decode,
+        "round_overhead": decode / passes - 1,
+    }
+
+
+def _counts(
+    samples: list[SampleRecord], done: list[SampleRecord], steps: dict[str, dict[str, float]]
+) -> dict[str, int]:
+    return {
+        "prompts": len(samples),
+        "skipped_prompts": len(samples) - len(done),
+        "prompt_tokens": sum(sample.prompt_tokens for sample in done),
+        "generated_tokens": sum(len(sample.output_ids) for sample in done),
+        "drafted_tokens": sum(sample.drafted_tokens for sample in done),
+        "accepted_tokens": sum(sample.accepted_tokens for sample in done),
+        "rounds": sum(len(sample.rounds) for sample in done),
+        "full_steps": int(steps["full"]["calls"]) if "full" in steps else 0,
+        "early_exit_steps": int(steps["early_exit"]["calls"]) if "early_exit" in steps else 0,
+    }
+
+
+def _spread(values: Iterable[float]) -> dict[str, float | None]:
+    found = list(values)
+    if not found:
+        return {"mean": None, "median": None, "standard_deviation": None}
+    return {
+        "mean": statistics.fmean(found),
+        "median": statistics.median(found),
+        "standard_deviation": statistics.stdev(found) if len(found) > 1 else None,
+    }
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None

@@ -1,0 +1,263 @@
+"""Which layers to remove, decided first; their removal, second."""
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from arguments import PruneArguments, UsageError, reject
+from runtime import PLAN_FILE
+
+
+@dataclass(frozen=True)
+class PrunePlan:
+    """Which layers of a model stay, and why: frozen data that can be logged and obeyed.
+
+    `kept_layers` are 0-based indices of the original model, ascending. `scores` are what the
+    criterion decided by; `calibration` tells on what they were measured.
+    """
+
+    method: str
+    original_layers: int
+    kept_layers: tuple[int, ...]
+    prune_n: int | None = None
+    dropout_threshold: float | None = None
+    prune_seed: int | None = None
+    scores: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
+
+    @property
+    def removed_layers(self) -> tuple[int, ...]:
+        return tuple(sorted(set(range(self.original_layers)) - set(self.kept_layers)))
+
+    @property
+    def approach(self) -> str:
+        """The plan in a word: base, angular n=2, random p=0.1 seed=0."""
+        if self.method == "angular":
+            return f"angular n={self.prune_n}"
+        if self.method == "random":
+            return f"random p={self.dropout_threshold} seed={self.prune_seed}"
+        return self.method
+
+    def kept_exit_layer(self, exit_layer: int) -> int:
+        """How many kept layers are among the first `exit_layer` of the original model.
+
+        Raises `UsageError` where that leaves no layer to draft with, or none to verify with.
+        """
+        if exit_layer >= self.original_layers:
+            reject("exit_layer", exit_layer, f"must be 1 to {self.original_layers - 1}")
+        count = sum(layer < exit_layer for layer in self.kept_layers)
+        if count == 0:
+            reject("exit_layer", exit_layer, f"{self.approach} keeps no layer below it")
+        if count == len(self.kept_layers):
+            reject("exit_layer", exit_layer, f"{self.approach} keeps no layer from it on")
+        return count
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"removed_layers": self.removed_layers}
+
+
+class PruneModel:
+    """Removes from a model the layers that a plan does not keep, and proves it.
+
+    The layers go for good: they run no more, hold no memory and need no cache, and the model
+    saves and loads as an ordinary checkpoint.
+    """
+
+    def __init__(self, model: nn.Module, plan: PrunePlan) -> None:
+        if model.config.num_hidden_layers != plan.original_layers:
+            raise ValueError(
+                f"a plan for {plan.original_layers} layers cannot prune a model of "
+                f"{model.config.num_hidden_layers}"
+            )
+        self.model = model
+        self.plan = plan
+        self.parameters_before = count_parameters(model)
+        self.parameters_after = self.parameters_before
+
+    def prune(self) -> None:
+        """Drops the layers, renumbers the kept ones and frees the memory."""
+        decoder, config = self.model.model, self.model.config
+        layers = list(decoder.layers)
+        kept = [layers[index] for index in self.plan.kept_layers]
+        removed = [layers[index] for index in self.plan.removed_layers]
+        decoder.layers = nn.ModuleList(kept)
+        for index, layer in enumerate(kept):
+            layer.self_attn.layer_idx = index
+        config.num_hidden_layers = len(kept)
+        if getattr(config, "layer_types", None):
+            config.layer_types = [config.layer_types[index] for index in self.plan.kept_layers]
+        self.parameters_after = count_parameters(self.model)
+        self._verify(layers, sum(count_parameters(layer) for layer in removed))
+        del layers, removed
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def report(self) -> str:
+        """Which layers went, by original index and parameter count."""
+        plan = self.plan
+        if not plan.removed_layers:
+            return f"{plan.approach}: all {plan.original_layers} layers kept"
+        removed = self.parameters_before - self.parameters_after
+        return (
+            f"{plan.approach}: removed {len(plan.removed_layers)} of {plan.original_layers} layers "
+            f"{_spans(plan.removed_layers)}; parameters {self.parameters_before:,} - {removed:,} = "
+            f"{self.parameters_after:,}"
+        )
+
+    def save(self, tokenizer: Any, folder: str) -> None:
+        """Writes model, tokenizer and plan as a checkpoint that transformers loads, whole or not
+        at all.
+        """
+        target = Path(folder)
+        scratch = target.with_name(f".{target.name}.partial")
+        try:
+            scratch.mkdir(parents=True)
+            self.model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+            (scratch / PLAN_FILE).write_text(json.dumps(self.plan.to_dict(), indent=2) + "\n")
+            scratch.rename(target)
+        except OSError as error:
+            reject("save_pruned", folder, f"cannot be written ({error.strerror})")
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _verify(self, before: list[nn.Module], removed_parameters: int) -> None:
+        after = list(self.model.model.layers)
+        expected = [before[index] for index in self.plan.kept_layers]
+        assert len(after) == len(expected)
+        assert all(one is other for one, other in zip(after, expected, strict=True))
+        assert self.parameters_before - self.parameters_after == removed_parameters
+
+
+def make_plan(
+    arguments: PruneArguments, model: nn.Module, calibration: Callable[[], list[Tensor]]
+) -> PrunePlan:
+    """The plan of `--prune_method`.
+
+    `calibration` yields token ids, (1, T) each; it is called only by a criterion that measures.
+    """
+    return CRITERIA[arguments.prune_method](arguments, model, calibration)
+
+
+def angular_distances(model: nn.Module, prompts: list[Tensor]) -> Tensor:
+    """d(l, n) for all l and n at once, float64 of shape (L + 1, L + 1); NaN where l + n > L.
+
+    d(l, n) = arccos(cos_sim(x(l), x(l + n))) / pi, averaged over prompts, where x(l) is the
+    residual stream before layer l at the prompt's last token and x(L) the one after the last
+    layer (Gromov et al. 2024, arXiv 2403.17887). Each prompt costs one forward pass without the
+    LM head, and leaves nothing behind but its last token's L + 1 states.
+    """
+    layers = model.config.num_hidden_layers
+    total = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
+    for prompt in prompts:
+        unit = nn.functional.normalize(_last_token_states(model, prompt), dim=-1)
+        total += (unit @ unit.T).clamp(-1, 1).arccos() / math.pi
+    distances = torch.full_like(total, math.nan)
+    for first in range(layers + 1):
+        distances[first, : layers + 1 - first] = total[first, first:] / len(prompts)
+    return distances
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Parameters, those shared between modules counted once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters, those shared between modules counted once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+
+@torch.inference_mode()
+def _last_token_states(model: nn.Module, prompt: Tensor) -> Tensor:
+    """x(0) .. x(L) at the last token, float64 of shape (L + 1, D)."""
+    states: list[Tensor] = []
+
+    def keep_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        states.append(inputs[0][0, -1].clone())  # a view would hold every position
+
+    def keep_output(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        states.append(output[0, -1].clone())
+
+    decoder = model.model
+    hooks = [layer.register_forward_pre_hook(keep_input) for layer in decoder.layers]
+    hooks.append(decoder.layers[-1].register_forward_hook(keep_output))
+    try:
+        decoder(input_ids=prompt.to(model.get_input_embeddings().weight.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack([state.cpu().double() for state in states])
+
+
+def _base(arguments: PruneArguments, model: nn.Module, _: Callable) -> PrunePlan:
+    layers = model.config.num_hidden_layers
+    return PrunePlan("base", layers, tuple(range(layers)))
+
+
+def _angular(
+    arguments: PruneArguments, model: nn.Module, calibration: Callable[[], list[Tensor]]
+) -> PrunePlan:
+    layers, count = model.config.num_hidden_layers, arguments.prune_n
+    if not 1 <= count <= layers - 2:
+        reject("prune_n", count, f"must be 1 to {layers - 2}; the model has {layers} layers")
+    prompts = calibration()
+    distances = angular_distances(model, prompts)
+    # l + n <= L - 1: the last layer is never removed.
+    candidates = distances[: layers - count, count]
+    first = int(candidates.argmin())
+    kept = [index for index in range(layers) if not first <= index < first + count]
+    scores = {
+        "first_removed_layer": first,
+        "distance": float(candidates[first]),
+        "distances": [[_finite(value) for value in row] for row in distances.tolist()],
+    }
+    facts = {"prompts": len(prompts), "tokens": sum(prompt.shape[1] for prompt in prompts)}
+    return PrunePlan(
+        "angular", layers, tuple(kept), prune_n=count, scores=scores, calibration=facts
+    )
+
+
+def _random(arguments: PruneArguments, model: nn.Module, _: Callable) -> PrunePlan:
+    """LayerDrop at inference: each layer is dropped independently (Fan et al. 2020)."""
+    layers, threshold = model.config.num_hidden_layers, arguments.dropout_threshold
+    draws = random.Random(arguments.prune_seed)
+    kept = tuple(index for index in range(layers) if draws.random() >= threshold)
+    if not kept:
+        raise UsageError(
+            f"--dropout_threshold {threshold}: with --prune_seed {arguments.prune_seed} it keeps "
+            f"no layer of {layers}; lower it or change the seed"
+        )
+    return PrunePlan(
+        "random", layers, kept, dropout_threshold=threshold, prune_seed=arguments.prune_seed
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _spans(layers: tuple[int, ...]) -> str:
+    """Indices with runs shortened, as in [3, 20-25]."""
+    spans: list[list[int]] = []
+    for layer in layers:
+        if spans and layer == spans[-1][1] + 1:
+            spans[-1][1] = layer
+        else:
+            spans.append([layer, layer])
+    return "[" + ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in spans) + "]"
+
+
+CRITERIA: dict[str, Callable[..., PrunePlan]] = {
+    "base": _base,
+    "angular": _angular,
+    "random": _random,
+}

@@ -1,0 +1,248 @@
+"""Where a run happens: process, device, dtype; and the model and tokenizer loaded there."""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import logging as hub_logging
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from arguments import ModelArguments, UsageError, reject
+from embedded_model import EMBEDDED_MODEL, embedded_checkpoint
+from self_speculation.llama_model_utils import SUPPORTED_ATTENTION, SUPPORTED_MODEL_TYPES
+
+PLAN_FILE = "prune_plan.json"
+_SAMPLED_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The device and dtype of a run."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of the log must know of the machine and its software."""
+        cuda = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if cuda else _cpu_name(),
+            "device_type": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "ranks": 1,
+            "versions": {"python": platform.python_version()} | _versions(),
+        }
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory held so far: by CUDA's allocator, or the process's resident set on a
+        CPU.
+        """
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        # Linux counts in KiB, macOS in bytes.
+        unit = 1 if platform.system() == "Darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@dataclass
+class LoadedModel:
+    """A model with its tokenizer, and where it came from.
+
+    `fingerprint` changes with the checkpoint's files. `plan_of_origin` is the prune plan stored
+    beside a checkpoint that was saved pruned; its own layers count as the original ones all the
+    same.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    name: str
+    fingerprint: str
+    plan_of_origin: dict[str, Any] | None
+
+
+def start(arguments: ModelArguments) -> Runtime:
+    """Settles device and dtype, and quietens libraries. Raises `UsageError` where that cannot be
+    had.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        raise UsageError(f"torchrun --nproc_per_node: {world} processes started; one is supported")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        reject("device", "cuda", "torch sees no CUDA device here; use --device cpu")
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    default = "bfloat16" if device.type == "cuda" else "float32"
+    dtype = getattr(torch, arguments.dtype or arguments.extra().get("dtype", default))
+    if dtype == torch.float32:
+        # TF32 keeps 10 bits of each product: too few for equality of the two decoders.
+        torch.set_float32_matmul_precision("highest")
+    return Runtime(device, dtype)
+
+
+def load_model(arguments: ModelArguments, runtime: Runtime) -> LoadedModel:
+    """Loads `--model` from safetensors; never runs a checkpoint's own code.
+
+    Raises `UsageError` for a model that is missing, gated, out of reach, incomplete or no Llama.
+    """
+    name, extra = arguments.model, arguments.extra() | {"dtype": runtime.dtype}
+    source = str(embedded_checkpoint()) if name == EMBEDDED_MODEL else name
+    _check_folder(name, source)
+    kernel = extra.get("attn_implementation")
+    if kernel is not None and kernel not in SUPPORTED_ATTENTION:
+        allowed = ", ".join(SUPPORTED_ATTENTION)
+        reject("model_args", f"attn_implementation={kernel}", f"must be one of {allowed}")
+    where = {key: extra[key] for key in _LOCATION_ARGS if key in extra}
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
+        _check_supported(name, config)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **extra,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"--model {name}: {_reason(error)}") from error
+    _check_complete(name, report)
+    if "device_map" not in extra:
+        model.to(runtime.device)
+    model.eval().requires_grad_(False)
+    if runtime.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(runtime.device)
+    return LoadedModel(model, tokenizer, name, _fingerprint(source, config), _plan_beside(source))
+
+
+_LOCATION_ARGS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+
+
+def _check_folder(name: str, source: str) -> None:
+    folder = Path(source).expanduser()
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
+    if not folder.is_dir():
+        if looks_local or folder.exists():
+            reject("model", name, "is no checkpoint folder")
+        return
+    if not (folder / "config.json").is_file():
+        reject("model", name, "the folder holds no config.json")
+    if not any(folder.glob("*.safetensors")):
+        reject(
+            "model", name, "the folder holds no *.safetensors weights, the one format that is read"
+        )
+
+
+def _check_supported(name: str, config: Any) -> None:
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        allowed = ", ".join(SUPPORTED_MODEL_TYPES)
+        reject("model", name, f"is of type {config.model_type}; supported are {allowed}")
+
+
+def _check_complete(name: str, report: dict[str, Any]) -> None:
+    missing = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]
+    if missing:
+        reject("model", name, f"the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
+
+
+def _reason(error: BaseException) -> str:
+    """One line for whatever kept a model from loading."""
+    chain = list(_causes(error))
+    for kind, reason in _HUB_REASONS.items():
+        if any(isinstance(cause, kind) for cause in chain):
+            return reason
+    first_line = str(error).strip().partition("\n")[0]
+    return f"cannot be loaded ({type(error).__name__}: {first_line})"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+# In this order: a gated repository is also one that was not found.
+_HUB_REASONS: dict[type[BaseException], str] = {
+    hub_errors.GatedRepoError: "is gated; accept its licence on the hub and set HF_TOKEN",
+    hub_errors.RepositoryNotFoundError: "is neither a folder here nor a model on the hub",
+    hub_errors.RevisionNotFoundError: "has no such revision on the hub",
+    hub_errors.HFValidationError: "is neither a folder here nor a valid name on the hub",
+    hub_errors.OfflineModeIsEnabled: "is not in the local cache, and offline mode is on",
+    hub_errors.LocalEntryNotFoundError: "the hub cannot be reached and the local cache lacks it; "
+    f"name a checkpoint folder, or {EMBEDDED_MODEL}",
+    hub_errors.EntryNotFoundError: "lacks a file that a safetensors checkpoint has",
+}
+
+
+def _fingerprint(source: str, config: Any) -> str:
+    """Names a checkpoint's contents: the hub's commit, or a hash over the folder's files.
+
+    Weights enter by size, safetensors header and evenly spaced samples: hashing all bytes of a
+    large model would take minutes at every start.
+    """
+    commit = getattr(config, "_commit_hash", None)
+    if commit and not Path(source).is_dir():
+        return f"commit {commit}"
+    digest = hashlib.sha256()
+    folder = Path(source).expanduser()
+    for path in sorted(
+        [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.model")]
+    ):
+        digest.update(f"{path.name} {path.stat().st_size} ".encode())
+        if path.suffix == ".safetensors":
+            _update_with_samples(digest, path)
+        else:
+            digest.update(path.read_bytes())
+    return f"files {digest.hexdigest()[:16]}"
+
+
+def _update_with_samples(digest: Any, path: Path) -> None:
+    with path.open("rb") as file:
+        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        digest.update(file.read(header_bytes))
+        stride = max(_SAMPLED_BYTES, path.stat().st_size // 64)
+        for offset in range(8 + header_bytes, path.stat().st_size, stride):
+            file.seek(offset)
+            digest.update(file.read(_SAMPLED_BYTES))
+
+
+def _plan_beside(source: str) -> dict[str, Any] | None:
+    path = Path(source).expanduser() / PLAN_FILE
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str | None]:
+    return {name: _version(name) for name in ("torch", "transformers", "accelerate", "tokenizers")}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

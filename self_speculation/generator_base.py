@@ -1,0 +1,186 @@
+"""What every decoding strategy shares: configuration, the stop rule, the loop and its result."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from self_speculation.llama_model_utils import CachedLlama
+from self_speculation.sampling import SamplingRule
+from timing import StepTime, Stopwatch, now
+
+# Part of every run's identity: raise it when the same arguments may yield other tokens or speeds.
+ENGINE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How to decode. `kept_exit_layer` counts layers that the model still holds after pruning."""
+
+    max_steps: int = 512
+    kept_exit_layer: int | None = None
+    num_speculations: int | None = None
+    sampling: SamplingRule = SamplingRule()
+    stop_words: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass
+class Generation:
+    """One generated output, and what it took.
+
+    `output_ids` end with the token that completed the stop, `text` before it. The first token
+    belongs to the prefill, all others to `decode_seconds` and `steps`. `rounds` holds (drafted,
+    accepted) tokens of every speculative round, as the verifier judged them: a stop may lie
+    before the last.
+    """
+
+    output_ids: list[int]
+    text: str
+    stop_reason: str
+    prompt_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    steps: dict[str, StepTime] = field(default_factory=dict)
+    rounds: list[tuple[int, int]] = field(default_factory=list)
+
+
+class StopRule:
+    """Ends an output at a stop token, or where its text comes to hold a stop word."""
+
+    def __init__(
+        self, tokenizer: Any, stop_token_ids: set[int], stop_words: tuple[str, ...]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._stop_token_ids = stop_token_ids
+        self._stop_words = stop_words
+        # A token adds at least one byte to the text, save for the few that add nothing.
+        self._tail_size = 16 + max((len(word.encode()) for word in stop_words), default=0)
+
+    def reason(self, output_ids: list[int]) -> str | None:
+        """Why the newest token ends the output: stop_token, stop_word, or None."""
+        if output_ids[-1] in self._stop_token_ids:
+            return "stop_token"
+        # The tail is searched first, so that a long output is not decoded anew for every token.
+        if self._cut(output_ids[-self._tail_size :]) and self._cut(output_ids):
+            return "stop_word"
+        return None
+
+    def text(self, output_ids: list[int], reason: str) -> str:
+        """The output's text before the stop."""
+        if reason == "stop_token":
+            return self._decode(output_ids[:-1])
+        if reason == "stop_word":
+            text, cut = self._decode(output_ids), self._cut(output_ids)
+            return text[: min(cut)]
+        return self._decode(output_ids)
+
+    def _cut(self, output_ids: list[int]) -> list[int]:
+        """Where in the text stop words begin."""
+        if not self._stop_words:
+            return []
+        text = self._decode(output_ids)
+        return [text.index(word) for word in self._stop_words if word in text]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+
+class Output:
+    """The tokens of one output as it grows; it stops growing at the first reason to."""
+
+    def __init__(self, prompt_ids: list[int], limit: int, stop_rule: StopRule) -> None:
+        self.prompt_ids = prompt_ids
+        self.ids: list[int] = []
+        self.stop_reason: str | None = None
+        self._limit = limit
+        self._stop_rule = stop_rule
+
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and output, newest token last."""
+        return self.prompt_ids + self.ids
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be generated."""
+        return self._limit - len(self.ids)
+
+    def extend(self, ids: list[int]) -> None:
+        """Appends tokens up to the one that ends the output."""
+        for token_id in ids:
+            self.ids.append(token_id)
+            self.stop_reason = self._stop_rule.reason(self.ids)
+            if self.stop_reason is None and not self.remaining:
+                self.stop_reason = "length"
+            if self.stop_reason:
+                return
+
+
+class GenerationStrategy(ABC):
+    """Decodes one prompt after another with the same engine and configuration.
+
+    A subclass says what one round is. After every round the engine holds all tokens but the newest.
+    """
+
+    def __init__(self, engine: CachedLlama, config: GenerationConfig, stop_rule: StopRule) -> None:
+        self.engine = engine
+        self.config = config
+        self.stop_rule = stop_rule
+
+    def generate(
+        self, prompt_ids: list[int], generator: torch.Generator, max_steps: int | None = None
+    ) -> Generation:
+        """Generates up to `max_steps` tokens (default: the configuration's), never beyond the
+        engine's
+        capacity."""
+        engine = self.engine
+        room = engine.capacity - len(prompt_ids) + 1
+        limit = min(max_steps or self.config.max_steps, room)
+        output = Output(prompt_ids, limit, self.stop_rule)
+        self.begin(generator)
+
+        started = now(engine.device)
+        output.extend([self.prefill(output)])
+        prefilled = now(engine.device)
+        while output.stop_reason is None:
+            output.extend(self.round(output))
+        ended = now(engine.device)
+        return Generation(
+            output_ids=output.ids,
+            text=self.stop_rule.text(output.ids, output.stop_reason),
+            stop_reason=output.stop_reason,
+            prompt_tokens=len(prompt_ids),
+            prefill_seconds=prefilled - started,
+            decode_seconds=ended - prefilled,
+            steps=self.stopwatch.steps(),
+            rounds=self.rounds,
+        )
+
+    def begin(self, generator: torch.Generator) -> None:
+        """Forgets the last prompt."""
+        self.engine.reset(self.config.kept_exit_layer)
+        self.generator = generator
+        self.stopwatch = Stopwatch(self.engine.device)
+        self.rounds: list[tuple[int, int]] = []
+
+    def prefill(self, output: Output) -> int:
+        """Runs the prompt through the model; returns the first token."""
+        return self.step(output, self.column(output.prompt_ids))
+
+    def step(self, output: Output, ids_1T: torch.Tensor, depth: int | None = None) -> int:
+        """One plain step through the first `depth` layers: new tokens in, the next token out."""
+        logits_1V = self.engine.forward(ids_1T, depth=depth)
+        token, _ = self.config.sampling.pick(logits_1V, output.tokens, self.generator)
+        return int(token)
+
+    def column(self, ids: list[int]) -> torch.Tensor:
+        """Token ids as the engine takes them, (1, T)."""
+        return torch.tensor([ids], device=self.engine.device)
+
+    @abstractmethod
+    def round(self, output: Output) -> list[int]:
+        """Generates the next tokens, at least one and at most `output.remaining`."""

@@ -1,0 +1,178 @@
+"""CachedLlama: a Llama that runs any span of its layers over a cache of its own.
+
+The one file that knows transformers' internals. Strategies see tokens and logits, never a cache,
+a mask or a position.
+
+Shapes: T new tokens, M positions whose logits are read, V vocabulary; the batch is always 1.
+"""
+
+import torch
+from torch import Tensor, nn
+
+SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+SUPPORTED_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+
+
+def position_limit(config) -> int:
+    """The longest sequence whose every position the model can attend to.
+
+    Within a sliding window, windowed and full attention are the same; sequences end where they
+    differ.
+    """
+    window = getattr(config, "sliding_window", None)
+    return min(config.max_position_embeddings, window or config.max_position_embeddings)
+
+
+class KeyValueCache:
+    """Keys and values of every layer, allocated once for `capacity` tokens.
+
+    Decoder layers of transformers call `update`, as they would on transformers' own caches.
+    Nothing is ever copied to make room or to forget: `position` says where the next tokens are
+    written, and what lies behind them is overwritten later.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.position = 0
+        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key: Tensor, value: Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Writes (1, heads, T, head size) at `position`; returns all positions up to there, as
+        views.
+        """
+        if layer_idx not in self._buffers:
+            self._buffers[layer_idx] = (self._allocate(key), self._allocate(value))
+        keys, values = self._buffers[layer_idx]
+        end = self.position + key.shape[2]
+        keys[:, :, self.position : end] = key
+        values[:, :, self.position : end] = value
+        return keys[:, :, :end], values[:, :, :end]
+
+    def _allocate(self, like: Tensor) -> Tensor:
+        return like.new_empty(1, like.shape[1], self.capacity, like.shape[3])
+
+
+class CachedLlama:
+    """Decodes one sequence at a time, early layers ahead of the others where a draft is wanted.
+
+    `length` counts the tokens that every layer holds. `draft` runs early layers ahead of it and
+    keeps their outputs (the exit states) pending; `verify` brings the remaining layers level.
+
+    `capacity`: tokens of the longest sequence; the cache is allocated for them at first use and
+    reused from sequence to sequence.
+    """
+
+    def __init__(self, model: nn.Module, capacity: int) -> None:
+        self._decoder = model.model
+        self._head = model.lm_head
+        self._attention = model.config._attn_implementation
+        if self._attention not in SUPPORTED_ATTENTION:
+            raise ValueError(
+                f"attn_implementation={self._attention}: "
+                f"must be one of {', '.join(SUPPORTED_ATTENTION)}"
+            )
+        self._cache = KeyValueCache(capacity)
+        self.num_layers = len(self._decoder.layers)
+        self.capacity = capacity
+        self.device = model.get_input_embeddings().weight.device
+        self.reset()
+
+    def reset(self, exit_layer: int | None = None) -> None:
+        """Begins a new sequence, whose drafts run the first `exit_layer` layers that the model
+        holds.
+        """
+        self.length = 0
+        self.exit_layer = exit_layer
+        self._exit_states: list[Tensor] = []
+
+    @property
+    def pending(self) -> int:
+        """Tokens beyond `length` that `draft` has run through the early layers."""
+        return sum(states.shape[1] for states in self._exit_states)
+
+    @torch.inference_mode()
+    def forward(self, ids_1T: Tensor, count: int = 1, depth: int | None = None) -> Tensor:
+        """Runs T new tokens through the first `depth` layers (default: all).
+
+        Returns the logits of the last `count` positions, (count, V). Needs that nothing is pending.
+        A sequence is decoded at one depth throughout: other layers would lack these tokens.
+        """
+        assert not self._exit_states, "pending drafts must be verified or rolled back first"
+        states_1TD = self._run(self._embed(ids_1T), 0, depth or self.num_layers, self.length)
+        self.length += ids_1T.shape[1]
+        return self._logits(states_1TD, count)
+
+    @torch.inference_mode()
+    def draft(self, ids_1T: Tensor) -> Tensor:
+        """Runs T new tokens through the early layers; returns the last one's logits, (1, V)."""
+        states_1TD = self._early(ids_1T)
+        self._exit_states.append(states_1TD)
+        return self._logits(states_1TD, 1)
+
+    @torch.inference_mode()
+    def verify(self, ids_1T: Tensor, count: int) -> Tensor:
+        """Brings every layer level with all pending tokens and T new ones, T at least 1.
+
+        The new tokens run through the early layers first, the pending ones only through the
+        remaining layers. Returns the logits of the last `count` positions, (count, V).
+        """
+        states_1TD = torch.cat([*self._exit_states, self._early(ids_1T)], dim=1)
+        self._exit_states = []
+        states_1TD = self._run(states_1TD, self.exit_layer, self.num_layers, self.length)
+        self.length += states_1TD.shape[1]
+        return self._logits(states_1TD, count)
+
+    def rollback(self, length: int) -> None:
+        """Forgets all but the first `length` tokens, pending ones included."""
+        assert length <= self.length, f"cannot roll {self.length} tokens back to {length}"
+        self.length = length
+        self._exit_states = []
+
+    def _early(self, ids_1T: Tensor) -> Tensor:
+        start = self.length + self.pending
+        return self._run(self._embed(ids_1T), 0, self.exit_layer, start)
+
+    def _embed(self, ids_1T: Tensor) -> Tensor:
+        return self._decoder.embed_tokens(ids_1T)
+
+    def _run(self, states_1TD: Tensor, first: int, last: int, start: int) -> Tensor:
+        """Layers `first` to `last` over tokens at positions `start` and after."""
+        count = states_1TD.shape[1]
+        assert start + count <= self.capacity, f"{start + count} tokens exceed {self.capacity}"
+        positions_1T = torch.arange(start, start + count, device=states_1TD.device)[None]
+        rotary = self._decoder.rotary_emb(states_1TD, position_ids=positions_1T)
+        mask = self._mask(states_1TD, start)
+        self._cache.position = start
+        for layer in self._decoder.layers[first:last]:
+            states_1TD = layer(
+                states_1TD,
+                attention_mask=mask,
+                past_key_values=self._cache,
+                use_cache=True,
+                position_embeddings=rotary,
+            )
+        return states_1TD
+
+    def _mask(self, states_1TD: Tensor, start: int) -> Tensor | None:
+        """Lets every token see itself and what is before it; None where the kernel does so itself.
+
+        transformers' sdpa applies its own causal mask to more than one query without a mask, but
+        counts positions from 0: right for a first chunk only. Flash attention aligns it to the
+        last key.
+        """
+        count = states_1TD.shape[1]
+        if count == 1 or self._attention.startswith("flash"):
+            return None
+        if self._attention == "sdpa" and start == 0:
+            return None
+        visible = torch.ones(count, start + count, dtype=torch.bool, device=states_1TD.device)
+        visible = visible.tril(diagonal=start)[None, None]
+        if self._attention == "sdpa":
+            return visible
+        return torch.zeros_like(visible, dtype=states_1TD.dtype).masked_fill(~visible, -torch.inf)
+
+    def _logits(self, states_1TD: Tensor, count: int) -> Tensor:
+        """The head runs only on the positions that are read."""
+        return self._head(self._decoder.norm(states_1TD[:, -count:]))[0].to(self.device)

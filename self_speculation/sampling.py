@@ -1,0 +1,143 @@
+"""How a token is chosen, and which drafted tokens stand: pure functions of tensors.
+
+Shapes: K drafted tokens, M rows of logits (K + 1 when a draft is verified), V vocabulary.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingRule:
+    """Temperature, top-k, top-p and the n-gram ban, applied alike to drafter and verifier.
+
+    The order is that of transformers: ban, temperature, top-k, top-p. Without `sample` the
+    likeliest token that is not banned is chosen, and the distribution is one-hot.
+    """
+
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    no_repeat_ngram_size: int | None = None
+
+    def pick(
+        self, logits_1V: Tensor, tokens: list[int], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """Chooses the token that follows `tokens`.
+
+        Returns the token, shape (1,), and the distribution it was drawn from, float32 of shape
+        (V,); None for greedy choice, which is one-hot. `tokens` is read only where n-grams are
+        banned.
+        """
+        if not self.sample:
+            return self._ban_repeats(logits_1V, tokens).argmax(-1), None
+        (probs_V,) = self.probabilities(logits_1V, tokens)
+        return torch.multinomial(probs_V, 1, generator=generator), probs_V
+
+    def probabilities(self, logits_MV: Tensor, tokens: list[int]) -> Tensor:
+        """The distributions, float32 of shape (M, V), from which the next tokens are drawn.
+
+        The last row follows all of `tokens`, the row before it all but the last token, and so on.
+        """
+        logits_MV = self._ban_repeats(logits_MV, tokens)
+        if not self.sample:
+            return torch.zeros_like(logits_MV, dtype=torch.float32).scatter_(
+                -1, logits_MV.argmax(-1, keepdim=True), 1.0
+            )
+        logits_MV = logits_MV.float() / self.temperature
+        if self.top_k:
+            logits_MV = _keep_top_k(logits_MV, self.top_k)
+        probs_MV = logits_MV.softmax(-1)
+        return _keep_top_p(probs_MV, self.top_p) if self.top_p < 1 else probs_MV
+
+    def _ban_repeats(self, logits_MV: Tensor, tokens: list[int]) -> Tensor:
+        if self.no_repeat_ngram_size is None:
+            return logits_MV
+        logits_MV = logits_MV.clone()
+        unread = logits_MV.shape[0] - 1
+        for row_V in logits_MV:
+            banned = repeated_ngram_ends(tokens[: len(tokens) - unread], self.no_repeat_ngram_size)
+            row_V[banned] = -torch.inf
+            unread -= 1
+        return logits_MV
+
+
+def repeated_ngram_ends(tokens: list[int], size: int) -> list[int]:
+    """The tokens that would complete an n-gram of `size` that `tokens` already holds."""
+    prefix_size = size - 1
+    if len(tokens) < size:
+        return []
+    prefix = tokens[len(tokens) - prefix_size :]
+    starts = range(len(tokens) - prefix_size)
+    return [tokens[i + prefix_size] for i in starts if tokens[i : i + prefix_size] == prefix]
+
+
+def accept(
+    draft_tokens_K: Tensor,
+    draft_probs_KV: Tensor | None,
+    target_probs_MV: Tensor,
+    generator: torch.Generator | None,
+) -> tuple[int, int]:
+    """How many drafted tokens stand, and the token that follows them (Leviathan et al. 2023).
+
+    Drafted token x stands with probability min(1, p(x) / q(x)); the first that falls is replaced
+    by a draw from the normalised max(0, p - q); where all stand, one more token is drawn from p.
+    What comes out is then distributed as the verifier's p, whatever the drafter's q.
+
+    `draft_probs_KV` is q, or None where each draft was certain (greedy, looked up).
+    `target_probs_MV` is p, one row more than there are drafts. Without a `generator` nothing is
+    left to chance: p must be one-hot, and the longest prefix that equals it stands.
+    """
+    count = len(draft_tokens_K)
+    index_K1 = draft_tokens_K[:, None]
+    p_K = target_probs_MV[:count].gather(1, index_K1)[:, 0]
+    q_K = (
+        torch.ones_like(p_K) if draft_probs_KV is None else draft_probs_KV.gather(1, index_K1)[:, 0]
+    )
+    if generator is None:
+        threshold_K = torch.full_like(p_K, 0.5)
+    else:
+        threshold_K = torch.rand(count, generator=generator, device=p_K.device)
+    accepted = int((threshold_K * q_K < p_K).cumprod(0).sum())
+
+    probs_V = target_probs_MV[accepted]
+    if accepted < count:
+        q_V = None if draft_probs_KV is None else draft_probs_KV[accepted]
+        probs_V = _residual(probs_V, q_V, draft_tokens_K[accepted])
+    next_token = (
+        probs_V.argmax()
+        if generator is None
+        else torch.multinomial(probs_V, 1, generator=generator)
+    )
+    return accepted, int(next_token)
+
+
+def seeded_generator(
+    device: torch.device, seed: int, example_id: str, purpose: str
+) -> torch.Generator:
+    """A generator that depends on its arguments alone, so no example shifts another's draws."""
+    digest = hashlib.sha256(repr((seed, example_id, purpose)).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _residual(p_V: Tensor, q_V: Tensor | None, drafted: Tensor) -> Tensor:
+    """max(0, p - q), not normalised; p where that is empty numerically."""
+    residual_V = p_V.index_fill(0, drafted, 0.0) if q_V is None else (p_V - q_V).clamp(min=0)
+    return residual_V if residual_V.sum() > 0 else p_V
+
+
+def _keep_top_k(logits_MV: Tensor, k: int) -> Tensor:
+    kth_M1 = logits_MV.topk(min(k, logits_MV.shape[-1])).values[:, -1:]
+    return logits_MV.masked_fill(logits_MV < kth_M1, -torch.inf)
+
+
+def _keep_top_p(probs_MV: Tensor, p: float) -> Tensor:
+    sorted_MV, order_MV = probs_MV.sort(descending=True, stable=True)
+    mass_before_MV = sorted_MV.cumsum(-1) - sorted_MV
+    kept_MV = sorted_MV.masked_fill(mass_before_MV >= p, 0.0)
+    kept_MV /= kept_MV.sum(-1, keepdim=True)
+    return torch.zeros_like(probs_MV).scatter_(-1, order_MV, kept_MV)

@@ -1,0 +1,91 @@
+"""Self-speculative decoding: early layers draft, the remaining layers verify (Elhoushi et al.
+2024).
+
+Shapes: K drafted tokens, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from self_speculation.generator_base import GenerationStrategy, Output
+from self_speculation.llama_model_utils import CachedLlama
+from self_speculation.sampling import SamplingRule, accept
+
+
+@dataclass
+class Draft:
+    """Proposed tokens, (K,), and what they were drawn from, (K, V); None if certain."""
+
+    tokens_K: Tensor
+    probs_KV: Tensor | None
+
+
+class Drafter(Protocol):
+    """Whatever proposes tokens. Those it runs through the engine itself stay pending there."""
+
+    def propose(self, tokens: list[int], count: int, generator: torch.Generator) -> Draft:
+        """Proposes `count` tokens, at least one, to follow `tokens`, of which the newest is not
+        cached.
+        """
+
+
+class EarlyExitDrafter:
+    """Drafts with the model's own early layers, whose work the verifier reuses."""
+
+    def __init__(self, engine: CachedLlama, rule: SamplingRule) -> None:
+        self._engine = engine
+        self._rule = rule
+
+    def propose(self, tokens: list[int], count: int, generator: torch.Generator) -> Draft:
+        token_1 = torch.tensor(tokens[-1:], device=self._engine.device)
+        drafted: list[Tensor] = []
+        probs: list[Tensor | None] = []
+        for _ in range(count):
+            logits_1V = self._engine.draft(token_1[None])
+            token_1, probs_V = self._rule.pick(logits_1V, self._seen(tokens, drafted), generator)
+            drafted.append(token_1)
+            probs.append(probs_V)
+        return Draft(torch.cat(drafted), None if probs[0] is None else torch.stack(probs))
+
+    def _seen(self, tokens: list[int], drafted: list[Tensor]) -> list[int]:
+        """What the n-gram rule sees; without one, drafted tokens need not leave the device."""
+        if self._rule.no_repeat_ngram_size is None:
+            return tokens
+        return tokens + [int(token) for token in drafted]
+
+
+class SelfSpeculativeGenerationStrategy(GenerationStrategy):
+    """Drafts `num_speculations` tokens a round; what it outputs is what the whole model would
+    say.
+    """
+
+    def begin(self, generator: torch.Generator) -> None:
+        super().begin(generator)
+        self.drafter: Drafter = EarlyExitDrafter(self.engine, self.config.sampling)
+
+    def round(self, output: Output) -> list[int]:
+        engine, tokens = self.engine, output.tokens
+        # The verifier adds a token of its own, so the last token of an output is never drafted.
+        count = min(self.config.num_speculations, output.remaining - 1)
+        if count == 0:
+            with self.stopwatch.time("full"):
+                return [self.step(output, self.column(tokens[-1:]))]
+
+        with self.stopwatch.time("draft"):
+            draft = self.drafter.propose(tokens, count, self.generator)
+        drafted = draft.tokens_K.tolist()
+
+        block = tokens[-1:] + drafted
+        with self.stopwatch.time("verify"):
+            logits_MV = engine.verify(self.column(block[engine.pending :]), count=len(block))
+
+        probs_MV = self.config.sampling.probabilities(logits_MV, tokens + drafted)
+        generator = self.generator if self.config.sampling.sample else None
+        accepted, next_token = accept(draft.tokens_K, draft.probs_KV, probs_MV, generator)
+
+        engine.rollback(engine.length - count + accepted)
+        self.rounds.append((count, accepted))
+        return [*drafted[:accepted], next_token]

@@ -1,0 +1,65 @@
+"""From a model and a tokenizer to generated text, with either strategy."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from self_speculation import STRATEGIES
+from self_speculation.generator_base import Generation, GenerationConfig, StopRule
+from self_speculation.llama_model_utils import CachedLlama
+from self_speculation.sampling import seeded_generator
+from timing import StepTime, Stopwatch
+
+
+class TextGenerator:
+    """Decodes prompts of up to `capacity` tokens, output included, with one strategy.
+
+    Stops at the model's own end tokens and at those and the words of `config`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        strategy: str,
+        config: GenerationConfig,
+        capacity: int,
+    ) -> None:
+        self.engine = CachedLlama(model, capacity)
+        ends = end_token_ids(model, tokenizer) | set(config.stop_token_ids)
+        stop_rule = StopRule(tokenizer, ends, config.stop_words)
+        self.strategy = STRATEGIES[strategy](self.engine, config, stop_rule)
+
+    def generate(
+        self,
+        prompt_ids: list[int],
+        seed: int = 0,
+        example_id: str = "",
+        max_steps: int | None = None,
+    ) -> Generation:
+        """Generates one output; the same seed and example id draw the same tokens."""
+        generator = seeded_generator(self.engine.device, seed, example_id, "generate")
+        return self.strategy.generate(prompt_ids, generator, max_steps)
+
+    def time_full_step(self, token_id: int, repeats: int = 2) -> StepTime:
+        """Times full-depth steps at the end of the sequence just generated, which they end for
+        good.
+
+        They are the yardstick of draft and verify steps in a run that takes no full step itself.
+        Every step writes the last cached position again, so that all attend to as many tokens.
+        """
+        engine, stopwatch = self.engine, Stopwatch(self.engine.device)
+        ids_1T = torch.tensor([[token_id]], device=engine.device)
+        for _ in range(repeats):
+            engine.rollback(engine.length - 1)
+            with stopwatch.time("full"):
+                engine.forward(ids_1T).argmax(-1)
+        return stopwatch.steps()["full"]
+
+
+def end_token_ids(model: nn.Module, tokenizer: Any) -> set[int]:
+    """The tokens with which model and tokenizer say that an output is over."""
+    declared = getattr(model.generation_config, "eos_token_id", None)
+    declared = declared if isinstance(declared, list) else [declared]
+    return {token_id for token_id in [*declared, tokenizer.eos_token_id] if token_id is not None}
