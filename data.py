@@ -89,6 +89,8 @@ def _parse_row(path: Path, number: int, line: str, fields: tuple[str, ...]) -> d
         if not isinstance(row.get(name), str):
             found = ", ".join(row) or "none"
             reject("data_path", path, f"line {number} has no text field {name!r}; it has: {found}")
+        if any("\ud800" <= character <= "\udfff" for character in row[name]):
+            reject("data_path", path, f"line {number} holds half a character in {name!r}")
     if not row[fields[0]]:
         reject("data_path", path, f"line {number} has an empty {fields[0]!r}")
     return row

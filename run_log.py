@@ -101,10 +101,15 @@ class RunWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._samples = samples_path(self.path).open("x", encoding="utf-8")
-            self._replace()
         except FileExistsError:
             reject("output_dir", output_dir, f"another run has just begun {stem}; start again")
         except OSError as error:
+            reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
+        try:
+            self._replace()
+        except OSError as error:
+            self.close()
+            samples_path(self.path).unlink()
             reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
 
     def add(self, sample: SampleRecord) -> None:
@@ -114,11 +119,15 @@ class RunWriter:
 
     def finish(self, status: str, metrics: dict[str, Any]) -> None:
         """Closes the run with its final status and metrics."""
-        self._samples.close()
+        self.close()
         self.record.status = status
         self.record.ended = _timestamp()
         self.record.metrics = metrics
         self._replace()
+
+    def close(self) -> None:
+        """Closes the file of samples; the run keeps the status that it has."""
+        self._samples.close()
 
     def _replace(self) -> None:
         scratch = self.path.with_suffix(".json.partial")

@@ -1,0 +1,81 @@
+"""A tiny Llama, a byte-level tokenizer and a checkpoint of both: all that offline tests need."""
+
+import copy
+import os
+
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(1)
+
+VOCABULARY = 258
+END = 256
+LAYERS = 6
+
+
+def tiny_config(**changes) -> LlamaConfig:
+    values = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        # Wide enough that layers and positions matter; the default would yield near-uniform logits.
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": END,
+        "pad_token_id": END,
+    }
+    return LlamaConfig(**values | changes)
+
+
+@pytest.fixture(scope="session")
+def _pristine() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(tiny_config()).double().eval().requires_grad_(False)
+
+
+@pytest.fixture
+def model(_pristine) -> LlamaForCausalLM:
+    """A fresh copy of a tiny Llama in float64, in which equality is exact."""
+    return copy.deepcopy(_pristine)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, and an end token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken("<end>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(_pristine, tokenizer, tmp_path_factory):
+    """The tiny Llama as a folder that `--model` takes."""
+    folder = tmp_path_factory.mktemp("tiny") / "llama"
+    _pristine.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A JSONL file of twelve prompts with references."""
+    path = tmp_path / "rows.jsonl"
+    lines = (f'{{"prompt": "number {i}:", "response": "item {i}"}}\n' for i in range(12))
+    path.write_text("".join(lines))
+    return path
+
+
+def random_prompt(length: int, seed: int = 0) -> list[int]:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (length,), generator=draws).tolist()

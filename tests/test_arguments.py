@@ -1,0 +1,171 @@
+"""Flags: LayerSkip's names and defaults, and one clear line for whatever cannot work."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import arguments
+import benchmark
+import data
+import pruned_model
+import self_speculation
+from arguments import (
+    DataArguments,
+    GenerationArguments,
+    ModelArguments,
+    PruneArguments,
+    UsageError,
+    parse,
+    run_script,
+)
+
+ROOT = Path(__file__).parent.parent
+SPECULATIVE = ["--generation_strategy", "self_speculative"]
+
+
+def test_choices_are_the_tables_keys():
+    assert tuple(data.DATASETS) == arguments.DATASETS
+    assert tuple(pruned_model.CRITERIA) == arguments.PRUNE_METHODS
+    assert tuple(self_speculation.STRATEGIES) == arguments.GENERATION_STRATEGIES
+
+
+def test_defaults_are_those_of_layerskip():
+    (found,) = parse([], "", GenerationArguments)
+    assert found == GenerationArguments(
+        generation_strategy="autoregressive",
+        max_steps=512,
+        exit_layer=-1,
+        num_speculations=-1,
+        sample=True,
+        temperature=0.6,
+        top_k=0,
+        top_p=0.9,
+        no_repeat_ngram_size=None,
+        stop_words=[],
+        stop_token_ids=[],
+    )
+
+
+def test_base_is_the_default_and_needs_nothing_else():
+    (found,) = parse([], "", PruneArguments)
+    assert found.prune_method == "base"
+    (found,) = parse(["--prune_method", "base"], "", PruneArguments)
+    assert found.prune_method == "base"
+
+
+def test_values_of_every_kind_parse():
+    line = "--sample False --top_k 5 --stop_words a,b c --stop_token_ids 1 2 --temperature 1"
+    (found,) = parse(line.split(), "", GenerationArguments)
+    assert (found.sample, found.top_k, found.stop_words) == (False, 5, ["a,b", "c"])
+    assert (found.stop_token_ids, found.temperature) == ([1, 2], 1.0)
+    escaped = GenerationArguments(stop_words=[r"\ndef", r"a\\n", r"\q"])
+    assert escaped.unescaped_stop_words() == ["\ndef", r"a\n", r"\q"]
+
+
+def test_model_args_are_read_and_typed():
+    found = ModelArguments(model_args="torch_dtype=bfloat16,device_map=auto,local_files_only=true")
+    assert found.extra() == {
+        "dtype": "bfloat16",
+        "device_map": "auto",
+        "local_files_only": True,
+    }
+
+
+BAD_LINES = {
+    "--prune_method magic": "--prune_method: invalid choice: 'magic'",
+    "--dataset nothing": "--dataset: invalid choice: 'nothing'",
+    "--generation_strategy fast": "--generation_strategy: invalid choice: 'fast'",
+    "--prune_method angular": "--prune_method angular: needs --prune_n",
+    "--prune_method random": "--prune_method random: needs --dropout_threshold",
+    "--prune_n 2": "--prune_n 2: only with --prune_method angular",
+    "--dropout_threshold 0.1": "--dropout_threshold 0.1: only with --prune_method random",
+    "--prune_method angular --prune_n 0": "--prune_n 0: must be 1 to L - 2",
+    "--prune_method random --dropout_threshold 1": "--dropout_threshold 1.0: must be in [0, 1)",
+    "--prune_method random --dropout_threshold -0.1": "--dropout_threshold -0.1: must be in",
+    "--prune_method random --dropout_threshold nan": "--dropout_threshold nan: must be in",
+    "--calibration_samples 0": "--calibration_samples 0: must be at least 1",
+    "--save_pruned .": "--save_pruned .: exists already",
+    "--generation_strategy self_speculative --num_speculations 4": (
+        "--exit_layer -1: --generation_strategy self_speculative needs one"
+    ),
+    "--generation_strategy self_speculative --exit_layer 4": (
+        "--num_speculations -1: self_speculative needs at least 1"
+    ),
+    "--generation_strategy self_speculative --exit_layer 4 --num_speculations 0": (
+        "--num_speculations 0: self_speculative needs at least 1"
+    ),
+    "--exit_layer 0": "--exit_layer 0: must be 1 to L - 1",
+    "--temperature 0": "--temperature 0.0: must be above 0",
+    "--temperature inf": "--temperature inf: must be above 0",
+    "--top_p 0": "--top_p 0.0: must be in (0, 1]",
+    "--top_p 1.1": "--top_p 1.1: must be in (0, 1]",
+    "--top_p nan": "--top_p nan: must be in (0, 1]",
+    "--top_k -1": "--top_k -1: must be 0 (off) or more",
+    "--max_steps 0": "--max_steps 0: must be at least 1",
+    "--max_steps many": "--max_steps: invalid int value: 'many'",
+    "--sample perhaps": "--sample: must be true or false, not 'perhaps'",
+    "--no_repeat_ngram_size 0": "--no_repeat_ngram_size 0: must be at least 1",
+    "--stop_token_ids -3": "--stop_token_ids -3: must be token ids",
+    "--num_samples 0": "--num_samples 0: must be at least 1",
+    "--dataset custom_jsonl": "--data_path: --dataset custom_jsonl needs a JSONL file",
+    "--data_path x.jsonl": "--data_path x.jsonl: only with --dataset custom_jsonl",
+    "--dataset custom_jsonl --data_path none.jsonl": "--data_path none.jsonl: cannot be read",
+    "--prune_m base": "--prune_m: no such flag; did you mean --prune_n?",
+    "--prune-method base": "--prune-method: no such flag; did you mean --prune_method?",
+    "stray": "stray: no such flag",
+    "--model_args dtype": "--model_args dtype: must be key=value,...",
+    "--model_args trust_remote_code=true": "--model_args trust_remote_code=true: key must be one",
+    "--model_args dtype=int8": "--model_args dtype=int8: dtype must be one of float32",
+    "--model_args dtype=float16 --dtype float32": (
+        "--model_args dtype=float16: contradicts --dtype float32"
+    ),
+    "--dtype int4": "--dtype: invalid choice: 'int4'",
+    "--output_dir LICENSE": "--output_dir LICENSE: is a file",
+    "--prune_method angular --prune_n 2 --num_samples 164": "--num_samples 164: evaluates every",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_bad_flags_get_one_line_and_exit_code_2(line, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert run_script(benchmark.main, line.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert BAD_LINES[line] in err
+
+
+def test_empty_values_are_refused():
+    for line, message in [
+        (["--stop_words", ""], "--stop_words ''"),
+        (["--model", ""], "--model ''"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            parse(line, "", ModelArguments, GenerationArguments)
+
+
+def test_a_typo_answers_without_importing_torch():
+    """As a real command, which is how its exit code and silence count."""
+    code = (
+        "import sys, benchmark, arguments;"
+        "code = arguments.run_script(benchmark.main, ['--tempreature', '1']);"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules;"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr == "-c: error: --tempreature: no such flag; did you mean --temperature?\n"
+    assert done.stdout == ""
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for group in (ModelArguments, DataArguments, PruneArguments, GenerationArguments):
+        assert all(f"--{name}" in text for name in group.__dataclass_fields__)

@@ -1,0 +1,32 @@
+"""Ties by rounding and real differences are told apart by the model's own logits."""
+
+import math
+
+import torch
+from conftest import random_prompt
+
+from self_speculation.equality import Difference, first_difference
+
+PROMPT = random_prompt(8)
+
+
+def test_equal_outputs_have_no_difference(model):
+    assert first_difference(model, PROMPT, [1, 2, 3], [1, 2, 3]) is None
+
+
+def test_a_difference_carries_the_logit_gap(model):
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([[*PROMPT, 1, 2]])).logits[0, -1]
+    found = first_difference(model, PROMPT, [1, 2, 3, 4], [1, 2, 9, 4])
+    assert found.position == 2
+    assert math.isclose(found.logit_gap, abs(logits[3] - logits[9]), rel_tol=1e-9)
+    assert not found.tie
+
+
+def test_tokens_that_the_model_cannot_tell_apart_tie(model):
+    model.lm_head.weight[9] = model.lm_head.weight[3]
+    assert first_difference(model, PROMPT, [1, 2, 3], [1, 2, 9]).tie
+
+
+def test_an_output_that_ends_early_is_no_tie(model):
+    assert first_difference(model, PROMPT, [1, 2], [1, 2, 3]) == Difference(2, math.inf)

@@ -1,0 +1,114 @@
+"""A log is one valid JSON object at every moment, and reads back as it was written."""
+
+import json
+import subprocess
+
+import pytest
+
+import run_log
+from arguments import UsageError
+from run_log import RunRecord, RunWriter, SampleRecord, find_runs, read_run, samples_path
+
+
+def record(**changes):
+    values = {
+        "identity": {"model": "tiny", "seed": 1},
+        "command": "benchmark.py",
+        "arguments": {},
+        "model": {"name": "tiny"},
+        "plan": {"method": "base"},
+        "exit_layer": {"original": None, "kept": None},
+        "runtime": {"device": "cpu"},
+    }
+    return RunRecord(**values | changes)
+
+
+def sample(index):
+    return SampleRecord(index, f"x{index}", 3, "ünï", prediction="日本", output_ids=[1, 2])
+
+
+def test_a_run_reads_back(tmp_path):
+    writer = RunWriter(str(tmp_path / "logs"), record())
+    for index in range(3):
+        writer.add(sample(index))
+    writer.finish("complete", {"counts": {"prompts": 3}, "total_time": {"mean": None}})
+    (path,) = find_runs(tmp_path)
+    assert path == writer.path
+    found, samples = read_run(path)
+    assert found == writer.record
+    assert found.metrics["total_time"] == {"mean": None}
+    assert samples == [sample(index) for index in range(3)]
+    assert json.loads(path.read_text())["run_id"] == found.run_id
+
+
+def test_the_file_is_valid_before_the_run_is_over(tmp_path):
+    writer = RunWriter(str(tmp_path), record())
+    writer.add(sample(0))
+    found, samples = read_run(writer.path)
+    writer.close()
+    assert found.status == "running"
+    assert samples == [sample(0)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [writer.path.name, samples_path(writer.path).name]
+    )
+
+
+def test_nan_is_never_written(tmp_path):
+    writer = RunWriter(str(tmp_path), record())
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        writer.finish("complete", {"value": float("nan")})
+    assert read_run(writer.path)[0].status == "running"
+
+
+def test_the_run_id_names_what_defines_a_run():
+    assert record().run_id == record(command="other", started="now").run_id
+    assert record().run_id == record(identity={"seed": 1, "model": "tiny"}).run_id
+    assert record().run_id != record(identity={"seed": 2, "model": "tiny"}).run_id
+
+
+def test_two_runs_of_one_second_do_not_share_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_log.time, "strftime", lambda form: "20260101_000000")
+    writer = RunWriter(str(tmp_path), record())
+    with pytest.raises(UsageError, match="another run has just begun"):
+        RunWriter(str(tmp_path), record())
+    writer.finish("complete", {})
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch):
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunWriter, "_replace", full)
+    with pytest.raises(UsageError, match="cannot be written .No space left on device"):
+        RunWriter(str(tmp_path), record())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--output_dir .*/file/logs: cannot be written"):
+        RunWriter(str(tmp_path / "file" / "logs"), record())
+
+
+def test_other_schemas_are_refused(tmp_path):
+    path = tmp_path / "benchmark_1_x.json"
+    for text in ['{"schema_version": 99}', "[]", "{}"]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match="no run log of schema version 1"):
+            read_run(path)
+
+
+def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
+    def git(*command):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True, capture_output=True)
+
+    monkeypatch.setattr(run_log, "__file__", str(tmp_path / "run_log.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert run_log.current_commit() is None
+    git("init", "-q")
+    author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    git(*author, "commit", "-q", "--allow-empty", "-m", "first")
+    clean = run_log.current_commit()
+    assert len(clean) == 40
+    (tmp_path / "new.py").write_text("")
+    assert run_log.current_commit() == clean + "+changes"
