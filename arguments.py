@@ -133,7 +133,7 @@ class PruneArguments:
     dropout_threshold: float | None = flag(
         None, "random: probability with which each layer is removed, in [0, 1)"
     )
-    prune_seed: int = flag(0, "random: seed of the plan")
+    prune_seed: int = flag(42, "random: seed of the plan")
     calibration_samples: int = flag(
         32, "angular: examples, none of them evaluated, on which distances are measured"
     )

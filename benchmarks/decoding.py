@@ -1,0 +1,308 @@
+"""Decoding, pruning and calibration against their own yardsticks, all taken in one run.
+
+    python -m benchmarks.decoding --output_dir results
+
+Every comparison alternates between its sides on the same prompts, and reports ratios: seconds
+differ from machine to machine and from minute to minute.
+"""
+
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arguments import DataArguments, ModelArguments, PruneArguments, flag, parse, run_script
+from data import get_calibration_data, get_data
+from metrics import predicted_speedup
+from pruned_model import PruneModel, angular_distances, make_plan, weight_bytes
+from run_log import current_commit
+from runtime import LoadedModel, load_model, start
+from self_speculation.equality import first_difference
+from self_speculation.generator_base import Generation, GenerationConfig
+from self_speculation.llama_model_utils import CachedLlama
+from self_speculation.text_generator import TextGenerator
+from timing import now
+
+EQUALITY_PLANS = {
+    "base": {},
+    "angular n=2": {"prune_method": "angular", "prune_n": 2},
+    "angular n=6": {"prune_method": "angular", "prune_n": 6},
+    "random p=0.1": {"prune_method": "random", "dropout_threshold": 0.1, "prune_seed": 42},
+}
+
+
+@dataclass
+class DecodingArguments:
+    """What is compared."""
+
+    num_prompts: int = flag(6, "prompts of human_eval")
+    max_steps: int = flag(128, "tokens of an output")
+    exit_layer: int = flag(24, "exit layer of the equality and overhead checks")
+    exit_layers: list[int] = flag([6, 12, 18, 24], "exit layers of the speed-up table")
+    num_speculations: int = flag(4, "tokens drafted in one round")
+    removed: list[int] = flag([0, 6, 12, 18, 24], "layers removed in the scaling table")
+    output_dir: str = flag("results", "folder of decoding.json and decoding.png")
+
+    def check(self) -> None:
+        """Nothing that later steps would not refuse themselves."""
+
+
+@dataclass
+class Bench:
+    """The loaded model with its prompts."""
+
+    loaded: LoadedModel
+    arguments: DecodingArguments
+    prompts: list[list[int]]
+
+    def generator(self, model: Any, strategy: str, exit_layer: int | None = None) -> TextGenerator:
+        config = GenerationConfig(
+            max_steps=self.arguments.max_steps,
+            kept_exit_layer=exit_layer,
+            num_speculations=self.arguments.num_speculations,
+        )
+        capacity = max(map(len, self.prompts)) + self.arguments.max_steps
+        return TextGenerator(model, self.loaded.tokenizer, strategy, config, capacity)
+
+
+def against_transformers(bench: Bench) -> dict[str, Any]:
+    """Autoregressive decoding against `generate`: the same prompts, in turn, medians of pairs."""
+    model, steps = bench.loaded.model, bench.arguments.max_steps
+    plain = bench.generator(model, "autoregressive")
+
+    def ours(ids: list[int]) -> list[int]:
+        return plain.generate(ids).output_ids
+
+    def theirs(ids: list[int]) -> list[int]:
+        ids_1T = torch.tensor([ids], device=model.device)
+        mask = torch.ones_like(ids_1T)
+        made = model.generate(ids_1T, attention_mask=mask, max_new_tokens=steps, do_sample=False)
+        return made[0, len(ids) :].tolist()
+
+    ours(bench.prompts[0]), theirs(bench.prompts[0])
+    ratios, rates, equal = [], {"ours": [], "generate": []}, 0
+    for turn, ids in enumerate(bench.prompts * 2):
+        order = [("ours", ours), ("generate", theirs)][:: 1 if turn % 2 else -1]
+        seconds, made = {}, {}
+        for name, decode in order:
+            seconds[name], made[name] = _timed(model.device, lambda d=decode, i=ids: d(i))
+            rates[name].append(len(made[name]) / seconds[name])
+        ratios.append(seconds["generate"] / seconds["ours"])
+        equal += made["ours"] == made["generate"]
+    return {
+        "tokens_per_second": {name: statistics.median(values) for name, values in rates.items()},
+        "speedup_over_generate": _quartiles(ratios),
+        "equal_outputs": f"{equal} of {len(ratios)}",
+    }
+
+
+def self_speculation(bench: Bench) -> list[dict[str, Any]]:
+    """Acceptance, predicted and measured speed-up by exit layer, each beside plain decoding."""
+    model = bench.loaded.model
+    plain = bench.generator(model, "autoregressive")
+    rows = []
+    for exit_layer in bench.arguments.exit_layers:
+        spoken = bench.generator(model, "self_speculative", exit_layer)
+        plain.generate(bench.prompts[0], max_steps=4)
+        spoken.generate(bench.prompts[0], max_steps=4)
+        pairs = [(plain.generate(ids), spoken.generate(ids)) for ids in bench.prompts]
+        rows.append({"exit_layer": exit_layer} | _speculation_row(pairs))
+    return rows
+
+
+def _speculation_row(pairs: list[tuple[Generation, Generation]]) -> dict[str, Any]:
+    rounds = [found for _, spoken in pairs for found in spoken.rounds]
+    drafted, accepted = sum(d for d, _ in rounds), sum(a for _, a in rounds)
+    seconds = {step: sum(s.steps[step].seconds for _, s in pairs) for step in ("draft", "verify")}
+    full = sum(p.steps["full"].seconds for p, _ in pairs)
+    full /= sum(p.steps["full"].calls for p, _ in pairs)
+    decode = sum(spoken.decode_seconds for _, spoken in pairs)
+    passes = sum(step.seconds for _, s in pairs for step in s.steps.values())
+    c, v = seconds["draft"] / drafted / full, seconds["verify"] / len(rounds) / full
+    k, r = drafted / len(rounds), accepted / drafted
+    return {
+        "acceptance": r,
+        "draft_step_in_full_steps": c,
+        "verify_in_full_steps": v,
+        "predicted_speedup": predicted_speedup(k, r, c, v),
+        "measured_speedup": sum(p.decode_seconds for p, _ in pairs) / decode,
+        "round_overhead": decode / passes - 1,
+    }
+
+
+def removal(bench: Bench, steps: int = 40) -> dict[str, Any]:
+    """Seconds of a full step and bytes of weights by layers removed, against what is ideal.
+
+    Ideal is that every layer removed saves an equal share of what all layers take: the step without
+    embedding, norm and head. Steps of all sizes alternate.
+    """
+    whole = bench.loaded.model
+    layers, device = whole.config.num_hidden_layers, whole.device
+    engines, sizes = {}, {}
+    for count in bench.arguments.removed:
+        model = copy.deepcopy(whole)
+        arguments = PruneArguments(prune_method="angular", prune_n=count)
+        prompts = [torch.tensor([ids]) for ids in bench.prompts]
+        if count:
+            PruneModel(model, make_plan(arguments, model, lambda p=prompts: p)).prune()
+        engines[count] = CachedLlama(model, capacity=512)
+        engines[count].forward(torch.tensor([bench.prompts[0]], device=device))
+        sizes[count] = weight_bytes(model)
+    ids_1T = torch.tensor([bench.prompts[0][-1:]], device=device)
+    seconds: dict[Any, list[float]] = {count: [] for count in [*engines, "head"]}
+    for _ in range(steps):
+        for count, engine in engines.items():
+            seconds[count].append(_timed(device, lambda e=engine: e.forward(ids_1T))[0])
+            engine.rollback(engine.length - 1)
+        seconds["head"].append(_timed(device, lambda: _head_alone(whole, ids_1T))[0])
+    medians = {count: statistics.median(values) for count, values in seconds.items()}
+    rows = [
+        {
+            "layers_removed": count,
+            "step_seconds": medians[count],
+            "share_of_ideal_time_saved": _share(
+                medians[0] - medians[count], (medians[0] - medians["head"]) * count / layers
+            ),
+            "weight_bytes": sizes[count],
+            "share_of_ideal_memory_saved": _share(
+                sizes[0] - sizes[count],
+                count * weight_bytes(whole.model.layers[0]),
+            ),
+        }
+        for count in engines
+    ]
+    return {"head_seconds": medians["head"], "rows": rows}
+
+
+def calibration(bench: Bench, repeats: int = 3) -> dict[str, Any]:
+    """The calibration pass against a bare forward pass over the same prompts."""
+    model = bench.loaded.model
+    examples = get_calibration_data(DataArguments(num_samples=bench.arguments.num_prompts), 32)
+    prompts = [torch.tensor([bench.loaded.tokenizer(e.prompt)["input_ids"]]) for e in examples]
+
+    @torch.inference_mode()
+    def bare() -> None:
+        for prompt in prompts:
+            model.model(input_ids=prompt.to(model.device), use_cache=False)
+
+    bare()
+    ratios = []
+    for _ in range(repeats):
+        bare_seconds, _ = _timed(model.device, bare)
+        seconds, _ = _timed(model.device, lambda: angular_distances(model, prompts))
+        ratios.append(seconds / bare_seconds)
+    states = (model.config.num_hidden_layers + 1) * model.config.hidden_size * 8
+    return {
+        "prompts": len(prompts),
+        "seconds_over_bare_forward": _quartiles(ratios),
+        "bytes_of_states_held": states,
+    }
+
+
+def equality(bench: Bench) -> list[dict[str, Any]]:
+    """Greedy self-speculation against autoregression on whole and pruned models."""
+    rows = []
+    examples = get_calibration_data(DataArguments(num_samples=bench.arguments.num_prompts), 32)
+    prompts = [torch.tensor([bench.loaded.tokenizer(e.prompt)["input_ids"]]) for e in examples]
+    for name, changes in EQUALITY_PLANS.items():
+        model = copy.deepcopy(bench.loaded.model)
+        plan = make_plan(PruneArguments(**changes), model, lambda: prompts)
+        PruneModel(model, plan).prune()
+        kept = plan.kept_exit_layer(bench.arguments.exit_layer)
+        plain = bench.generator(model, "autoregressive")
+        spoken = bench.generator(model, "self_speculative", kept)
+        verdicts, tokens = {"equal": 0, "tie": 0, "wrong": 0}, 0
+        for ids in bench.prompts:
+            one, other = plain.generate(ids).output_ids, spoken.generate(ids).output_ids
+            found = first_difference(model, ids, one, other)
+            verdicts["equal" if found is None else "tie" if found.tie else "wrong"] += 1
+            tokens += len(one)
+        rows.append({"plan": name, "removed": plan.removed_layers, "tokens": tokens} | verdicts)
+    return rows
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Step time by layers removed, and speed-up by exit layer."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    rows, layers = results["removal"]["rows"], results["layers"]
+    removed = [row["layers_removed"] for row in rows]
+    left.plot(removed, [1e3 * row["step_seconds"] for row in rows], "ko-", label="measured")
+    start_ms, head_ms = 1e3 * rows[0]["step_seconds"], 1e3 * results["removal"]["head_seconds"]
+    ideal = [start_ms - (start_ms - head_ms) * count / layers for count in removed]
+    left.plot(removed, ideal, "--", color="0.6", label="ideal")
+    left.set(xlabel=f"layers removed of {layers}", ylabel="time per token (ms)", ylim=(0, None))
+    left.set_title("Removed layers cost nothing")
+    left.legend(frameon=False)
+
+    rows = results["self_speculation"]
+    exits = [row["exit_layer"] for row in rows]
+    right.plot(exits, [r["measured_speedup"] for r in rows], "ko-", label="measured speed-up")
+    right.plot(exits, [r["predicted_speedup"] for r in rows], "^--", color="0.5", label="predicted")
+    right.plot(exits, [r["acceptance"] for r in rows], "s:", color="0.3", label="acceptance rate")
+    right.axhline(1, color="0.8", linewidth=1)
+    right.set(xlabel=f"exit layer of {layers}", ylabel="ratio", ylim=(0, 1.1), xticks=exits)
+    right.set_title(f"Self-speculation, k = {results['num_speculations']}")
+    right.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments, model_arguments = parse(argv, __doc__, DecodingArguments, ModelArguments)
+    runtime = start(model_arguments)
+    loaded = load_model(model_arguments, runtime)
+    examples = get_data(DataArguments(num_samples=arguments.num_prompts))
+    prompts = [loaded.tokenizer(example.prompt)["input_ids"] for example in examples]
+    bench = Bench(loaded, arguments, prompts)
+    results = {
+        "command": "python -m benchmarks.decoding " + " ".join(argv or sys.argv[1:]),
+        "commit": current_commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "model": loaded.name,
+        "layers": loaded.model.config.num_hidden_layers,
+        "num_speculations": arguments.num_speculations,
+        "runtime": runtime.facts(),
+    }
+    for part in (against_transformers, self_speculation, removal, calibration, equality):
+        results[part.__name__] = part(bench)
+        print(json.dumps({part.__name__: results[part.__name__]}, indent=1), flush=True)
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "decoding.json").write_text(json.dumps(results, indent=2) + "\n")
+    plot(results, folder / "decoding.png")
+    return 0
+
+
+def _timed(device: torch.device, action: Callable[[], Any]) -> tuple[float, Any]:
+    begin = now(device)
+    result = action()
+    return now(device) - begin, result
+
+
+@torch.inference_mode()
+def _head_alone(model: Any, ids_1T: torch.Tensor) -> torch.Tensor:
+    return model.lm_head(model.model.norm(model.get_input_embeddings()(ids_1T)))
+
+
+def _quartiles(values: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "lower_quartile": low, "upper_quartile": high}
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
