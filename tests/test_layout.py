@@ -1,0 +1,93 @@
+"""The house's order: imports point one way, importing does nothing, nothing unsafe is called."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Each module may import those before it, and none after it.
+ORDER = [
+    "timing",
+    "arguments",
+    "data",
+    "embedded_model",
+    "self_speculation.sampling",
+    "self_speculation.llama_model_utils",
+    "self_speculation.equality",
+    "self_speculation.generator_base",
+    "self_speculation.autoregressive_generator",
+    "self_speculation.self_speculation_generator",
+    "self_speculation",
+    "self_speculation.text_generator",
+    "runtime",
+    "pruned_model",
+    "run_log",
+    "metrics",
+    "experiment",
+    "benchmark",
+    "analyze_logs",
+]
+SCRIPTS = {"benchmark", "analyze_logs"}
+FORBIDDEN = {"eval", "exec", "pickle", "cPickle", "shelve", "marshal", "__import__"}
+
+
+def path_of(module: str) -> Path:
+    path = ROOT / Path(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return found & set(ORDER)
+
+
+def test_the_order_names_every_module():
+    files = [*ROOT.glob("*.py"), *(ROOT / "self_speculation").glob("*.py")]
+    assert sorted(files) == sorted(map(path_of, ORDER))
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_point_one_way(module):
+    later = set(ORDER[ORDER.index(module) :])
+    assert not imports_of(path_of(module)) & later
+    assert not imports_of(path_of(module)) & SCRIPTS
+
+
+def test_importing_every_module_does_nothing(tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {', '.join(ORDER)}"
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_nothing_unsafe_is_called(module):
+    for node in ast.walk(ast.parse(path_of(module).read_text())):
+        if isinstance(node, ast.Name):
+            assert node.id not in FORBIDDEN
+        if isinstance(node, ast.Import):
+            assert not {alias.name for alias in node.names} & FORBIDDEN
+        if isinstance(node, ast.keyword):
+            assert (node.arg, getattr(node.value, "value", None)) != ("trust_remote_code", True)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) != ("torch", "load")
+
+
+def test_files_stay_small():
+    folders = (".", "self_speculation", "benchmarks", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).glob("*.py")]
+    assert [path.name for path in files if len(path.read_text().splitlines()) > 400] == []
