@@ -112,7 +112,8 @@ class DataArguments:
     num_samples: int | None = flag(None, "examples to evaluate (default: all)")
     truncate_prompt: bool = flag(
         False,
-        "keep the tail of a prompt that exceeds the model's positions, instead of skipping it",
+        "keep the tail of a prompt that, with --max_steps, exceeds the model's positions, instead of "
+        "skipping it",
     )
 
     def check(self) -> None:

@@ -26,6 +26,7 @@ from self_speculation.llama_model_utils import SUPPORTED_ATTENTION, SUPPORTED_MO
 
 PLAN_FILE = "prune_plan.json"
 _SAMPLED_BYTES = 1 << 16
+_LOCATION_ARGS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,6 @@ def load_model(arguments: ModelArguments, runtime: Runtime) -> LoadedModel:
     if runtime.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(runtime.device)
     return LoadedModel(model, tokenizer, name, _fingerprint(source, config), _plan_beside(source))
-
-
-_LOCATION_ARGS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
 
 def _check_folder(name: str, source: str) -> None:

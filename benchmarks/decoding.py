@@ -48,7 +48,7 @@ class DecodingArguments:
     exit_layers: list[int] = flag([6, 12, 18, 24], "exit layers of the speed-up table")
     num_speculations: int = flag(4, "tokens drafted in one round")
     removed: list[int] = flag([0, 6, 12, 18, 24], "layers removed in the scaling table")
-    output_dir: str = flag("results", "folder of decoding.json and decoding.png")
+    output_dir: str = flag("results", "folder of decoding.json, .md and .png")
 
     def check(self) -> None:
         """Nothing that later steps would not refuse themselves."""
@@ -228,6 +228,50 @@ def equality(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
+def table(results: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    facts, rows = results["runtime"], results["removal"]["rows"]
+    generate = results["against_transformers"]["speedup_over_generate"]
+    calibration_cost = results["calibration"]["seconds_over_bare_forward"]
+    lines = [
+        "| measured | result |",
+        "|---|---|",
+        f"| autoregressive against transformers' `generate` | {generate['median']:.2f}x "
+        f"(quartiles {generate['lower_quartile']:.2f} to {generate['upper_quartile']:.2f}) |",
+    ]
+    for row in results["self_speculation"]:
+        lines.append(
+            f"| self-speculative against autoregressive, exit layer {row['exit_layer']}, "
+            f"k {results['num_speculations']} | {row['measured_speedup']:.2f}x, predicted "
+            f"{row['predicted_speedup']:.2f}x; {row['acceptance']:.1%} accepted; round "
+            f"{row['round_overhead']:.1%} above its passes |"
+        )
+    for row in rows[1:]:
+        lines.append(
+            f"| {row['layers_removed']} of {results['layers']} layers removed | step "
+            f"{row['step_seconds'] / rows[0]['step_seconds']:.2f} of the whole model's, "
+            f"{row['share_of_ideal_time_saved']:.0%} of the ideal saving; weights "
+            f"{row['weight_bytes'] / 1e9:.2f} of {rows[0]['weight_bytes'] / 1e9:.2f} GB |"
+        )
+    lines.append(
+        f"| calibration against a bare forward pass | {calibration_cost['median']:.2f}x, "
+        f"{results['calibration']['bytes_of_states_held'] / 1e6:.2f} MB of states held |"
+    )
+    for row in results["equality"]:
+        lines.append(
+            f"| greedy outputs of both decoders, {row['plan']} | {row['equal']} equal, "
+            f"{row['tie']} tied, {row['wrong']} wrong; {row['tokens']} tokens |"
+        )
+    versions = facts["versions"]
+    lines.append(
+        f"\n{results['model']}, human_eval, greedy, {facts['dtype']}, {facts['device']} "
+        f"({facts['threads']} threads), torch {versions['torch']}, transformers "
+        f"{versions['transformers']}, commit {(results['commit'] or 'unknown')[:12]}, "
+        f"{results['date']}: `{results['command'].strip()}`"
+    )
+    return "\n".join(lines) + "\n"
+
+
 def plot(results: dict[str, Any], path: Path) -> None:
     """Step time by layers removed, and speed-up by exit layer."""
     import matplotlib
@@ -280,6 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "decoding.json").write_text(json.dumps(results, indent=2) + "\n")
+    (folder / "decoding.md").write_text(table(results))
     plot(results, folder / "decoding.png")
     return 0
 

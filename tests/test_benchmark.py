@@ -148,7 +148,8 @@ def test_prompts_beyond_the_models_positions_are_skipped_and_counted(run, tmp_pa
 
     _, record, samples = run(*GREEDY, "--truncate_prompt", "true", path=path)
     assert record.metrics["counts"]["skipped_prompts"] == 0
-    assert [sample.prompt_tokens for sample in samples] == [10, 256, 256]
+    assert [sample.prompt_tokens for sample in samples] == [10, 241, 241]
+    assert [len(sample.output_ids) for sample in samples] == [16, 16, 16]
     assert samples[1].output_ids == samples[2].output_ids
 
 
@@ -208,6 +209,10 @@ def test_too_few_calibration_rows_warn(run, capsys):
         (
             ["--prune_method", "random", "--dropout_threshold", "0.9999"],
             "keeps no layer of 6",
+        ),
+        (
+            ["--max_steps", "257", "--truncate_prompt", "true"],
+            "--max_steps 257: exceeds the model's 256 positions",
         ),
         (["--stop_token_ids", "258"], "--stop_token_ids 258: must be below 258"),
     ],
