@@ -12,7 +12,7 @@ CELL := $(BIN)/python benchmark.py --num_samples 3 --max_steps 40 --sample false
 SPECULATIVE := --generation_strategy self_speculative --exit_layer 24 --num_speculations 2
 ANGULAR := --prune_method angular --prune_n 2 --calibration_samples 16
 
-.PHONY: demo test test-slow
+.PHONY: demo test
 
 demo: $(VENV)/installed
 	$(CELL)
@@ -26,9 +26,6 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
-
-test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m slow
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas
 
 from arguments import OneLineParser, UsageError, run_script
-from run_log import RunRecord, find_runs, read_run
+from run_log import RunRecord, find_runs, read_record
 
 # What the two decoders of one plan may differ in and still be compared.
 _DECODER_FLAGS = ("generation_strategy", "exit_layer", "num_speculations")
@@ -21,14 +21,15 @@ def main(argv: list[str] | None = None) -> int:
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"log_dirs {folder}: is no folder")
-    paths = sorted({path for folder in folders for path in find_runs(folder)})
+    paths = list(dict.fromkeys(path for folder in folders for path in find_runs(folder)))
     runs, unreadable = _read(paths)
     for line in unreadable:
         print(f"warning: {line}", file=sys.stderr)
     if not runs:
         named = " ".join(map(str, folders))
         raise UsageError(f"log_dirs {named}: {len(paths)} run logs found, none of them readable")
-    print(pandas.DataFrame([_row(run, runs) for run in runs]).to_markdown(index=False))
+    rows = pandas.DataFrame([_row(run, runs) for run in runs])
+    print(rows.to_markdown(index=False, disable_numparse=True))
     return 0
 
 
@@ -36,8 +37,10 @@ def _read(paths: list[Path]) -> tuple[list[RunRecord], list[str]]:
     runs, unreadable = [], []
     for path in paths:
         try:
-            runs.append(read_run(path)[0])
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            run = read_record(path)
+            _row(run, [run])  # a run that makes no row is left out too
+            runs.append(run)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             unreadable.append(f"{path.name} is left out ({type(error).__name__}: {error})")
     return runs, unreadable
 
@@ -48,27 +51,21 @@ def _row(run: RunRecord, runs: list[RunRecord]) -> dict[str, str]:
     exit_layer = run.exit_layer["original"]
     return {
         "data": run.identity["dataset"],
-        "approach": _approach(run.plan),
+        "approach": run.plan["approach"],
         "layers": f"{run.model['kept_layers']}/{run.model['original_layers']}",
         "strategy": generation["generation_strategy"]
         + (f" E={exit_layer}" if exit_layer else "")
         + (f" k={generation['num_speculations']}" if speculative else ""),
         "prompts": _shown(_at(metrics, "counts", "prompts"), "d"),
         "tokens/s": _shown(_at(metrics, "tokens_per_second", "token_weighted"), ".1f"),
-        "speed-up": _shown(_speedup(run, runs), ".2f"),
-        "predicted": _shown(_at(metrics, "speedup", "predicted"), ".2f"),
+        "spec. / autoregr.": _shown(_speedup(run, runs), ".2f"),
+        "predicted": _shown(_at(metrics, "speedup_over_full_steps", "predicted"), ".2f"),
         "acceptance": _shown(_at(metrics, "acceptance_rate", "token_weighted"), ".3f"),
         "ROUGE-L": _shown(_at(metrics, "predicted_text", "rouge-l"), ".3f"),
         "exact match": _shown(_at(metrics, "predicted_text", "exact_match"), ".3f"),
         "weights GB": _shown(run.model["weight_bytes"] / 1e9, ".2f"),
         "status": run.status,
     }
-
-
-def _approach(plan: dict[str, Any]) -> str:
-    named = {"angular": f"angular n={plan['prune_n']}", "base": "base"}
-    threshold, seed = plan["dropout_threshold"], plan["prune_seed"]
-    return named.get(plan["method"], f"random p={threshold} seed={seed}")
 
 
 def _speedup(run: RunRecord, runs: list[RunRecord]) -> float | None:
@@ -84,7 +81,8 @@ def _speedup(run: RunRecord, runs: list[RunRecord]) -> float | None:
             "autoregressive",
             -1,
         )
-        if decodes_whole and _compared(other) == _compared(run):
+        comparable = other.status == "complete" and _compared(other) == _compared(run)
+        if decodes_whole and comparable:
             rates = [_at(r.metrics, "tokens_per_second", "token_weighted") for r in (run, other)]
             return rates[0] / rates[1] if all(rates) else None
     return None

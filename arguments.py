@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import re
 import sys
 import types
@@ -31,11 +32,10 @@ MODEL_ARGS = (
     "low_cpu_mem_usage",
     "offload_folder",
     "revision",
-    "subfolder",
-    "token",
     "variant",
 )
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 
 class UsageError(ValueError):
@@ -48,6 +48,20 @@ def reject(flag: str, value: object, allowed: str) -> NoReturn:
     """Raises the `UsageError` that every bad flag gets."""
     shown = "" if value is None else f" {value}"
     raise UsageError(f"--{flag}{shown}: {allowed}")
+
+
+def check_new_folder(name: str, value: str, may_exist: bool) -> None:
+    """Refuses a folder that cannot be made or written, before anything is computed for it."""
+    try:
+        if Path(value).exists() and not may_exist:
+            reject(name, value, "exists already; name a new folder")
+        nearest = next(path for path in (Path(value), *Path(value).parents) if path.exists())
+    except OSError as error:
+        reject(name, value, f"is no possible folder ({error.strerror})")
+    if not nearest.is_dir():
+        reject(name, value, f"{nearest} is a file; name a folder")
+    if not os.access(nearest, os.W_OK):
+        reject(name, value, f"{nearest} may not be written")
 
 
 def flag(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -112,7 +126,7 @@ class DataArguments:
     num_samples: int | None = flag(None, "examples to evaluate (default: all)")
     truncate_prompt: bool = flag(
         False,
-        "keep the tail of a prompt that, with --max_steps, exceeds the model's positions, instead of "
+        "keep the tail of a prompt that, with --max_steps, exceeds the positions, instead of "
         "skipping it",
     )
 
@@ -149,8 +163,8 @@ class PruneArguments:
             reject("dropout_threshold", self.dropout_threshold, "must be in [0, 1)")
         if self.calibration_samples < 1:
             reject("calibration_samples", self.calibration_samples, "must be at least 1")
-        if self.save_pruned and Path(self.save_pruned).exists():
-            reject("save_pruned", self.save_pruned, "exists already; name a new folder")
+        if self.save_pruned is not None:
+            check_new_folder("save_pruned", self.save_pruned, may_exist=False)
 
     def _check_belongs(self, name: str, method: str) -> None:
         value = getattr(self, name)
@@ -211,8 +225,10 @@ class GenerationArguments:
             reject("num_speculations", self.num_speculations, "self_speculative needs at least 1")
 
     def _check_sampling(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            reject("temperature", self.temperature, "must be above 0; --sample false is greedy")
+        # Logits divided by less would leave float32's range.
+        if not 1e-6 <= self.temperature < math.inf:
+            allowed = "must be above 0, and no less than 1e-6; --sample false is greedy"
+            reject("temperature", self.temperature, allowed)
         if self.top_k < 0:
             reject("top_k", self.top_k, "must be 0 (off) or more")
         if not 0 < self.top_p <= 1:
@@ -226,8 +242,7 @@ class LogArguments:
     output_dir: str = flag("./logs", "folder of the run's two files")
 
     def check(self) -> None:
-        if Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
-            reject("output_dir", self.output_dir, "is a file; name a folder")
+        check_new_folder("output_dir", self.output_dir, may_exist=True)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -247,6 +262,11 @@ def parse(argv: list[str] | None, description: str, *groups: type) -> list[Any]:
         section = parser.add_argument_group(group.__doc__)
         for item in dataclasses.fields(group):
             _add_flag(section, item, typing.get_type_hints(group)[item.name])
+    for text in sys.argv[1:] if argv is None else argv:
+        if text != text.encode(errors="replace").decode():
+            raise UsageError(
+                f"{text.encode(errors='backslashreplace').decode()}: is not UTF-8 text"
+            )
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         raise UsageError(_unknown_message(unknown[0], vars(values)))
@@ -269,6 +289,9 @@ def run_script(
         line = " ".join(str(error).split())
         print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
         return EXIT_USAGE
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def _unknown_message(unknown: str, known: dict[str, Any]) -> str:
@@ -308,6 +331,4 @@ def _boolean(text: str) -> bool:
 
 def _literal(text: str) -> Any:
     named = {"true": True, "false": False, "none": None}
-    if text.lower() in named:
-        return named[text.lower()]
-    return int(text) if text.lstrip("-").isdigit() else text
+    return named.get(text.lower(), text)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments import (
+    EXIT_INTERRUPTED,
     DataArguments,
     GenerationArguments,
     LogArguments,
@@ -15,8 +16,6 @@ from arguments import (
     run_script,
 )
 from data import get_calibration_data, get_data
-
-EXIT_INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,10 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = experiment.CellArguments(*parsed)
     runtime = machine.start(arguments.model)
     loaded = machine.load_model(arguments.model, runtime)
-    plan = experiment.prune(arguments, loaded)
+    pruned = experiment.prune(arguments, loaded)
+    plan = pruned.plan
     encoded = experiment.encode_examples(arguments, examples, loaded)
     generator = experiment.make_generator(arguments.generation, loaded, plan, encoded)
     command = shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+    if arguments.prune.save_pruned:
+        pruned.save(loaded.tokenizer, arguments.prune.save_pruned)
     record = experiment.make_record(arguments, runtime, loaded, plan, examples, command)
     writer = experiment.measure(arguments, runtime, generator, encoded, record)
     print_summary(writer.record.to_dict(), writer.path)
@@ -58,7 +60,7 @@ def print_summary(run: dict[str, Any], path: Path) -> None:
         f"{_shown(run['prefill_seconds']['mean'], '.3f')} s"
     )
     if counts["drafted_tokens"]:
-        speedup = run["speedup"]
+        speedup = run["speedup_over_full_steps"]
         print(
             f"drafts    {_shown(run['acceptance_rate']['token_weighted'], '.1%')} of "
             f"{counts['drafted_tokens']} accepted; against full steps "

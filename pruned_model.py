@@ -3,13 +3,14 @@
 import json
 import math
 import random
-import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from arguments import PruneArguments, UsageError, reject
@@ -61,7 +62,7 @@ class PrunePlan:
         return count
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"removed_layers": self.removed_layers}
+        return asdict(self) | {"removed_layers": self.removed_layers, "approach": self.approach}
 
 
 class PruneModel:
@@ -117,17 +118,17 @@ class PruneModel:
         at all.
         """
         target = Path(folder)
-        scratch = target.with_name(f".{target.name}.partial")
         try:
-            scratch.mkdir(parents=True)
-            self.model.save_pretrained(scratch)
-            tokenizer.save_pretrained(scratch)
-            (scratch / PLAN_FILE).write_text(json.dumps(self.plan.to_dict(), indent=2) + "\n")
-            scratch.rename(target)
-        except OSError as error:
-            reject("save_pruned", folder, f"cannot be written ({error.strerror})")
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+                checkpoint = Path(scratch) / target.name
+                self.model.save_pretrained(checkpoint)
+                tokenizer.save_pretrained(checkpoint)
+                plan = json.dumps(self.plan.to_dict(), indent=2)
+                (checkpoint / PLAN_FILE).write_text(plan + "\n")
+                checkpoint.rename(target)
+        except (OSError, SafetensorError) as error:
+            reject("save_pruned", folder, f"cannot be written ({error})")
 
     def _verify(self, before: list[nn.Module], removed_parameters: int) -> None:
         after = list(self.model.model.layers)
@@ -213,6 +214,11 @@ def _angular(
     distances = angular_distances(model, prompts)
     # l + n <= L - 1: the last layer is never removed.
     candidates = distances[: layers - count, count]
+    if not candidates.isfinite().all():
+        raise UsageError(
+            "--prune_method angular: hidden states of the calibration prompts are not finite; "
+            "try another --dtype"
+        )
     first = int(candidates.argmin())
     kept = [index for index in range(layers) if not first <= index < first + count]
     scores = {

@@ -107,10 +107,12 @@ class RunWriter:
             reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
         try:
             self._replace()
-        except OSError as error:
+        except BaseException as error:
             self.close()
             samples_path(self.path).unlink()
-            reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
+            if isinstance(error, OSError):
+                reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
+            raise
 
     def add(self, sample: SampleRecord) -> None:
         """Appends an example's line."""
@@ -130,12 +132,16 @@ class RunWriter:
         self._samples.close()
 
     def _replace(self) -> None:
+        text = _dump(self.record.to_dict(), indent=2) + "\n"
         scratch = self.path.with_suffix(".json.partial")
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(_dump(self.record.to_dict(), indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(self.path)
+        try:
+            with scratch.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(self.path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def samples_path(run_path: Path) -> Path:
@@ -143,11 +149,8 @@ def samples_path(run_path: Path) -> Path:
     return run_path.with_suffix(".samples.jsonl")
 
 
-def read_run(path: Path) -> tuple[RunRecord, list[SampleRecord]]:
-    """Reads a run back, with whatever samples it has so far.
-
-    Raises ValueError for a file that is no run of this schema.
-    """
+def read_record(path: Path) -> RunRecord:
+    """Reads a run's file back. Raises ValueError for one that is no run of this schema."""
     values = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"{path}: no run log of schema version {SCHEMA_VERSION}")
@@ -155,13 +158,18 @@ def read_run(path: Path) -> tuple[RunRecord, list[SampleRecord]]:
     names = {item.name for item in dataclasses.fields(RunRecord)}
     record = RunRecord(**{key: value for key, value in values.items() if key in names})
     record.metrics = {key: value for key, value in values.items() if key not in names}
+    return record
+
+
+def read_samples(path: Path) -> list[SampleRecord]:
+    """The samples that the run with this file has so far."""
     with samples_path(path).open(encoding="utf-8") as file:
-        return record, [SampleRecord(**json.loads(line)) for line in file]
+        return [SampleRecord(**json.loads(line)) for line in file]
 
 
 def find_runs(folder: Path) -> list[Path]:
     """The runs' files at and below a folder, oldest first."""
-    return sorted(folder.rglob("benchmark_*.json"))
+    return sorted(folder.rglob("benchmark_*.json"), key=lambda path: (path.name, path))
 
 
 def current_commit() -> str | None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import struct
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.utils import logging as hub_logging
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -26,7 +26,9 @@ from self_speculation.llama_model_utils import SUPPORTED_ATTENTION, SUPPORTED_MO
 
 PLAN_FILE = "prune_plan.json"
 _SAMPLED_BYTES = 1 << 16
-_LOCATION_ARGS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+_LOCATION_ARGS = ("cache_dir", "local_files_only", "revision")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,26 @@ class Runtime:
             "versions": {"python": platform.python_version()} | _versions(),
         }
 
+    def reset_peak_memory(self) -> None:
+        """Forgets the peak so far, such as that of loading the whole model before it was pruned."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif _CLEAR_REFS.exists() and os.access(_CLEAR_REFS, os.W_OK):
+            # 5 resets the peak of the resident set (proc(5)).
+            _CLEAR_REFS.write_text("5")
+
     def peak_memory_bytes(self) -> int:
-        """The most memory held so far: by CUDA's allocator, or the process's resident set on a
-        CPU.
+        """The most memory held since the reset: by CUDA's allocator, or resident on a CPU.
+
+        Where no system file tells the resident peak, it is that of the process's whole life.
         """
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        # Linux counts in KiB, macOS in bytes.
+        if _STATUS.exists():
+            peak = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+            if peak:
+                return int(peak[1]) * 1024
+        # macOS counts in bytes, other systems in KiB.
         unit = 1 if platform.system() == "Darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -82,8 +97,8 @@ def start(arguments: ModelArguments) -> Runtime:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     hub_logging.set_verbosity_error()
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1":
         raise UsageError(f"torchrun --nproc_per_node: {world} processes started; one is supported")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         reject("device", "cuda", "torch sees no CUDA device here; use --device cpu")
@@ -102,8 +117,7 @@ def load_model(arguments: ModelArguments, runtime: Runtime) -> LoadedModel:
     Raises `UsageError` for a model that is missing, gated, out of reach, incomplete or no Llama.
     """
     name, extra = arguments.model, arguments.extra() | {"dtype": runtime.dtype}
-    source = str(embedded_checkpoint()) if name == EMBEDDED_MODEL else name
-    _check_folder(name, source)
+    source = _source(name)
     kernel = extra.get("attn_implementation")
     if kernel is not None and kernel not in SUPPORTED_ATTENTION:
         allowed = ", ".join(SUPPORTED_ATTENTION)
@@ -120,26 +134,36 @@ def load_model(arguments: ModelArguments, runtime: Runtime) -> LoadedModel:
             output_loading_info=True,
             **extra,
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        if isinstance(error, UsageError):
-            raise
+        plan_of_origin = _plan_beside(source)
+    except UsageError:
+        raise
+    except Exception as error:
+        # A checkpoint is foreign input, and transformers answers it with errors of every type.
         raise UsageError(f"--model {name}: {_reason(error)}") from error
-    _check_complete(name, report)
+    _check_complete(name, report, config.num_hidden_layers)
     if "device_map" not in extra:
         model.to(runtime.device)
     model.eval().requires_grad_(False)
-    if runtime.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(runtime.device)
-    return LoadedModel(model, tokenizer, name, _fingerprint(source, config), _plan_beside(source))
+    return LoadedModel(model, tokenizer, name, _fingerprint(source, config), plan_of_origin)
 
 
-def _check_folder(name: str, source: str) -> None:
-    folder = Path(source).expanduser()
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
-    if not folder.is_dir():
-        if looks_local or folder.exists():
+def _source(name: str) -> str:
+    """The folder, or the name on the hub, that `--model` means."""
+    if name == EMBEDDED_MODEL:
+        return str(embedded_checkpoint())
+    try:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            _check_folder(name, folder)
+            return str(folder)
+        if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
             reject("model", name, "is no checkpoint folder")
-        return
+    except (OSError, RuntimeError) as error:
+        reject("model", name, f"is no possible folder ({error})")
+    return name
+
+
+def _check_folder(name: str, folder: Path) -> None:
     if not (folder / "config.json").is_file():
         reject("model", name, "the folder holds no config.json")
     if not any(folder.glob("*.safetensors")):
@@ -152,12 +176,24 @@ def _check_supported(name: str, config: Any) -> None:
     if config.model_type not in SUPPORTED_MODEL_TYPES:
         allowed = ", ".join(SUPPORTED_MODEL_TYPES)
         reject("model", name, f"is of type {config.model_type}; supported are {allowed}")
+    for key in ("num_hidden_layers", "max_position_embeddings"):
+        if getattr(config, key) < 1:
+            reject("model", name, f"its config.json says {key} {getattr(config, key)}")
 
 
-def _check_complete(name: str, report: dict[str, Any]) -> None:
-    missing = sorted(report["missing_keys"]) + [str(key) for key in report["mismatched_keys"]]
+def _check_complete(name: str, report: dict[str, Any], layers: int) -> None:
+    """Refuses weights that would be made up, and layers that would be left out."""
+    missing = sorted(report["missing_keys"])
     if missing:
         reject("model", name, f"the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
+    found = (re.search(r"\blayers\.(\d+)\.", key) for key in report["unexpected_keys"])
+    beyond = [int(match[1]) for match in found if match and int(match[1]) >= layers]
+    if beyond:
+        reject(
+            "model",
+            name,
+            f"the checkpoint holds {max(beyond) + 1} layers, its config.json says {layers}",
+        )
 
 
 def _reason(error: BaseException) -> str:
@@ -199,7 +235,7 @@ def _fingerprint(source: str, config: Any) -> str:
     if commit and not Path(source).is_dir():
         return f"commit {commit}"
     digest = hashlib.sha256()
-    folder = Path(source).expanduser()
+    folder = Path(source)
     for path in sorted(
         [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.model")]
     ):
@@ -222,7 +258,7 @@ def _update_with_samples(digest: Any, path: Path) -> None:
 
 
 def _plan_beside(source: str) -> dict[str, Any] | None:
-    path = Path(source).expanduser() / PLAN_FILE
+    path = Path(source) / PLAN_FILE
     return json.loads(path.read_text()) if path.is_file() else None
 
 
@@ -236,7 +272,9 @@ def _cpu_name() -> str:
 
 
 def _versions() -> dict[str, str | None]:
-    return {name: _version(name) for name in ("torch", "transformers", "accelerate", "tokenizers")}
+    packages = ("transformers", "accelerate", "tokenizers")
+    # torch's own word names its build too, such as 2.13.0+cpu.
+    return {"torch": torch.__version__} | {name: _version(name) for name in packages}
 
 
 def _version(package: str) -> str | None:

@@ -36,17 +36,20 @@ class Stopwatch:
         self._marks: dict[str, list[tuple]] = defaultdict(list)
 
     @contextmanager
-    def time(self, step: str) -> Iterator[None]:
-        """Times what is done inside as one call of `step`."""
+    def time(self, step: str, calls: int = 1) -> Iterator[None]:
+        """Times what is done inside as so many calls of `step`."""
         begin = self._mark()
         yield
-        self._marks[step].append((begin, self._mark()))
+        self._marks[step].append((calls, begin, self._mark()))
 
     def steps(self) -> dict[str, StepTime]:
         """Calls and total seconds of every step timed so far."""
         now(self._device)
         return {
-            step: StepTime(len(marks), sum(self._seconds(*mark) for mark in marks))
+            step: StepTime(
+                sum(calls for calls, _, _ in marks),
+                sum(self._seconds(begin, end) for _, begin, end in marks),
+            )
             for step, marks in self._marks.items()
         }
 

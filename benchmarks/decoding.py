@@ -18,18 +18,29 @@ from typing import Any
 
 import torch
 
-from arguments import DataArguments, ModelArguments, PruneArguments, flag, parse, run_script
+from arguments import (
+    DataArguments,
+    ModelArguments,
+    PruneArguments,
+    flag,
+    parse,
+    reject,
+    run_script,
+)
+from benchmarks.decoding_report import plot, table
 from data import get_calibration_data, get_data
 from metrics import predicted_speedup
 from pruned_model import PruneModel, angular_distances, make_plan, weight_bytes
 from run_log import current_commit
 from runtime import LoadedModel, load_model, start
-from self_speculation.equality import first_difference
+from self_speculation.equality import first_difference, ties_allowed
 from self_speculation.generator_base import Generation, GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama
+from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
 from timing import now
 
+GREEDY = SamplingRule()
 EQUALITY_PLANS = {
     "base": {},
     "angular n=2": {"prune_method": "angular", "prune_n": 2},
@@ -51,7 +62,11 @@ class DecodingArguments:
     output_dir: str = flag("results", "folder of decoding.json, .md and .png")
 
     def check(self) -> None:
-        """Nothing that later steps would not refuse themselves."""
+        for name, least in (("num_prompts", 1), ("max_steps", 2), ("num_speculations", 1)):
+            if getattr(self, name) < least:
+                reject(name, getattr(self, name), f"must be at least {least}")
+        if 0 not in self.removed:
+            reject("removed", self.removed, "must hold 0, the whole model, to compare with")
 
 
 @dataclass
@@ -62,8 +77,15 @@ class Bench:
     arguments: DecodingArguments
     prompts: list[list[int]]
 
-    def generator(self, model: Any, strategy: str, exit_layer: int | None = None) -> TextGenerator:
+    def generator(
+        self,
+        model: Any,
+        strategy: str,
+        exit_layer: int | None = None,
+        sampling: SamplingRule = GREEDY,
+    ) -> TextGenerator:
         config = GenerationConfig(
+            sampling=sampling,
             max_steps=self.arguments.max_steps,
             kept_exit_layer=exit_layer,
             num_speculations=self.arguments.num_speculations,
@@ -89,7 +111,7 @@ def against_transformers(bench: Bench) -> dict[str, Any]:
     ours(bench.prompts[0]), theirs(bench.prompts[0])
     ratios, rates, equal = [], {"ours": [], "generate": []}, 0
     for turn, ids in enumerate(bench.prompts * 2):
-        order = [("ours", ours), ("generate", theirs)][:: 1 if turn % 2 else -1]
+        order = [("ours", ours), ("generate", theirs)][:: 1 if turn < len(bench.prompts) else -1]
         seconds, made = {}, {}
         for name, decode in order:
             seconds[name], made[name] = _timed(model.device, lambda d=decode, i=ids: d(i))
@@ -104,36 +126,44 @@ def against_transformers(bench: Bench) -> dict[str, Any]:
 
 
 def self_speculation(bench: Bench) -> list[dict[str, Any]]:
-    """Acceptance, predicted and measured speed-up by exit layer, each beside plain decoding."""
-    model = bench.loaded.model
-    plain = bench.generator(model, "autoregressive")
+    """Acceptance, predicted and measured speed-up by exit layer, each beside plain decoding.
+
+    Greedy, and once more with the default sampling, which costs more beside the passes.
+    """
+    model, arguments = bench.loaded.model, bench.arguments
+    sampled = SamplingRule(True, temperature=0.6, top_p=0.9)
+    cells = [(exit_layer, GREEDY) for exit_layer in arguments.exit_layers]
     rows = []
-    for exit_layer in bench.arguments.exit_layers:
-        spoken = bench.generator(model, "self_speculative", exit_layer)
+    for exit_layer, sampling in [*cells, (arguments.exit_layer, sampled)]:
+        plain = bench.generator(model, "autoregressive", sampling=sampling)
+        spoken = bench.generator(model, "self_speculative", exit_layer, sampling)
         plain.generate(bench.prompts[0], max_steps=4)
         spoken.generate(bench.prompts[0], max_steps=4)
         pairs = [(plain.generate(ids), spoken.generate(ids)) for ids in bench.prompts]
-        rows.append({"exit_layer": exit_layer} | _speculation_row(pairs))
+        cell = {"exit_layer": exit_layer, "sample": sampling.sample}
+        rows.append(cell | _speculation_row(pairs))
     return rows
 
 
 def _speculation_row(pairs: list[tuple[Generation, Generation]]) -> dict[str, Any]:
     rounds = [found for _, spoken in pairs for found in spoken.rounds]
     drafted, accepted = sum(d for d, _ in rounds), sum(a for _, a in rounds)
-    seconds = {step: sum(s.steps[step].seconds for _, s in pairs) for step in ("draft", "verify")}
-    full = sum(p.steps["full"].seconds for p, _ in pairs)
-    full /= sum(p.steps["full"].calls for p, _ in pairs)
-    decode = sum(spoken.decode_seconds for _, spoken in pairs)
-    passes = sum(step.seconds for _, s in pairs for step in s.steps.values())
-    c, v = seconds["draft"] / drafted / full, seconds["verify"] / len(rounds) / full
+    full = _mean_step([plain for plain, _ in pairs], "full")
+    spoken = [made for _, made in pairs]
+    c, v = _mean_step(spoken, "draft") / full, _mean_step(spoken, "verify") / full
     k, r = drafted / len(rounds), accepted / drafted
+    passes = sum(step.seconds for made in spoken for step in made.steps.values())
+    seconds = {
+        side: sum(made.decode_seconds / (len(made.output_ids) - 1) for made in outputs)
+        for side, outputs in zip(("plain", "spoken"), zip(*pairs, strict=True), strict=True)
+    }
     return {
         "acceptance": r,
         "draft_step_in_full_steps": c,
         "verify_in_full_steps": v,
         "predicted_speedup": predicted_speedup(k, r, c, v),
-        "measured_speedup": sum(p.decode_seconds for p, _ in pairs) / decode,
-        "round_overhead": decode / passes - 1,
+        "measured_speedup": seconds["plain"] / seconds["spoken"],
+        "round_overhead": sum(made.decode_seconds for made in spoken) / passes - 1,
     }
 
 
@@ -198,11 +228,12 @@ def calibration(bench: Bench, repeats: int = 3) -> dict[str, Any]:
         bare_seconds, _ = _timed(model.device, bare)
         seconds, _ = _timed(model.device, lambda: angular_distances(model, prompts))
         ratios.append(seconds / bare_seconds)
-    states = (model.config.num_hidden_layers + 1) * model.config.hidden_size * 8
+    layers, width = model.config.num_hidden_layers, model.config.hidden_size
+    states = (layers + 1) * width * model.dtype.itemsize
     return {
         "prompts": len(prompts),
         "seconds_over_bare_forward": _quartiles(ratios),
-        "bytes_of_states_held": states,
+        "bytes_of_states_held_a_prompt": states,
     }
 
 
@@ -228,78 +259,10 @@ def equality(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
-def table(results: dict[str, Any]) -> str:
-    """The results in Markdown."""
-    facts, rows = results["runtime"], results["removal"]["rows"]
-    generate = results["against_transformers"]["speedup_over_generate"]
-    calibration_cost = results["calibration"]["seconds_over_bare_forward"]
-    lines = [
-        "| measured | result |",
-        "|---|---|",
-        f"| autoregressive against transformers' `generate` | {generate['median']:.2f}x "
-        f"(quartiles {generate['lower_quartile']:.2f} to {generate['upper_quartile']:.2f}) |",
-    ]
-    for row in results["self_speculation"]:
-        lines.append(
-            f"| self-speculative against autoregressive, exit layer {row['exit_layer']}, "
-            f"k {results['num_speculations']} | {row['measured_speedup']:.2f}x, predicted "
-            f"{row['predicted_speedup']:.2f}x; {row['acceptance']:.1%} accepted; round "
-            f"{row['round_overhead']:.1%} above its passes |"
-        )
-    for row in rows[1:]:
-        lines.append(
-            f"| {row['layers_removed']} of {results['layers']} layers removed | step "
-            f"{row['step_seconds'] / rows[0]['step_seconds']:.2f} of the whole model's, "
-            f"{row['share_of_ideal_time_saved']:.0%} of the ideal saving; weights "
-            f"{row['weight_bytes'] / 1e9:.2f} of {rows[0]['weight_bytes'] / 1e9:.2f} GB |"
-        )
-    lines.append(
-        f"| calibration against a bare forward pass | {calibration_cost['median']:.2f}x, "
-        f"{results['calibration']['bytes_of_states_held'] / 1e6:.2f} MB of states held |"
-    )
-    for row in results["equality"]:
-        lines.append(
-            f"| greedy outputs of both decoders, {row['plan']} | {row['equal']} equal, "
-            f"{row['tie']} tied, {row['wrong']} wrong; {row['tokens']} tokens |"
-        )
-    versions = facts["versions"]
-    lines.append(
-        f"\n{results['model']}, human_eval, greedy, {facts['dtype']}, {facts['device']} "
-        f"({facts['threads']} threads), torch {versions['torch']}, transformers "
-        f"{versions['transformers']}, commit {(results['commit'] or 'unknown')[:12]}, "
-        f"{results['date']}: `{results['command'].strip()}`"
-    )
-    return "\n".join(lines) + "\n"
-
-
-def plot(results: dict[str, Any], path: Path) -> None:
-    """Step time by layers removed, and speed-up by exit layer."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    rows, layers = results["removal"]["rows"], results["layers"]
-    removed = [row["layers_removed"] for row in rows]
-    left.plot(removed, [1e3 * row["step_seconds"] for row in rows], "ko-", label="measured")
-    start_ms, head_ms = 1e3 * rows[0]["step_seconds"], 1e3 * results["removal"]["head_seconds"]
-    ideal = [start_ms - (start_ms - head_ms) * count / layers for count in removed]
-    left.plot(removed, ideal, "--", color="0.6", label="ideal")
-    left.set(xlabel=f"layers removed of {layers}", ylabel="time per token (ms)", ylim=(0, None))
-    left.set_title("Removed layers cost nothing")
-    left.legend(frameon=False)
-
-    rows = results["self_speculation"]
-    exits = [row["exit_layer"] for row in rows]
-    right.plot(exits, [r["measured_speedup"] for r in rows], "ko-", label="measured speed-up")
-    right.plot(exits, [r["predicted_speedup"] for r in rows], "^--", color="0.5", label="predicted")
-    right.plot(exits, [r["acceptance"] for r in rows], "s:", color="0.3", label="acceptance rate")
-    right.axhline(1, color="0.8", linewidth=1)
-    right.set(xlabel=f"exit layer of {layers}", ylabel="ratio", ylim=(0, 1.1), xticks=exits)
-    right.set_title(f"Self-speculation, k = {results['num_speculations']}")
-    right.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+def lossless(rows: list[dict[str, Any]]) -> bool:
+    """Nothing wrong, and no more ties than rounding explains."""
+    tokens, ties = (sum(row[key] for row in rows) for key in ("tokens", "tie"))
+    return not any(row["wrong"] for row in rows) and ties <= ties_allowed(tokens)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -326,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     (folder / "decoding.json").write_text(json.dumps(results, indent=2) + "\n")
     (folder / "decoding.md").write_text(table(results))
     plot(results, folder / "decoding.png")
-    return 0
+    return 0 if lossless(results["equality"]) else 1
 
 
 def _timed(device: torch.device, action: Callable[[], Any]) -> tuple[float, Any]:
@@ -338,6 +301,11 @@ def _timed(device: torch.device, action: Callable[[], Any]) -> tuple[float, Any]
 @torch.inference_mode()
 def _head_alone(model: Any, ids_1T: torch.Tensor) -> torch.Tensor:
     return model.lm_head(model.model.norm(model.get_input_embeddings()(ids_1T)))
+
+
+def _mean_step(outputs: list[Generation], name: str) -> float:
+    steps = [made.steps[name] for made in outputs]
+    return sum(step.seconds for step in steps) / sum(step.calls for step in steps)
 
 
 def _quartiles(values: list[float]) -> dict[str, float]:

@@ -28,6 +28,11 @@ class Difference:
         return self.logit_gap <= TIE_GAP
 
 
+def ties_allowed(tokens: int) -> int:
+    """How many ties so many generated tokens may hold: one in 10,000, and one in fewer."""
+    return max(1, tokens // 10_000)
+
+
 @torch.inference_mode()
 def first_difference(
     model: nn.Module, prompt_ids: list[int], one_ids: list[int], other_ids: list[int]

@@ -137,7 +137,8 @@ def _keep_top_k(logits_MV: Tensor, k: int) -> Tensor:
 
 def _keep_top_p(probs_MV: Tensor, p: float) -> Tensor:
     sorted_MV, order_MV = probs_MV.sort(descending=True, stable=True)
-    mass_before_MV = sorted_MV.cumsum(-1) - sorted_MV
-    kept_MV = sorted_MV.masked_fill(mass_before_MV >= p, 0.0)
+    dropped_MV = sorted_MV.cumsum(-1) - sorted_MV >= p
+    dropped_MV[:, 0] = False
+    kept_MV = sorted_MV.masked_fill(dropped_MV, 0.0)
     kept_MV /= kept_MV.sum(-1, keepdim=True)
     return torch.zeros_like(probs_MV).scatter_(-1, order_MV, kept_MV)

@@ -74,15 +74,15 @@ class SelfSpeculativeGenerationStrategy(GenerationStrategy):
             with self.stopwatch.time("full"):
                 return [self.step(output, self.column(tokens[-1:]))]
 
-        with self.stopwatch.time("draft"):
+        with self.stopwatch.time("draft", calls=count):
             draft = self.drafter.propose(tokens, count, self.generator)
         drafted = draft.tokens_K.tolist()
 
         block = tokens[-1:] + drafted
         with self.stopwatch.time("verify"):
             logits_MV = engine.verify(self.column(block[engine.pending :]), count=len(block))
+            probs_MV = self.config.sampling.probabilities(logits_MV, tokens + drafted)
 
-        probs_MV = self.config.sampling.probabilities(logits_MV, tokens + drafted)
         generator = self.generator if self.config.sampling.sample else None
         accepted, next_token = accept(draft.tokens_K, draft.probs_KV, probs_MV, generator)
 

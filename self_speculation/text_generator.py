@@ -28,7 +28,12 @@ class TextGenerator:
     ) -> None:
         self.engine = CachedLlama(model, capacity)
         ends = end_token_ids(model, tokenizer) | set(config.stop_token_ids)
-        stop_rule = StopRule(tokenizer, ends, config.stop_words)
+        # Special tokens leave no trace in the text: as stop words they are stop tokens.
+        added = tokenizer.added_tokens_decoder.items()
+        special = {token.content: token_id for token_id, token in added if token.special}
+        ends |= {special[word] for word in config.stop_words if word in special}
+        words = tuple(word for word in config.stop_words if word not in special)
+        stop_rule = StopRule(tokenizer, ends, words)
         self.strategy = STRATEGIES[strategy](self.engine, config, stop_rule)
 
     def generate(
@@ -46,15 +51,18 @@ class TextGenerator:
         """Times full-depth steps at the end of the sequence just generated, which they end for
         good.
 
-        They are the yardstick of draft and verify steps in a run that takes no full step itself.
-        Every step writes the last cached position again, so that all attend to as many tokens.
+        They are the yardstick of draft and verify steps in a run that takes no full step itself;
+        like those they include the choice of a token. Every step writes the last cached position
+        again, so that all attend to as many tokens.
         """
         engine, stopwatch = self.engine, Stopwatch(self.engine.device)
+        sampling = self.strategy.config.sampling
         ids_1T = torch.tensor([[token_id]], device=engine.device)
         for _ in range(repeats):
             engine.rollback(engine.length - 1)
             with stopwatch.time("full"):
-                engine.forward(ids_1T).argmax(-1)
+                logits_1V = engine.forward(ids_1T)
+                sampling.pick(logits_1V, [token_id], self.strategy.generator)
         return stopwatch.steps()["full"]
 
 

@@ -98,6 +98,7 @@ BAD_LINES = {
     ),
     "--exit_layer 0": "--exit_layer 0: must be 1 to L - 1",
     "--temperature 0": "--temperature 0.0: must be above 0",
+    "--temperature 1e-40": "--temperature 1e-40: must be above 0, and no less than 1e-6",
     "--temperature inf": "--temperature inf: must be above 0",
     "--top_p 0": "--top_p 0.0: must be in (0, 1]",
     "--top_p 1.1": "--top_p 1.1: must be in (0, 1]",
@@ -121,8 +122,14 @@ BAD_LINES = {
     "--model_args dtype=float16 --dtype float32": (
         "--model_args dtype=float16: contradicts --dtype float32"
     ),
+    "--output_dir LICENSE/logs": "--output_dir LICENSE/logs: LICENSE is a file",
+    f"--output_dir {'x' * 300}": "is no possible folder (File name too long)",
+    f"--save_pruned {'x' * 300}": "is no possible folder (File name too long)",
+    "--save_pruned LICENSE/x": "--save_pruned LICENSE/x: LICENSE is a file",
+    "--model_args token=secret": "--model_args token=secret: key must be one",
+    "--stop_words \udcff": "\\udcff: is not UTF-8 text",
     "--dtype int4": "--dtype: invalid choice: 'int4'",
-    "--output_dir LICENSE": "--output_dir LICENSE: is a file",
+    "--output_dir LICENSE": "--output_dir LICENSE: LICENSE is a file",
     "--prune_method angular --prune_n 2 --num_samples 164": "--num_samples 164: evaluates every",
 }
 

@@ -1,6 +1,7 @@
 """Whole runs of benchmark.py on a tiny checkpoint, from flags to files."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import benchmark
 import experiment
 from arguments import run_script
 from pruned_model import angular_distances
-from run_log import find_runs, read_run
+from run_log import find_runs, read_record, read_samples
+from runtime import Runtime
 from self_speculation.text_generator import TextGenerator
 
 GREEDY = ["--sample", "false", "--max_steps", "16"]
@@ -30,7 +32,9 @@ def run(checkpoint, rows, tmp_path):
             + ["--data_path", str(path), "--output_dir", str(folder), *count, *flags],
         )
         found = find_runs(folder)
-        return (code, *(read_run(found[0]) if found else (None, None)))
+        if not found:
+            return code, None, None
+        return code, read_record(found[0]), read_samples(found[0])
 
     return start
 
@@ -74,8 +78,11 @@ def test_the_file_is_one_json_object_with_the_keys_of_older_tools(run, tmp_path)
     assert log["schema_version"] == 1
     assert log["counts"]["prompts"] == 3
     assert log["counts"]["drafted_tokens"] > 0
-    assert log["speedup"]["predicted"] > 0
-    assert log["speedup"]["measured"] > 0
+    assert log["counts"]["draft_steps"] == log["counts"]["drafted_tokens"]
+    assert log["counts"]["verify_passes"] > 0
+    assert log["speedup_over_full_steps"]["predicted"] > 0
+    assert log["speedup_over_full_steps"]["measured"] > 0
+    assert log["round_overhead"] > 0
     assert log["step_seconds"]["early_exit"] is None
     assert all(log["step_seconds"][step] > 0 for step in ("draft", "verify", "full"))
     assert log["peak_memory_bytes"] > log["model"]["weight_bytes"] > 0
@@ -88,7 +95,7 @@ def test_default_flags_draft_nothing_and_divide_by_nothing(run):
     code, record, _ = run("--max_steps", "4")
     assert code == 0
     assert record.metrics["acceptance_rate"]["mean"] is None
-    assert record.metrics["speedup"]["predicted"] is None
+    assert record.metrics["speedup_over_full_steps"]["predicted"] is None
 
 
 def test_pruned_runs_log_their_plan_and_size(run):
@@ -217,9 +224,11 @@ def test_too_few_calibration_rows_warn(run, capsys):
         (["--stop_token_ids", "258"], "--stop_token_ids 258: must be below 258"),
     ],
 )
-def test_what_does_not_fit_the_model_writes_nothing(run, flags, message, capsys):
-    code, record, _ = run(*GREEDY, *flags)
+def test_what_does_not_fit_the_model_writes_nothing(run, flags, message, capsys, tmp_path):
+    folder = tmp_path / "pruned"
+    code, record, _ = run(*GREEDY, *flags, "--save_pruned", str(folder))
     assert (code, record) == (2, None)
+    assert not folder.exists()
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert message in err
@@ -250,8 +259,8 @@ def test_a_crash_leaves_a_readable_log(checkpoint, rows, tmp_path, monkeypatch):
             ["--model", str(checkpoint), "--dataset", "custom_jsonl", "--data_path", str(rows)]
             + [*GREEDY, "--output_dir", str(tmp_path / "logs")]
         )
-    record, samples = read_run(find_runs(tmp_path / "logs")[0])
-    assert (record.status, samples) == ("failed", [])
+    (path,) = find_runs(tmp_path / "logs")
+    assert (read_record(path).status, read_samples(path)) == ("failed", [])
 
 
 def test_a_pruned_checkpoint_is_saved_and_runs_as_an_ordinary_model(run, tmp_path, capsys):
@@ -269,33 +278,81 @@ def test_a_pruned_checkpoint_is_saved_and_runs_as_an_ordinary_model(run, tmp_pat
 
 
 def test_the_device_is_warm_before_the_first_example(run, monkeypatch):
-    calls = []
-    ordinary = TextGenerator.generate
+    calls, full_steps = [], 0
+    ordinary, ordinary_step = TextGenerator.generate, TextGenerator.time_full_step
 
     def watched(self, prompt_ids, *arguments, **options):
         calls.append((options.get("max_steps"), arguments))
         return ordinary(self, prompt_ids, *arguments, **options)
 
+    def watched_step(self, token_id):
+        nonlocal full_steps
+        full_steps += 1
+        return ordinary_step(self, token_id)
+
     monkeypatch.setattr(TextGenerator, "generate", watched)
+    monkeypatch.setattr(TextGenerator, "time_full_step", watched_step)
     _, record, _ = run(*GREEDY)
     assert calls[0] == (experiment.WARM_UP_STEPS, ())
+    assert full_steps == 1
     assert len(calls) == 1 + record.metrics["counts"]["prompts"]
 
 
-def test_the_run_id_follows_what_defines_the_run(run, rows):
+def test_the_run_id_follows_what_defines_the_run(run, rows, checkpoint, tmp_path, monkeypatch):
     base = run(*GREEDY)[1].run_id
     assert run(*GREEDY)[1].run_id == base
-    assert run(*GREEDY, "--calibration_samples", "9")[1].run_id == base
+    without_effect = ["--calibration_samples", "9", "--temperature", "3", "--seed", "1"]
+    assert run(*GREEDY, *without_effect, "--num_speculations", "9")[1].run_id == base
+    moved = shutil.copytree(checkpoint, tmp_path / "moved")
+    assert run(*GREEDY, "--model", str(moved))[1].run_id == base
     others = [
-        run(*GREEDY, "--seed", "1"),
+        run("--max_steps", "16"),
+        run("--max_steps", "16", "--seed", "1"),
+        run(*GREEDY, "--truncate_prompt", "true"),
         run(*GREEDY, samples="4"),
         run(*GREEDY, "--dtype", "float32"),
         run(*GREEDY, "--model_args", "attn_implementation=eager"),
         run(*GREEDY, *ANGULAR),
     ]
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "ENGINE_VERSION", 0)
+        others.append(run(*GREEDY))
+    rounder = shutil.copytree(checkpoint, tmp_path / "other")
+    config = json.loads((rounder / "config.json").read_text())
+    (rounder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    others.append(run(*GREEDY, "--model", str(rounder)))
     rows.write_text(rows.read_text().replace("item 0", "item zero"))
     others.append(run(*GREEDY))
     assert len({base, *(record.run_id for _, record, _ in others)}) == len(others) + 1
+
+
+def test_the_peak_of_memory_is_that_of_decoding(run, monkeypatch):
+    """Loading and calibration hold more than the pruned model does, and are over by then."""
+    order = []
+    reset = Runtime.reset_peak_memory
+    prune = experiment.PruneModel.prune
+
+    def watched_prune(self):
+        order.append("prune")
+        prune(self)
+
+    def watched_reset(self):
+        order.append("reset")
+        reset(self)
+
+    monkeypatch.setattr(experiment.PruneModel, "prune", watched_prune)
+    monkeypatch.setattr(Runtime, "reset_peak_memory", watched_reset)
+    run(*GREEDY, *ANGULAR)
+    assert order == ["prune", "reset"]
+
+
+def test_an_interruption_before_the_first_example_is_one_line(run, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "encode_examples", interrupt)
+    assert run(*GREEDY)[:2] == (130, None)
+    assert capsys.readouterr().err.splitlines()[-1].endswith(": interrupted")
 
 
 def test_float32_uses_full_precision_products(run):

@@ -72,6 +72,7 @@ BAD_FILES = {
     ),
     "empty": (b"\n\n", "holds no examples"),
     "binary": (b"\x00\xff\xfe\x80", "is not UTF-8 text"),
+    "a huge number": (b'{"prompt": ' + b"1" * 5000 + b"}\n", "line 1 is not JSON"),
     "deep": (b"[" * 100_000, "line 1 is not JSON"),
 }
 

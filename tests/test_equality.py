@@ -5,7 +5,7 @@ import math
 import torch
 from conftest import random_prompt
 
-from self_speculation.equality import Difference, first_difference
+from self_speculation.equality import Difference, first_difference, ties_allowed
 
 PROMPT = random_prompt(8)
 
@@ -30,3 +30,7 @@ def test_tokens_that_the_model_cannot_tell_apart_tie(model):
 
 def test_an_output_that_ends_early_is_no_tie(model):
     assert first_difference(model, PROMPT, [1, 2], [1, 2, 3]) == Difference(2, math.inf)
+
+
+def test_ties_have_a_budget():
+    assert [ties_allowed(tokens) for tokens in (64, 10_000, 50_000)] == [1, 1, 5]

@@ -173,6 +173,17 @@ def test_windowed_model_equals_full_attention_within_its_window():
     same(engine.forward(row(IDS[20:]), count=4), reference(model, IDS)[20:])
 
 
+def test_masks_are_left_to_kernels_that_make_their_own(model):
+    """Flash attention aligns its causal mask to the last key; sdpa, to the first."""
+    engine, states = CachedLlama(model, 32), torch.zeros(1, 3, 32)
+    assert engine._mask(states, 0) is None
+    assert engine._mask(states, 5).shape == (1, 1, 3, 8)
+    engine._attention = "flash_attention_2"
+    assert engine._mask(states, 5) is None
+    engine._attention = "eager"
+    assert engine._mask(states, 0).isneginf().sum() == 3
+
+
 def test_unknown_attention_kernel_is_refused(model):
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(ValueError, match=r"flex_attention: must be one of sdpa, eager"):

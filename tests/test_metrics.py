@@ -102,7 +102,7 @@ def test_acceptance_by_token_and_by_prompt():
 
 
 TIMED = {
-    "steps": {"draft": {"calls": 2, "seconds": 0.8}, "verify": {"calls": 2, "seconds": 0.4}},
+    "steps": {"draft": {"calls": 8, "seconds": 0.8}, "verify": {"calls": 2, "seconds": 0.4}},
     "full_step": {"calls": 2, "seconds": 0.4},
 }
 
@@ -110,7 +110,7 @@ TIMED = {
 def test_plain_decoding_has_no_acceptance_and_no_speedup():
     summary = summarize([sample(steps={"full": {"calls": 4, "seconds": 0.8}})])
     assert set(summary["acceptance_rate"].values()) == {None}
-    assert set(summary["speedup"].values()) == {None}
+    assert set(summary["speedup_over_full_steps"].values()) == {None}
     assert summary["step_seconds"] == {
         "draft": None,
         "verify": None,
@@ -132,10 +132,19 @@ def test_predicted_and_measured_speedup_by_hand():
     made = sample(tokens=9, rounds=[(4, 4), (4, 2)], decode=1.25, **TIMED)
     summary = summarize([made])
     assert summary["step_seconds"]["draft"] == pytest.approx(0.1)
-    speedup = summary["speedup"]
+    speedup = summary["speedup_over_full_steps"]
     assert speedup["predicted"] == pytest.approx((4 * 0.75 + 1) / (4 * 0.5 + 1))
     assert speedup["measured"] == pytest.approx(8 * 0.2 / 1.25)
-    assert speedup["round_overhead"] == pytest.approx(1.25 / 1.2 - 1)
+    assert summary["round_overhead"] == pytest.approx(1.25 / 1.2 - 1)
+    counts = summary["counts"]
+    assert (counts["draft_steps"], counts["verify_passes"], counts["full_steps"]) == (8, 2, 0)
+
+
+def test_full_steps_of_a_speculative_run_are_those_of_the_yardstick():
+    """Not the odd last token of an output, which the strategy decodes plainly."""
+    steps = TIMED["steps"] | {"full": {"calls": 1, "seconds": 9.0}}
+    made = sample(tokens=9, rounds=[(4, 4), (4, 2)], **TIMED | {"steps": steps})
+    assert summarize([made])["step_seconds"]["full"] == pytest.approx(0.2)
 
 
 def test_late_exit_layers_cannot_pay():

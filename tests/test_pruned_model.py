@@ -215,6 +215,25 @@ def test_saved_model_reloads_in_transformers_with_the_same_logits(model, tokeniz
     assert [path.name for path in folder.parent.iterdir()] == ["pruned"]
 
 
+def test_saving_leaves_other_folders_alone_and_nothing_half_done(model, tokenizer, tmp_path):
+    surgery = PruneModel(model, PrunePlan("base", LAYERS, tuple(range(LAYERS))))
+    (tmp_path / ".pruned.partial").mkdir()
+
+    class Full:
+        def save_pretrained(self, folder):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(UsageError, match="--save_pruned .*pruned: cannot be written .*No space"):
+        surgery.save(Full(), str(tmp_path / "pruned"))
+    assert [path.name for path in tmp_path.iterdir()] == [".pruned.partial"]
+
+
+def test_states_that_are_not_finite_are_refused(model):
+    model.model.layers[2].mlp.down_proj.weight[0, 0] = math.nan
+    with pytest.raises(UsageError, match="hidden states of the calibration prompts are not finite"):
+        angular(model, 2)
+
+
 def test_layer_types_are_pruned_along():
     values = {**tiny_config().to_dict(), "model_type": "qwen2"}
     model = Qwen2ForCausalLM(Qwen2Config(**values)).eval()

@@ -7,7 +7,15 @@ import pytest
 
 import run_log
 from arguments import UsageError
-from run_log import RunRecord, RunWriter, SampleRecord, find_runs, read_run, samples_path
+from run_log import (
+    RunRecord,
+    RunWriter,
+    SampleRecord,
+    find_runs,
+    read_record,
+    read_samples,
+    samples_path,
+)
 
 
 def record(**changes):
@@ -34,7 +42,7 @@ def test_a_run_reads_back(tmp_path):
     writer.finish("complete", {"counts": {"prompts": 3}, "total_time": {"mean": None}})
     (path,) = find_runs(tmp_path)
     assert path == writer.path
-    found, samples = read_run(path)
+    found, samples = read_record(path), read_samples(path)
     assert found == writer.record
     assert found.metrics["total_time"] == {"mean": None}
     assert samples == [sample(index) for index in range(3)]
@@ -44,7 +52,7 @@ def test_a_run_reads_back(tmp_path):
 def test_the_file_is_valid_before_the_run_is_over(tmp_path):
     writer = RunWriter(str(tmp_path), record())
     writer.add(sample(0))
-    found, samples = read_run(writer.path)
+    found, samples = read_record(writer.path), read_samples(writer.path)
     writer.close()
     assert found.status == "running"
     assert samples == [sample(0)]
@@ -57,7 +65,38 @@ def test_nan_is_never_written(tmp_path):
     writer = RunWriter(str(tmp_path), record())
     with pytest.raises(ValueError, match="not JSON compliant"):
         writer.finish("complete", {"value": float("nan")})
-    assert read_run(writer.path)[0].status == "running"
+    assert read_record(writer.path).status == "running"
+
+
+def test_a_record_that_is_no_json_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        RunWriter(str(tmp_path), record(plan={"distance": float("nan")}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_at_the_end_leaves_the_last_valid_file(tmp_path, monkeypatch):
+    writer = RunWriter(str(tmp_path), record())
+    writer.add(sample(0))
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_log.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        writer.finish("complete", {})
+    assert read_record(writer.path).status == "running"
+    assert read_samples(writer.path) == [sample(0)]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_runs_are_found_oldest_first_whatever_their_folder(tmp_path):
+    for name in ("b/benchmark_1_x.json", "a/benchmark_2_x.json", "benchmark_3_x.samples.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert [path.name for path in find_runs(tmp_path)] == [
+        "benchmark_1_x.json",
+        "benchmark_2_x.json",
+    ]
 
 
 def test_the_run_id_names_what_defines_a_run():
@@ -75,10 +114,10 @@ def test_two_runs_of_one_second_do_not_share_a_file(tmp_path, monkeypatch):
 
 
 def test_a_run_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch):
-    def full(self):
+    def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(RunWriter, "_replace", full)
+    monkeypatch.setattr(run_log.os, "fsync", full)
     with pytest.raises(UsageError, match="cannot be written .No space left on device"):
         RunWriter(str(tmp_path), record())
     assert list(tmp_path.iterdir()) == []
@@ -95,7 +134,7 @@ def test_other_schemas_are_refused(tmp_path):
     for text in ['{"schema_version": 99}', "[]", "{}"]:
         path.write_text(text)
         with pytest.raises(ValueError, match="no run log of schema version 1"):
-            read_run(path)
+            read_record(path)
 
 
 def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):

@@ -39,6 +39,13 @@ def test_distribution_is_that_of_transformers(temperature, top_k, top_p):
     torch.testing.assert_close(rule.probabilities(logits(), []), expected.softmax(-1))
 
 
+@pytest.mark.parametrize("top_p", [1e-50, 1e-9])
+def test_the_likeliest_token_is_always_kept(top_p):
+    probs = SamplingRule(True, 1.0, 0, top_p).probabilities(logits(), [])
+    assert probs.argmax(-1).tolist() == logits().argmax(-1).tolist()
+    assert probs.max(-1).values.tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_ngram_ban_is_that_of_transformers(size):
     tokens = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 1, 4]

@@ -1,0 +1,80 @@
+"""The findings of `benchmarks.decoding` as a table and a plot."""
+
+from pathlib import Path
+from typing import Any
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    facts, rows = results["runtime"], results["removal"]["rows"]
+    generate = results["against_transformers"]["speedup_over_generate"]
+    calibration_cost = results["calibration"]["seconds_over_bare_forward"]
+    states = results["calibration"]["bytes_of_states_held_a_prompt"]
+    lines = [
+        "| measured | result |",
+        "|---|---|",
+        f"| autoregressive against transformers' `generate` | {generate['median']:.2f}x "
+        f"(quartiles {generate['lower_quartile']:.2f} to {generate['upper_quartile']:.2f}) |",
+    ]
+    for row in results["self_speculation"]:
+        lines.append(
+            f"| self-speculative against autoregressive, exit layer {row['exit_layer']}, "
+            f"k {results['num_speculations']}{', sampled' * row['sample']} | "
+            f"{row['measured_speedup']:.2f}x, predicted {row['predicted_speedup']:.2f}x; "
+            f"{row['acceptance']:.1%} accepted; "
+            f"round {row['round_overhead']:.1%} above its passes |"
+        )
+    for row in rows[1:]:
+        lines.append(
+            f"| {row['layers_removed']} of {results['layers']} layers removed | step "
+            f"{row['step_seconds'] / rows[0]['step_seconds']:.2f} of the whole model's, "
+            f"{row['share_of_ideal_time_saved']:.0%} of the ideal saving; weights "
+            f"{row['weight_bytes'] / 1e9:.2f} of {rows[0]['weight_bytes'] / 1e9:.2f} GB |"
+        )
+    lines.append(
+        f"| calibration against a bare forward pass | {calibration_cost['median']:.2f}x, "
+        f"{states / 1e3:.0f} kB of states held a prompt |"
+    )
+    for row in results["equality"]:
+        lines.append(
+            f"| greedy outputs of both decoders, {row['plan']} | {row['equal']} equal, "
+            f"{row['tie']} tied, {row['wrong']} wrong; {row['tokens']} tokens |"
+        )
+    versions = facts["versions"]
+    lines.append(
+        f"\n{results['model']}, human_eval, greedy, {facts['dtype']}, {facts['device']} "
+        f"({facts['threads']} threads), torch {versions['torch']}, transformers "
+        f"{versions['transformers']}, commit {(results['commit'] or 'unknown')[:12]}, "
+        f"{results['date']}: `{results['command'].strip()}`"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Step time by layers removed, and speed-up by exit layer."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    rows, layers = results["removal"]["rows"], results["layers"]
+    removed = [row["layers_removed"] for row in rows]
+    left.plot(removed, [1e3 * row["step_seconds"] for row in rows], "ko-", label="measured")
+    start_ms, head_ms = 1e3 * rows[0]["step_seconds"], 1e3 * results["removal"]["head_seconds"]
+    ideal = [start_ms - (start_ms - head_ms) * count / layers for count in removed]
+    left.plot(removed, ideal, "--", color="0.6", label="ideal")
+    left.set(xlabel=f"layers removed of {layers}", ylabel="time per token (ms)", ylim=(0, None))
+    left.set_title("Removed layers cost nothing")
+    left.legend(frameon=False)
+
+    rows = [row for row in results["self_speculation"] if not row["sample"]]
+    exits = [row["exit_layer"] for row in rows]
+    right.plot(exits, [r["measured_speedup"] for r in rows], "ko-", label="measured speed-up")
+    right.plot(exits, [r["predicted_speedup"] for r in rows], "^--", color="0.5", label="predicted")
+    right.plot(exits, [r["acceptance"] for r in rows], "s:", color="0.3", label="acceptance rate")
+    right.axhline(1, color="0.8", linewidth=1)
+    right.set(xlabel=f"exit layer of {layers}", ylabel="ratio", ylim=(0, 1.1), xticks=exits)
+    right.set_title(f"Self-speculation, k = {results['num_speculations']}")
+    right.legend(frameon=False, loc="center", bbox_to_anchor=(0.5, 0.7))
+    figure.savefig(path, dpi=130)
