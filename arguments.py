@@ -39,9 +39,7 @@ EXIT_INTERRUPTED = 130
 
 
 class UsageError(ValueError):
-    """Input of the user that cannot work; the message names the flag, the value and what is
-    allowed.
-    """
+    """Input that cannot work; the message names the flag, the value and what is allowed."""
 
 
 def reject(flag: str, value: object, allowed: str) -> NoReturn:

@@ -1,6 +1,4 @@
-"""The embedded default: SmolLM2-135M-Instruct, out of a package of the package index, without any
-hub.
-"""
+"""The embedded default: SmolLM2-135M-Instruct, out of a PyPI package, without any hub."""
 
 import hashlib
 import importlib.util

@@ -141,9 +141,7 @@ def make_record(
     examples: list[EvaluationExample],
     command: str,
 ) -> RunRecord:
-    """What the log says before the first token: all that defines the run, and where it takes
-    place.
-    """
+    """What the log says before the first token: all that defines the run, and where it is."""
     texts = (text for e in examples for text in (e.example_id, e.prompt, e.reference))
     facts = runtime.facts()
     exit_layer = kept_exit_layer(arguments.generation, plan)

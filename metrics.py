@@ -15,10 +15,9 @@ _ROUGE_SCORER = RougeScorer(list(_ROUGE.values()), use_stemmer=False)
 
 
 def text_scores(prediction: str, reference: str) -> dict[str, float]:
-    """Scores of one text: ROUGE F-measures and BLEU in [0, 1], exact match 0 or 1, edits in
-    characters.
+    """Scores one text: ROUGE F-measures and BLEU in [0, 1], exact match, edits in characters.
 
-    Texts are equal where they are so without white space at their ends.
+    Exact match is 0 or 1; texts are equal where they are so without white space at their ends.
     """
     rouge = _ROUGE_SCORER.score(target=reference, prediction=prediction)
     return {key: rouge[name].fmeasure for key, name in _ROUGE.items()} | {

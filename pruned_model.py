@@ -114,9 +114,7 @@ class PruneModel:
         )
 
     def save(self, tokenizer: Any, folder: str) -> None:
-        """Writes model, tokenizer and plan as a checkpoint that transformers loads, whole or not
-        at all.
-        """
+        """Writes model, tokenizer and plan as an ordinary checkpoint, whole or not at all."""
         target = Path(folder)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

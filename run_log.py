@@ -173,9 +173,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def current_commit() -> str | None:
-    """The commit of this code, `+changes` where the working tree differs; None outside a
-    checkout.
-    """
+    """The commit of this code, `+changes` where files differ; None outside a checkout."""
     folder = Path(__file__).parent
     try:
         commit = _git(folder, "rev-parse", "HEAD")

@@ -91,9 +91,7 @@ class LoadedModel:
 
 
 def start(arguments: ModelArguments) -> Runtime:
-    """Settles device and dtype, and quietens libraries. Raises `UsageError` where that cannot be
-    had.
-    """
+    """Settles device and dtype, and quietens libraries. Raises `UsageError` without them."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     hub_logging.set_verbosity_error()

@@ -134,10 +134,14 @@ class GenerationStrategy(ABC):
     def generate(
         self, prompt_ids: list[int], generator: torch.Generator, max_steps: int | None = None
     ) -> Generation:
-        """Generates up to `max_steps` tokens (default: the configuration's), never beyond the
-        engine's
-        capacity."""
+        """Generates up to `max_steps` tokens; the default is the configuration's.
+
+        Ends where prompt and output fill the engine's capacity. Raises ValueError for a prompt that
+        is empty or beyond it.
+        """
         engine = self.engine
+        if not 1 <= len(prompt_ids) <= engine.capacity:
+            raise ValueError(f"a prompt of {len(prompt_ids)} tokens, not 1 to {engine.capacity}")
         room = engine.capacity - len(prompt_ids) + 1
         limit = min(max_steps or self.config.max_steps, room)
         output = Output(prompt_ids, limit, self.stop_rule)

@@ -39,9 +39,7 @@ class KeyValueCache:
     def update(
         self, key: Tensor, value: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Writes (1, heads, T, head size) at `position`; returns all positions up to there, as
-        views.
-        """
+        """Writes (1, heads, T, head size) at `position`; returns views of all up to there."""
         if layer_idx not in self._buffers:
             self._buffers[layer_idx] = (self._allocate(key), self._allocate(value))
         keys, values = self._buffers[layer_idx]
@@ -80,9 +78,7 @@ class CachedLlama:
         self.reset()
 
     def reset(self, exit_layer: int | None = None) -> None:
-        """Begins a new sequence, whose drafts run the first `exit_layer` layers that the model
-        holds.
-        """
+        """Begins a new sequence; drafts will run the first `exit_layer` of the model's layers."""
         self.length = 0
         self.exit_layer = exit_layer
         self._exit_states: list[Tensor] = []

@@ -1,6 +1,6 @@
-"""Self-speculative decoding: early layers draft, the remaining layers verify (Elhoushi et al.
-2024).
+"""Self-speculative decoding: early layers draft, the remaining layers verify.
 
+The method is that of LayerSkip (Elhoushi et al. 2024, arXiv 2404.16710).
 Shapes: K drafted tokens, V vocabulary.
 """
 
@@ -27,9 +27,7 @@ class Drafter(Protocol):
     """Whatever proposes tokens. Those it runs through the engine itself stay pending there."""
 
     def propose(self, tokens: list[int], count: int, generator: torch.Generator) -> Draft:
-        """Proposes `count` tokens, at least one, to follow `tokens`, of which the newest is not
-        cached.
-        """
+        """Proposes `count` tokens, at least one, to follow `tokens`; the newest is not cached."""
 
 
 class EarlyExitDrafter:
@@ -58,9 +56,7 @@ class EarlyExitDrafter:
 
 
 class SelfSpeculativeGenerationStrategy(GenerationStrategy):
-    """Drafts `num_speculations` tokens a round; what it outputs is what the whole model would
-    say.
-    """
+    """Drafts `num_speculations` tokens a round; its output is what the whole model would say."""
 
     def begin(self, generator: torch.Generator) -> None:
         super().begin(generator)

@@ -48,8 +48,7 @@ class TextGenerator:
         return self.strategy.generate(prompt_ids, generator, max_steps)
 
     def time_full_step(self, token_id: int, repeats: int = 2) -> StepTime:
-        """Times full-depth steps at the end of the sequence just generated, which they end for
-        good.
+        """Times full-depth steps at the end of the sequence just generated, and ends it.
 
         They are the yardstick of draft and verify steps in a run that takes no full step itself;
         like those they include the choice of a token. Every step writes the last cached position

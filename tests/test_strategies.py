@@ -113,6 +113,12 @@ def test_no_strategy_exceeds_the_capacity(agreeable, tokenizer):
     assert one.output_ids == other.output_ids
 
 
+@pytest.mark.parametrize("length", [0, CAPACITY + 1])
+def test_prompts_that_do_not_fit_are_refused(model, tokenizer, length):
+    with pytest.raises(ValueError, match=f"a prompt of {length} tokens, not 1 to {CAPACITY}"):
+        decode(model, tokenizer, prompt=random_prompt(length))
+
+
 def test_the_engine_lacks_only_the_newest_token_after_each_round(agreeable, tokenizer):
     config = GenerationConfig(max_steps=24, kept_exit_layer=2, num_speculations=4)
     generator = TextGenerator(agreeable, tokenizer, "self_speculative", config, CAPACITY)
