@@ -22,7 +22,7 @@ from metrics import summarize, text_scores
 from pruned_model import PruneModel, PrunePlan, count_parameters, make_plan, weight_bytes
 from run_log import RunRecord, RunWriter, SampleRecord, content_hash, current_commit
 from runtime import LoadedModel, Runtime
-from self_speculation.generator_base import ENGINE_VERSION, GenerationConfig
+from self_speculation.generator_base import ENGINE_VERSION, Generation, GenerationConfig
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
@@ -62,7 +62,7 @@ def prune(arguments: CellArguments, loaded: LoadedModel) -> PruneModel:
         return [torch.tensor([_encode(loaded, e.prompt)[-limit:]]) for e in examples]
 
     plan = make_plan(arguments.prune, loaded.model, calibration)
-    kept_exit_layer(arguments.generation, plan)
+    kept_exit_layer(arguments.generation, plan)  # refuses one that leaves no layers on a side
     pruned = PruneModel(loaded.model, plan)
     pruned.prune()
     print(pruned.report())
@@ -200,8 +200,8 @@ def measure(
     """Warms up, decodes every example and logs it; an interruption leaves what was done."""
     runtime.reset_peak_memory()
     warm_up = next(item.prompt_ids for item in encoded if item.prompt_ids)
-    generator.generate(warm_up, max_steps=WARM_UP_STEPS)
-    generator.time_full_step(warm_up[-1])
+    made = generator.generate(warm_up, max_steps=WARM_UP_STEPS)
+    _time_full_step(generator, warm_up, made)
 
     writer = RunWriter(arguments.log.output_dir, record)
     samples: list[SampleRecord] = []
@@ -236,8 +236,7 @@ def measure_example(
         sample.status = "prompt_too_long"
         return sample
     made = generator.generate(item.prompt_ids, arguments.seed, example.example_id)
-    if made.rounds:
-        sample.full_step = dataclasses.asdict(generator.time_full_step(item.prompt_ids[-1]))
+    sample.full_step = _time_full_step(generator, item.prompt_ids, made)
     sample.prompt_tokens = made.prompt_tokens
     sample.prediction = made.text
     sample.output_ids = made.output_ids
@@ -248,6 +247,18 @@ def measure_example(
     sample.rounds = made.rounds
     sample.scores = text_scores(made.text, example.reference)
     return sample
+
+
+def _time_full_step(
+    generator: TextGenerator, prompt_ids: list[int], made: Generation
+) -> dict[str, float] | None:
+    """A yardstick for speculative rounds; None for other outputs, which are made of steps.
+
+    After early exit, the last layers hold nothing that a full step could attend to.
+    """
+    if not made.rounds:
+        return None
+    return dataclasses.asdict(generator.time_full_step(prompt_ids[-1]))
 
 
 def _encode(loaded: LoadedModel, prompt: str) -> list[int]:

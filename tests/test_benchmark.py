@@ -292,10 +292,19 @@ def test_the_device_is_warm_before_the_first_example(run, monkeypatch):
 
     monkeypatch.setattr(TextGenerator, "generate", watched)
     monkeypatch.setattr(TextGenerator, "time_full_step", watched_step)
-    _, record, _ = run(*GREEDY)
+    _, record, _ = run(*GREEDY, *SPECULATIVE, "--exit_layer", "3")
     assert calls[0] == (experiment.WARM_UP_STEPS, ())
-    assert full_steps == 1
-    assert len(calls) == 1 + record.metrics["counts"]["prompts"]
+    assert full_steps == len(calls) == 1 + record.metrics["counts"]["prompts"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--exit_layer", "2"]])
+def test_plain_runs_time_no_further_full_steps(run, flags, monkeypatch):
+    """After early exit such a step would attend to keys that were never written."""
+    monkeypatch.setattr(TextGenerator, "time_full_step", None)
+    code, record, samples = run("--max_steps", "8", *flags)
+    assert code == 0
+    assert all(sample.full_step is None for sample in samples)
+    assert (record.metrics["step_seconds"]["early_exit"] is None) == (not flags)
 
 
 def test_the_run_id_follows_what_defines_the_run(run, rows, checkpoint, tmp_path, monkeypatch):
