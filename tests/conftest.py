@@ -10,11 +10,20 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import benchmark
+from arguments import run_script
+from run_log import find_runs, read_record, read_samples
+
 torch.set_num_threads(1)
 
 VOCABULARY = 258
 END = 256
 LAYERS = 6
+
+# Flags of benchmark.py.
+GREEDY = ["--sample", "false", "--max_steps", "16"]
+SPECULATIVE = ["--generation_strategy", "self_speculative", "--num_speculations", "3"]
+ANGULAR = ["--prune_method", "angular", "--prune_n", "2", "--calibration_samples", "4"]
 
 
 def tiny_config(**changes) -> LlamaConfig:
@@ -75,6 +84,26 @@ def rows(tmp_path):
     lines = (f'{{"prompt": "number {i}:", "response": "item {i}"}}\n' for i in range(12))
     path.write_text("".join(lines))
     return path
+
+
+@pytest.fixture
+def run(checkpoint, rows, tmp_path):
+    """Runs benchmark.py with more flags; returns exit code, run and samples, None without a log."""
+
+    def start(*flags, samples="3", path=rows):
+        folder = tmp_path / f"logs{len(list(tmp_path.iterdir()))}"
+        count = ["--num_samples", samples] if samples else []
+        code = run_script(
+            benchmark.main,
+            ["--model", str(checkpoint), "--dtype", "float64", "--dataset", "custom_jsonl"]
+            + ["--data_path", str(path), "--output_dir", str(folder), *count, *flags],
+        )
+        found = find_runs(folder)
+        if not found:
+            return code, None, None
+        return code, read_record(found[0]), read_samples(found[0])
+
+    return start
 
 
 def random_prompt(length: int, seed: int = 0) -> list[int]:

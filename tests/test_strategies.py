@@ -8,7 +8,7 @@ import torch
 from conftest import END, LAYERS, random_prompt
 
 from pruned_model import PruneModel, PrunePlan
-from self_speculation.generator_base import GenerationConfig, Output, StopRule
+from self_speculation.generator_base import GenerationConfig
 from self_speculation.sampling import SamplingRule
 from self_speculation.self_speculation_generator import Draft
 from self_speculation.text_generator import TextGenerator, end_token_ids
@@ -180,54 +180,6 @@ def test_other_drafters_join_through_the_same_seam(model, tokenizer, wrong_at, m
     accepted = sum(accepted for _, accepted in made.rounds)
     drafted = sum(drafted for drafted, _ in made.rounds)
     assert accepted == {range(0): drafted, range(99): 0}.get(wrong_at, accepted)
-
-
-def stop_rule(tokenizer, *words, ids=(END,)):
-    return StopRule(tokenizer, set(ids), words)
-
-
-def fed(tokenizer, rule, text, limit=200):
-    output = Output([1], limit, rule)
-    output.extend(tokenizer(text)["input_ids"])
-    return output
-
-
-@pytest.mark.parametrize(
-    ("words", "text", "kept"),
-    [
-        (("END",), "one ENDtwo", "one "),
-        (("\n\n",), "a\n\nb", "a"),
-        (("é",), "caféé", "caf"),
-        (("日本",), "in 日本 now", "in "),
-        (("bcd", "cd"), "abcd", "a"),
-        (("cd", "bcd"), "abcd", "a"),
-        (("xyz",), "abc" * 40 + "xyz!", "abc" * 40),
-    ],
-)
-def test_stop_words_of_several_tokens_fire(tokenizer, words, text, kept):
-    rule = stop_rule(tokenizer, *words)
-    output = fed(tokenizer, rule, text)
-    assert output.stop_reason == "stop_word"
-    assert rule.text(output.ids, output.stop_reason) == kept
-    # The ids end with the token that completed the stop word.
-    ended = tokenizer.decode(output.ids)
-    assert any(ended.endswith(word) for word in words)
-    assert not any(word in tokenizer.decode(output.ids[:-1]) for word in words)
-
-
-def test_stop_words_see_the_output_alone(tokenizer):
-    prompt = tokenizer("xyz")["input_ids"]
-    output = Output(prompt[:2], 9, stop_rule(tokenizer, "xyz"))
-    output.extend(prompt[2:])
-    assert output.stop_reason is None
-
-
-def test_a_stop_token_ends_the_output_and_leaves_no_text(tokenizer):
-    rule = stop_rule(tokenizer, ids=(END, ord("!")))
-    output = Output([1], 9, rule)
-    output.extend([*tokenizer("hi")["input_ids"], END, 5])
-    assert (output.ids[-1], output.stop_reason) == (END, "stop_token")
-    assert rule.text(output.ids, "stop_token") == "hi"
 
 
 def test_special_tokens_as_stop_words_are_stop_tokens(model, tokenizer):
