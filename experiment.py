@@ -262,7 +262,10 @@ def _time_full_step(
 
 
 def _encode(loaded: LoadedModel, prompt: str) -> list[int]:
-    return loaded.tokenizer(prompt)["input_ids"]
+    ids = loaded.tokenizer(prompt)["input_ids"]
+    if not ids:
+        raise UsageError(f"--model {loaded.name}: its tokenizer makes no token of {prompt[:40]!r}")
+    return ids
 
 
 def _warn(message: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from conftest import ANGULAR, GREEDY, SPECULATIVE
 
 import experiment
+import runtime as machine
 from pruned_model import angular_distances
 from runtime import Runtime
 from self_speculation.text_generator import TextGenerator
@@ -79,6 +80,21 @@ def test_an_example_draws_the_same_tokens_whatever_runs_before_it(run):
     assert outputs(many)[:2] == outputs(few)
     _, _, other = run("--max_steps", "12", "--seed", "7", samples="2")
     assert outputs(other) != outputs(few)
+
+
+def test_prompts_that_yield_no_token_are_refused(run, tmp_path, monkeypatch, capsys):
+    ordinary = machine.load_model
+
+    def load(*arguments):
+        loaded = ordinary(*arguments)
+        loaded.tokenizer = lambda prompt: {"input_ids": [] if prompt == "\u200b" else [1]}
+        return loaded
+
+    monkeypatch.setattr(machine, "load_model", load)
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"prompt": "\u200b", "response": ""}', "utf-8")
+    assert run(*GREEDY, path=path)[:2] == (2, None)
+    assert "its tokenizer makes no token of '\\u200b'" in capsys.readouterr().err
 
 
 def test_too_few_rows_are_run_with_a_warning(run, capsys):
