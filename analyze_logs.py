@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     if not runs:
         named = " ".join(map(str, folders))
         raise UsageError(f"log_dirs {named}: {len(paths)} run logs found, none of them readable")
-    rows = pandas.DataFrame([_row(run, runs) for run in runs])
+    baselines = _baselines(runs)
+    rows = pandas.DataFrame([_row(run, baselines) for run in runs])
     print(rows.to_markdown(index=False, disable_numparse=True))
     return 0
 
@@ -38,14 +39,14 @@ def _read(paths: list[Path]) -> tuple[list[RunRecord], list[str]]:
     for path in paths:
         try:
             run = read_record(path)
-            _row(run, [run])  # a run that makes no row is left out too
+            _row(run, _baselines([run]))  # a run that makes no row is left out too
             runs.append(run)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             unreadable.append(f"{path.name} is left out ({type(error).__name__}: {error})")
     return runs, unreadable
 
 
-def _row(run: RunRecord, runs: list[RunRecord]) -> dict[str, str]:
+def _row(run: RunRecord, baselines: dict[str, RunRecord]) -> dict[str, str]:
     generation, metrics = run.identity["generation"], run.metrics
     speculative = generation["generation_strategy"] == "self_speculative"
     exit_layer = run.exit_layer["original"]
@@ -58,7 +59,7 @@ def _row(run: RunRecord, runs: list[RunRecord]) -> dict[str, str]:
         + (f" k={generation['num_speculations']}" if speculative else ""),
         "prompts": _shown(_at(metrics, "counts", "prompts"), "d"),
         "tokens/s": _shown(_at(metrics, "tokens_per_second", "token_weighted"), ".1f"),
-        "spec. / autoregr.": _shown(_speedup(run, runs), ".2f"),
+        "spec. / autoregr.": _shown(_speedup(run, baselines), ".2f"),
         "predicted": _shown(_at(metrics, "speedup_over_full_steps", "predicted"), ".2f"),
         "acceptance": _shown(_at(metrics, "acceptance_rate", "token_weighted"), ".3f"),
         "ROUGE-L": _shown(_at(metrics, "predicted_text", "rouge-l"), ".3f"),
@@ -68,24 +69,27 @@ def _row(run: RunRecord, runs: list[RunRecord]) -> dict[str, str]:
     }
 
 
-def _speedup(run: RunRecord, runs: list[RunRecord]) -> float | None:
+def _baselines(runs: list[RunRecord]) -> dict[str, RunRecord]:
+    """The newest complete run of whole-model autoregressive decoding, by what it compares with."""
+    found = {}
+    for run in runs:
+        plain = run.identity["generation"]
+        decoder = (plain["generation_strategy"], plain["exit_layer"])
+        if run.status == "complete" and decoder == ("autoregressive", -1):
+            found[_compared(run)] = run
+    return found
+
+
+def _speedup(run: RunRecord, baselines: dict[str, RunRecord]) -> float | None:
     """Speculative / autoregressive decoding of the same plan, by time per token.
 
     None for a run that drafts nothing, and where no run differs in its decoder alone.
     """
-    if run.identity["generation"]["generation_strategy"] != "self_speculative":
+    baseline = baselines.get(_compared(run))
+    if run.identity["generation"]["generation_strategy"] != "self_speculative" or not baseline:
         return None
-    for other in reversed(runs):
-        plain = other.identity["generation"]
-        decodes_whole = (plain["generation_strategy"], plain["exit_layer"]) == (
-            "autoregressive",
-            -1,
-        )
-        comparable = other.status == "complete" and _compared(other) == _compared(run)
-        if decodes_whole and comparable:
-            rates = [_at(r.metrics, "tokens_per_second", "token_weighted") for r in (run, other)]
-            return rates[0] / rates[1] if all(rates) else None
-    return None
+    rates = [_at(r.metrics, "tokens_per_second", "token_weighted") for r in (run, baseline)]
+    return rates[0] / rates[1] if all(rates) else None
 
 
 def _compared(run: RunRecord) -> str:

@@ -246,6 +246,13 @@ class LogArguments:
 class OneLineParser(argparse.ArgumentParser):
     """Raises a one-line `UsageError` where argparse would print its usage and exit."""
 
+    def parse_known_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
+        for text in sys.argv[1:] if args is None else args:
+            if text != text.encode(errors="replace").decode():
+                shown = text.encode(errors="backslashreplace").decode()
+                raise UsageError(f"{shown}: is not UTF-8 text")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message.removeprefix("argument "))
 
@@ -260,11 +267,6 @@ def parse(argv: list[str] | None, description: str, *groups: type) -> list[Any]:
         section = parser.add_argument_group(group.__doc__)
         for item in dataclasses.fields(group):
             _add_flag(section, item, typing.get_type_hints(group)[item.name])
-    for text in sys.argv[1:] if argv is None else argv:
-        if text != text.encode(errors="replace").decode():
-            raise UsageError(
-                f"{text.encode(errors='backslashreplace').decode()}: is not UTF-8 text"
-            )
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         raise UsageError(_unknown_message(unknown[0], vars(values)))

@@ -23,8 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     parsed = parse(argv, __doc__, *groups)
     _, data, pruning, _, _ = parsed
     examples = get_data(data)
+    unevaluated = []
     if pruning.prune_method == "angular":
-        get_calibration_data(data, pruning.calibration_samples)
+        unevaluated = get_calibration_data(data, pruning.calibration_samples)
 
     # Only now, so that whatever can be refused without torch was refused within a second.
     import experiment
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = experiment.CellArguments(*parsed)
     runtime = machine.start(arguments.model)
     loaded = machine.load_model(arguments.model, runtime)
-    pruned = experiment.prune(arguments, loaded)
+    pruned = experiment.prune(arguments, loaded, unevaluated)
     plan = pruned.plan
     encoded = experiment.encode_examples(arguments, examples, loaded)
     generator = experiment.make_generator(arguments.generation, loaded, plan, encoded)

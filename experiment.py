@@ -17,7 +17,7 @@ from arguments import (
     UsageError,
     reject,
 )
-from data import EvaluationExample, get_calibration_data
+from data import EvaluationExample
 from metrics import summarize, text_scores
 from pruned_model import PruneModel, PrunePlan, count_parameters, make_plan, weight_bytes
 from run_log import RunRecord, RunWriter, SampleRecord, content_hash, current_commit
@@ -50,13 +50,16 @@ class EncodedExample:
     prompt_ids: list[int] | None
 
 
-def prune(arguments: CellArguments, loaded: LoadedModel) -> PruneModel:
-    """Decides the plan, checks that the exit layer fits it, and removes the layers."""
+def prune(
+    arguments: CellArguments, loaded: LoadedModel, examples: list[EvaluationExample]
+) -> PruneModel:
+    """Decides the plan, checks that the exit layer fits it, and removes the layers.
+
+    `examples` are those to calibrate on, where the method does so.
+    """
 
     def calibration() -> list[torch.Tensor]:
-        wanted = arguments.prune.calibration_samples
-        examples = get_calibration_data(arguments.data, wanted)
-        if len(examples) < wanted:
+        if len(examples) < arguments.prune.calibration_samples:
             _warn(f"calibrating on {len(examples)} examples; no more are left unevaluated")
         limit = position_limit(loaded.model.config)
         return [torch.tensor([_encode(loaded, e.prompt)[-limit:]]) for e in examples]

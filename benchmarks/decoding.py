@@ -77,6 +77,11 @@ class Bench:
     arguments: DecodingArguments
     prompts: list[list[int]]
 
+    def calibration_prompts(self) -> list[torch.Tensor]:
+        """Prompts that are not among those decoded, as plans take them."""
+        examples = get_calibration_data(DataArguments(num_samples=self.arguments.num_prompts), 32)
+        return [torch.tensor([self.loaded.tokenizer(e.prompt)["input_ids"]]) for e in examples]
+
     def generator(
         self,
         model: Any,
@@ -214,8 +219,7 @@ def removal(bench: Bench, steps: int = 40) -> dict[str, Any]:
 def calibration(bench: Bench, repeats: int = 3) -> dict[str, Any]:
     """The calibration pass against a bare forward pass over the same prompts."""
     model = bench.loaded.model
-    examples = get_calibration_data(DataArguments(num_samples=bench.arguments.num_prompts), 32)
-    prompts = [torch.tensor([bench.loaded.tokenizer(e.prompt)["input_ids"]]) for e in examples]
+    prompts = bench.calibration_prompts()
 
     @torch.inference_mode()
     def bare() -> None:
@@ -240,8 +244,7 @@ def calibration(bench: Bench, repeats: int = 3) -> dict[str, Any]:
 def equality(bench: Bench) -> list[dict[str, Any]]:
     """Greedy self-speculation against autoregression on whole and pruned models."""
     rows = []
-    examples = get_calibration_data(DataArguments(num_samples=bench.arguments.num_prompts), 32)
-    prompts = [torch.tensor([bench.loaded.tokenizer(e.prompt)["input_ids"]]) for e in examples]
+    prompts = bench.calibration_prompts()
     for name, changes in EQUALITY_PLANS.items():
         model = copy.deepcopy(bench.loaded.model)
         plan = make_plan(PruneArguments(**changes), model, lambda: prompts)

@@ -63,7 +63,8 @@ class StopRule:
         if output_ids[-1] in self._stop_token_ids:
             return "stop_token"
         # The tail is searched first, so that a long output is not decoded anew for every token.
-        if self._cut(output_ids[-self._tail_size :]) and self._cut(output_ids):
+        spans = (output_ids[-self._tail_size :], output_ids)
+        if self._stop_words and all(self._cut(self._decode(ids)) is not None for ids in spans):
             return "stop_word"
         return None
 
@@ -71,17 +72,12 @@ class StopRule:
         """The output's text before the stop."""
         if reason == "stop_token":
             return self._decode(output_ids[:-1])
-        if reason == "stop_word":
-            text, cut = self._decode(output_ids), self._cut(output_ids)
-            return text[: min(cut)]
-        return self._decode(output_ids)
-
-    def _cut(self, output_ids: list[int]) -> list[int]:
-        """Where in the text stop words begin."""
-        if not self._stop_words:
-            return []
         text = self._decode(output_ids)
-        return [text.index(word) for word in self._stop_words if word in text]
+        return text[: self._cut(text)] if reason == "stop_word" else text
+
+    def _cut(self, text: str) -> int | None:
+        """Where the first stop word begins."""
+        return min((text.index(word) for word in self._stop_words if word in text), default=None)
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(

@@ -70,12 +70,14 @@ def test_only_complete_baselines_count_and_the_newest_of_them(logs, capsys):
         changed = log | {"tokens_per_second": faster, "status": status}
         (logs / f"benchmark_{name}.json").write_text(json.dumps(changed))
     runs = [analyze_logs.read_record(path) for path in analyze_logs.find_runs(logs)]
-    found = analyze_logs._speedup(spoken, runs)
+    found = analyze_logs._speedup(spoken, analyze_logs._baselines(runs))
     own = spoken.metrics["tokens_per_second"]["token_weighted"]
     assert found == pytest.approx(own / (2 * rate["token_weighted"]))
 
 
 def test_folders_without_runs_are_refused(tmp_path, capsys):
+    assert run_script(analyze_logs.main, ["\udcff"]) == 2
+    assert "\\udcff: is not UTF-8 text" in capsys.readouterr().err
     assert run_script(analyze_logs.main, [str(tmp_path / "none")]) == 2
     assert "is no folder" in capsys.readouterr().err
     assert run_script(analyze_logs.main, [str(tmp_path)]) == 2
