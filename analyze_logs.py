@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas
 
-from arguments import OneLineParser, UsageError, run_script
+from command_line import OneLineParser, UsageError, run_script
 from run_log import RunRecord, find_runs, read_record
 
 # What the two decoders of one plan may differ in and still be compared.

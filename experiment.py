@@ -1,6 +1,7 @@
 """One cell of a study: model, plan, prompts and decoder in, samples and a log out."""
 
 import dataclasses
+import itertools
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,10 @@ from arguments import (
     LogArguments,
     ModelArguments,
     PruneArguments,
-    UsageError,
-    reject,
 )
-from data import EvaluationExample
+from command_line import UsageError, reject
+from data import EvaluationExample, Selection
+from dataset_table import DATASETS
 from metrics import summarize, text_scores
 from pruned_model import PruneModel, PrunePlan, count_parameters, make_plan, weight_bytes
 from run_log import RunRecord, RunWriter, SampleRecord, content_hash, current_commit
@@ -40,6 +41,23 @@ class CellArguments:
     generation: GenerationArguments
     log: LogArguments
 
+    @property
+    def stop_words(self) -> tuple[str, ...]:
+        """Those of `--stop_words`, or else what ends an answer in the data set."""
+        chosen = self.generation.chosen_stop_words()
+        return DATASETS[self.data.dataset].stop_words if chosen is None else chosen
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a log says of where its numbers come from."""
+
+    runtime: Runtime
+    loaded: LoadedModel
+    evaluated: Selection
+    calibration: Selection | None
+    command: str
+
 
 @dataclass
 class EncodedExample:
@@ -50,19 +68,21 @@ class EncodedExample:
     prompt_ids: list[int] | None
 
 
-def prune(
-    arguments: CellArguments, loaded: LoadedModel, examples: list[EvaluationExample]
-) -> PruneModel:
+def prune(arguments: CellArguments, loaded: LoadedModel, selection: Selection | None) -> PruneModel:
     """Decides the plan, checks that the exit layer fits it, and removes the layers.
 
-    `examples` are those to calibrate on, where the method does so.
+    `selection` holds the examples to calibrate on, where the method does so. Long prompts keep
+    their tail.
     """
 
     def calibration() -> list[torch.Tensor]:
+        examples = selection.examples
         if len(examples) < arguments.prune.calibration_samples:
             _warn(f"calibrating on {len(examples)} examples; no more are left unevaluated")
         limit = position_limit(loaded.model.config)
-        return [torch.tensor([_encode(loaded, e.prompt)[-limit:]]) for e in examples]
+        return [
+            torch.tensor([_encode(arguments.data, loaded, e.prompt)[-limit:]]) for e in examples
+        ]
 
     plan = make_plan(arguments.prune, loaded.model, calibration)
     kept_exit_layer(arguments.generation, plan)  # refuses one that leaves no layers on a side
@@ -78,7 +98,7 @@ def kept_exit_layer(arguments: GenerationArguments, plan: PrunePlan) -> int | No
 
 
 def encode_examples(
-    arguments: CellArguments, examples: list[EvaluationExample], loaded: LoadedModel
+    arguments: CellArguments, selection: Selection, loaded: LoadedModel
 ) -> list[EncodedExample]:
     """Tokenizes prompts; one that exceeds the model's positions is marked.
 
@@ -90,11 +110,12 @@ def encode_examples(
     if data.truncate_prompt and steps > limit:
         reject("max_steps", steps, f"exceeds the model's {limit} positions; no prompt is left")
     longest = limit - steps + 1 if data.truncate_prompt else limit
+    examples = selection.examples
     if data.num_samples and len(examples) < data.num_samples:
         _warn(f"{data.dataset} has {len(examples)} examples; all of them are run")
     encoded = []
     for example in examples:
-        ids = _encode(loaded, example.prompt)
+        ids = _encode(data, loaded, example.prompt)
         fits = len(ids) <= longest or data.truncate_prompt
         encoded.append(EncodedExample(example, len(ids), ids[-longest:] if fits else None))
     if all(item.prompt_ids is None for item in encoded):
@@ -106,55 +127,50 @@ def encode_examples(
 
 
 def make_generator(
-    arguments: GenerationArguments,
-    loaded: LoadedModel,
-    plan: PrunePlan,
-    encoded: list[EncodedExample],
+    arguments: CellArguments, loaded: LoadedModel, plan: PrunePlan, encoded: list[EncodedExample]
 ) -> TextGenerator:
     """The decoder of this cell, its cache sized for the longest prompt and output."""
-    vocabulary = loaded.model.config.vocab_size
-    if max(arguments.stop_token_ids, default=0) >= vocabulary:
-        reject("stop_token_ids", max(arguments.stop_token_ids), f"must be below {vocabulary}")
+    flags, vocabulary = arguments.generation, loaded.model.config.vocab_size
+    if max(flags.stop_token_ids, default=0) >= vocabulary:
+        reject("stop_token_ids", max(flags.stop_token_ids), f"must be below {vocabulary}")
     config = GenerationConfig(
-        max_steps=arguments.max_steps,
-        kept_exit_layer=kept_exit_layer(arguments, plan),
-        num_speculations=arguments.num_speculations,
+        max_steps=flags.max_steps,
+        kept_exit_layer=kept_exit_layer(flags, plan),
+        num_speculations=flags.num_speculations,
         sampling=SamplingRule(
-            arguments.sample,
-            arguments.temperature,
-            arguments.top_k,
-            arguments.top_p,
-            arguments.no_repeat_ngram_size,
+            flags.sample,
+            flags.temperature,
+            flags.top_k,
+            flags.top_p,
+            flags.no_repeat_ngram_size,
         ),
-        stop_words=tuple(arguments.unescaped_stop_words()),
-        stop_token_ids=tuple(arguments.stop_token_ids),
+        stop_words=arguments.stop_words,
+        stop_token_ids=tuple(flags.stop_token_ids),
     )
     longest = max(len(item.prompt_ids) for item in encoded if item.prompt_ids)
-    capacity = min(longest + arguments.max_steps, position_limit(loaded.model.config))
+    capacity = min(longest + flags.max_steps, position_limit(loaded.model.config))
     return TextGenerator(
-        loaded.model, loaded.tokenizer, arguments.generation_strategy, config, capacity
+        loaded.model, loaded.tokenizer, flags.generation_strategy, config, capacity
     )
 
 
-def make_record(
-    arguments: CellArguments,
-    runtime: Runtime,
-    loaded: LoadedModel,
-    plan: PrunePlan,
-    examples: list[EvaluationExample],
-    command: str,
-) -> RunRecord:
+def make_record(arguments: CellArguments, provenance: Provenance, plan: PrunePlan) -> RunRecord:
     """What the log says before the first token: all that defines the run, and where it is."""
-    texts = (text for e in examples for text in (e.example_id, e.prompt, e.reference))
-    facts = runtime.facts()
+    loaded, facts = provenance.loaded, provenance.runtime.facts()
+    data = {
+        "evaluation": _selection_facts(provenance.evaluated),
+        "calibration": _selection_facts(provenance.calibration),
+        "stop_words": arguments.stop_words,
+    }
     exit_layer = kept_exit_layer(arguments.generation, plan)
     identity = {
         "model_fingerprint": loaded.fingerprint,
         "dataset": arguments.data.dataset,
-        "data_fingerprint": content_hash(*texts),
+        "data_fingerprint": data["evaluation"]["fingerprint"],
+        "apply_chat_template": arguments.data.apply_chat_template,
         "truncate_prompt": arguments.data.truncate_prompt,
         "plan": {"method": plan.method, "kept_layers": plan.kept_layers},
-        "generation": decoding_identity(arguments.generation),
+        "generation": decoding_identity(arguments),
         "dtype": facts["dtype"],
         "device": facts["device"],
         "attention": loaded.model.config._attn_implementation,
@@ -163,7 +179,7 @@ def make_record(
     }
     return RunRecord(
         identity=identity,
-        command=command,
+        command=provenance.command,
         arguments=dataclasses.asdict(arguments),
         model={
             "name": loaded.name,
@@ -174,6 +190,7 @@ def make_record(
             "original_layers": plan.original_layers,
             "plan_of_origin": loaded.plan_of_origin,
         },
+        data=data,
         plan=plan.to_dict(),
         exit_layer={
             "original": None if exit_layer is None else arguments.generation.exit_layer,
@@ -184,13 +201,22 @@ def make_record(
     )
 
 
-def decoding_identity(arguments: GenerationArguments) -> dict[str, Any]:
+def decoding_identity(arguments: CellArguments) -> dict[str, Any]:
     """The flags of decoding, those without effect on it set to None."""
-    flags = dataclasses.asdict(arguments)
-    idle = [] if arguments.sample else ["temperature", "top_k", "top_p", "seed"]
-    if arguments.generation_strategy == "autoregressive":
+    flags = arguments.generation
+    idle = [] if flags.sample else ["temperature", "top_k", "top_p", "seed"]
+    if flags.generation_strategy == "autoregressive":
         idle.append("num_speculations")
-    return flags | dict.fromkeys(idle)
+    words = {"stop_words": arguments.stop_words}
+    return dataclasses.asdict(flags) | dict.fromkeys(idle) | words
+
+
+def _selection_facts(selection: Selection | None) -> dict[str, Any] | None:
+    """Where examples come from, and a fingerprint of their texts."""
+    if selection is None:
+        return None
+    texts = ((e.example_id, e.prompt, e.reference) for e in selection.examples)
+    return selection.facts() | {"fingerprint": content_hash(*itertools.chain(*texts))}
 
 
 def measure(
@@ -264,8 +290,18 @@ def _time_full_step(
     return dataclasses.asdict(generator.time_full_step(prompt_ids[-1]))
 
 
-def _encode(loaded: LoadedModel, prompt: str) -> list[int]:
-    ids = loaded.tokenizer(prompt)["input_ids"]
+def _encode(arguments: DataArguments, loaded: LoadedModel, prompt: str) -> list[int]:
+    """The prompt's tokens; with `--apply_chat_template`, of a chat in which a user says it."""
+    tokenizer = loaded.tokenizer
+    if not arguments.apply_chat_template:
+        ids = tokenizer(prompt)["input_ids"]
+    elif tokenizer.chat_template is None:
+        reject("apply_chat_template", "true", f"the tokenizer of {loaded.name} has no template")
+    else:
+        turns = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
     if not ids:
         raise UsageError(f"--model {loaded.name}: its tokenizer makes no token of {prompt[:40]!r}")
     return ids

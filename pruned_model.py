@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from arguments import PruneArguments, UsageError, reject
+from arguments import PruneArguments
+from command_line import UsageError, reject
 from runtime import PLAN_FILE
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arguments import reject
+from command_line import reject
 
 SCHEMA_VERSION = 1
 
@@ -67,6 +67,7 @@ class RunRecord:
     plan: dict[str, Any]
     exit_layer: dict[str, int | None]
     runtime: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
     commit: str | None = None
     status: str = "running"
     started: str = ""

@@ -8,6 +8,7 @@ import re
 import resource
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +21,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from arguments import ModelArguments, UsageError, reject
+from arguments import ModelArguments
+from command_line import UsageError, reject
 from embedded_model import EMBEDDED_MODEL, embedded_checkpoint
 from self_speculation.llama_model_utils import SUPPORTED_ATTENTION, SUPPORTED_MODEL_TYPES
 
@@ -74,6 +76,16 @@ class Runtime:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A supported model with its tokenizer, in a folder or on the hub; its weights are unread."""
+
+    name: str
+    source: str
+    config: Any
+    tokenizer: Any
+
+
 @dataclass
 class LoadedModel:
     """A model with its tokenizer, and where it came from.
@@ -109,22 +121,36 @@ def start(arguments: ModelArguments) -> Runtime:
     return Runtime(device, dtype)
 
 
-def load_model(arguments: ModelArguments, runtime: Runtime) -> LoadedModel:
-    """Loads `--model` from safetensors; never runs a checkpoint's own code.
+def find_checkpoint(arguments: ModelArguments) -> Checkpoint:
+    """Finds what `--model` names and whether it is supported, before its weights are read.
 
-    Raises `UsageError` for a model that is missing, gated, out of reach, incomplete or no Llama.
+    Raises `UsageError` for a model that is missing, gated, out of reach or no Llama.
     """
-    name, extra = arguments.model, arguments.extra() | {"dtype": runtime.dtype}
+    name, extra = arguments.model, arguments.extra()
     source = _source(name)
     kernel = extra.get("attn_implementation")
     if kernel is not None and kernel not in SUPPORTED_ATTENTION:
         allowed = ", ".join(SUPPORTED_ATTENTION)
         reject("model_args", f"attn_implementation={kernel}", f"must be one of {allowed}")
     where = {key: extra[key] for key in _LOCATION_ARGS if key in extra}
-    try:
+    with _one_line_errors(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
         _check_supported(name, config)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
+    return Checkpoint(name, source, config, tokenizer)
+
+
+def load_model(
+    arguments: ModelArguments, runtime: Runtime, checkpoint: Checkpoint | None = None
+) -> LoadedModel:
+    """Loads `--model` from safetensors; never runs a checkpoint's own code.
+
+    Raises `UsageError` as `find_checkpoint` does, and for a checkpoint that is incomplete.
+    """
+    checkpoint = checkpoint or find_checkpoint(arguments)
+    name, source, config = checkpoint.name, checkpoint.source, checkpoint.config
+    extra = arguments.extra() | {"dtype": runtime.dtype}
+    with _one_line_errors(name):
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             trust_remote_code=False,
@@ -133,16 +159,23 @@ def load_model(arguments: ModelArguments, runtime: Runtime) -> LoadedModel:
             **extra,
         )
         plan_of_origin = _plan_beside(source)
+    _check_complete(name, report, config.num_hidden_layers)
+    if "device_map" not in extra:
+        model.to(runtime.device)
+    model.eval().requires_grad_(False)
+    fingerprint = _fingerprint(source, config)
+    return LoadedModel(model, checkpoint.tokenizer, name, fingerprint, plan_of_origin)
+
+
+@contextmanager
+def _one_line_errors(name: str) -> Iterator[None]:
+    try:
+        yield
     except UsageError:
         raise
     except Exception as error:
         # A checkpoint is foreign input, and transformers answers it with errors of every type.
         raise UsageError(f"--model {name}: {_reason(error)}") from error
-    _check_complete(name, report, config.num_hidden_layers)
-    if "device_map" not in extra:
-        model.to(runtime.device)
-    model.eval().requires_grad_(False)
-    return LoadedModel(model, tokenizer, name, _fingerprint(source, config), plan_of_origin)
 
 
 def _source(name: str) -> str:

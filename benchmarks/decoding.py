@@ -18,16 +18,9 @@ from typing import Any
 
 import torch
 
-from arguments import (
-    DataArguments,
-    ModelArguments,
-    PruneArguments,
-    flag,
-    parse,
-    reject,
-    run_script,
-)
+from arguments import DataArguments, ModelArguments, PruneArguments
 from benchmarks.decoding_report import plot, table
+from command_line import flag, parse, reject, run_script
 from data import get_calibration_data, get_data
 from metrics import predicted_speedup
 from pruned_model import PruneModel, angular_distances, make_plan, weight_bytes
@@ -41,6 +34,7 @@ from self_speculation.text_generator import TextGenerator
 from timing import now
 
 GREEDY = SamplingRule()
+SEED = 42
 EQUALITY_PLANS = {
     "base": {},
     "angular n=2": {"prune_method": "angular", "prune_n": 2},
@@ -68,6 +62,10 @@ class DecodingArguments:
         if 0 not in self.removed:
             reject("removed", self.removed, "must hold 0, the whole model, to compare with")
 
+    def data(self) -> DataArguments:
+        """The data set's first prompts, as ever."""
+        return DataArguments(num_samples=self.num_prompts, random_shuffle=False)
+
 
 @dataclass
 class Bench:
@@ -79,8 +77,10 @@ class Bench:
 
     def calibration_prompts(self) -> list[torch.Tensor]:
         """Prompts that are not among those decoded, as plans take them."""
-        examples = get_calibration_data(DataArguments(num_samples=self.arguments.num_prompts), 32)
-        return [torch.tensor([self.loaded.tokenizer(e.prompt)["input_ids"]]) for e in examples]
+        data = self.arguments.data()
+        found = get_calibration_data(data, PruneArguments(), get_data(data, SEED))
+        texts = [example.prompt for example in found.examples]
+        return [torch.tensor([self.loaded.tokenizer(text)["input_ids"]]) for text in texts]
 
     def generator(
         self,
@@ -272,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, model_arguments = parse(argv, __doc__, DecodingArguments, ModelArguments)
     runtime = start(model_arguments)
     loaded = load_model(model_arguments, runtime)
-    examples = get_data(DataArguments(num_samples=arguments.num_prompts))
+    examples = get_data(arguments.data(), SEED).examples
     prompts = [loaded.tokenizer(example.prompt)["input_ids"] for example in examples]
     bench = Bench(loaded, arguments, prompts)
     results = {

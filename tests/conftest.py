@@ -1,17 +1,22 @@
 """A tiny Llama, a byte-level tokenizer and a checkpoint of both: all that offline tests need."""
 
 import copy
+import csv
+import gzip
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import benchmark
-from arguments import run_script
+from command_line import run_script
 from run_log import find_runs, read_record, read_samples
 
 torch.set_num_threads(1)
@@ -24,6 +29,21 @@ LAYERS = 6
 GREEDY = ["--sample", "false", "--max_steps", "16"]
 SPECULATIVE = ["--generation_strategy", "self_speculative", "--num_speculations", "3"]
 ANGULAR = ["--prune_method", "angular", "--prune_n", "2", "--calibration_samples", "4"]
+
+
+def write(path, rows):
+    """A file of rows, in the format that the name's end says."""
+    if path.suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            lines = csv.DictWriter(file, rows[0])
+            lines.writeheader()
+            lines.writerows(rows)
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
 
 
 def tiny_config(**changes) -> LlamaConfig:
@@ -96,7 +116,8 @@ def run(checkpoint, rows, tmp_path):
         code = run_script(
             benchmark.main,
             ["--model", str(checkpoint), "--dtype", "float64", "--dataset", "custom_jsonl"]
-            + ["--data_path", str(path), "--output_dir", str(folder), *count, *flags],
+            + ["--data_path", str(path), "--output_dir", str(folder), *count]
+            + ["--random_shuffle", "false", *flags],
         )
         found = find_runs(folder)
         if not found:

@@ -6,7 +6,7 @@ import pytest
 
 import analyze_logs
 import benchmark
-from arguments import run_script
+from command_line import run_script
 
 CELL = ["--sample", "false", "--max_steps", "8", "--num_samples", "2", "--dataset", "custom_jsonl"]
 SPECULATIVE = ["--generation_strategy", "self_speculative", "--exit_layer", "3"]

@@ -8,25 +8,17 @@ import pytest
 
 import arguments
 import benchmark
-import data
 import pruned_model
 import self_speculation
-from arguments import (
-    DataArguments,
-    GenerationArguments,
-    ModelArguments,
-    PruneArguments,
-    UsageError,
-    parse,
-    run_script,
-)
+from arguments import DataArguments, GenerationArguments, ModelArguments, PruneArguments
+from command_line import UsageError, parse, run_script
 
 ROOT = Path(__file__).parent.parent
+GROUPS = (ModelArguments, DataArguments, PruneArguments, GenerationArguments)
 SPECULATIVE = ["--generation_strategy", "self_speculative"]
 
 
 def test_choices_are_the_tables_keys():
-    assert tuple(data.DATASETS) == arguments.DATASETS
     assert tuple(pruned_model.CRITERIA) == arguments.PRUNE_METHODS
     assert tuple(self_speculation.STRATEGIES) == arguments.GENERATION_STRATEGIES
 
@@ -43,7 +35,7 @@ def test_defaults_are_those_of_layerskip():
         top_k=0,
         top_p=0.9,
         no_repeat_ngram_size=None,
-        stop_words=[],
+        stop_words=None,
         stop_token_ids=[],
     )
 
@@ -61,7 +53,9 @@ def test_values_of_every_kind_parse():
     assert (found.sample, found.top_k, found.stop_words) == (False, 5, ["a,b", "c"])
     assert (found.stop_token_ids, found.temperature) == ([1, 2], 1.0)
     escaped = GenerationArguments(stop_words=[r"\ndef", r"a\\n", r"\q"])
-    assert escaped.unescaped_stop_words() == ["\ndef", r"a\n", r"\q"]
+    assert escaped.chosen_stop_words() == ("\ndef", r"a\n", r"\q")
+    assert GenerationArguments(stop_words=["none"]).chosen_stop_words() == ()
+    assert GenerationArguments().chosen_stop_words() is None
 
 
 def test_model_args_are_read_and_typed():
@@ -110,8 +104,25 @@ BAD_LINES = {
     "--no_repeat_ngram_size 0": "--no_repeat_ngram_size 0: must be at least 1",
     "--stop_token_ids -3": "--stop_token_ids -3: must be token ids",
     "--num_samples 0": "--num_samples 0: must be at least 1",
-    "--dataset custom_jsonl": "--data_path: --dataset custom_jsonl needs a JSONL file",
-    "--data_path x.jsonl": "--data_path x.jsonl: only with --dataset custom_jsonl",
+    "--dataset custom_jsonl": "--data_path: --dataset custom_jsonl needs a file or a folder",
+    "--dataset chat_format": "--data_path: --dataset chat_format needs a file or a folder",
+    "--prune_method angular --prune_n 2 --calibration_dataset chat_format": (
+        "--calibration_path: --calibration_dataset chat_format needs a file or a folder"
+    ),
+    "--data_path none.jsonl": "--data_path none.jsonl: cannot be read (No such file or directory)",
+    "--calibration_path x.jsonl": ("--calibration_path x.jsonl: only with --prune_method angular"),
+    "--calibration_dataset top_v2": (
+        "--calibration_dataset top_v2: only with --prune_method angular"
+    ),
+    "--prune_method angular --prune_n 2 --calibration_path none.csv": (
+        "--calibration_path none.csv: cannot be read (No such file or directory)"
+    ),
+    "--n_shot -1": "--n_shot -1: must be 0 or more",
+    "--n_shot 1": "--n_shot 1: needs a training split, and --dataset human_eval has none",
+    "--n_shot 1 --data_path LICENSE": "--data_path LICENSE: must end in .jsonl, .json, .csv",
+    "--template Answer:": "--template 'Answer:': must hold {message}",
+    "--random_shuffle 3": "--random_shuffle: must be true or false, not '3'",
+    "--stop_words none x": "--stop_words none x: none stands alone",
     "--dataset custom_jsonl --data_path none.jsonl": "--data_path none.jsonl: cannot be read",
     "--prune_m base": "--prune_m: no such flag; did you mean --prune_n?",
     "--prune-method base": "--prune-method: no such flag; did you mean --prune_method?",
@@ -148,16 +159,19 @@ def test_empty_values_are_refused():
     for line, message in [
         (["--stop_words", ""], "--stop_words ''"),
         (["--model", ""], "--model ''"),
+        (["--data_path", ""], "--data_path ''"),
+        (["--template", ""], "--template ''"),
+        (["--prune_method", "angular", "--prune_n", "1", "--calibration_path", ""], "_path ''"),
     ]:
         with pytest.raises(UsageError, match=message):
-            parse(line, "", ModelArguments, GenerationArguments)
+            parse(line, "", *GROUPS)
 
 
 def test_a_typo_answers_without_importing_torch():
     """As a real command, which is how its exit code and silence count."""
     code = (
-        "import sys, benchmark, arguments;"
-        "code = arguments.run_script(benchmark.main, ['--tempreature', '1']);"
+        "import sys, benchmark, command_line;"
+        "code = command_line.run_script(benchmark.main, ['--tempreature', '1']);"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules;"
         "sys.exit(code)"
     )
@@ -174,5 +188,5 @@ def test_help_names_every_flag(capsys):
         benchmark.main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for group in (ModelArguments, DataArguments, PruneArguments, GenerationArguments):
+    for group in GROUPS:
         assert all(f"--{name}" in text for name in group.__dataclass_fields__)

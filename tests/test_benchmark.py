@@ -1,13 +1,21 @@
 """Whole runs of benchmark.py on a tiny checkpoint, from flags to files."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import ANGULAR, GREEDY, SPECULATIVE
 
 import benchmark
 import experiment
+import runtime as machine
+from command_line import run_script
+from rows import HubSource, Row, RowsError
 from run_log import find_runs, read_record, read_samples
+
+ROOT = Path(__file__).parent.parent
 
 
 def outputs(samples):
@@ -177,3 +185,75 @@ def test_an_interruption_before_the_first_example_is_one_line(run, monkeypatch, 
     monkeypatch.setattr(experiment, "encode_examples", interrupt)
     assert run(*GREEDY)[:2] == (130, None)
     assert capsys.readouterr().err.splitlines()[-1].endswith(": interrupted")
+
+
+CLASSIC = (
+    "--model facebook/layerskip-llama2-7B --dataset cnn_dm_summarization --num_samples 20 "
+    "--generation_strategy self_speculative --exit_layer 30 --num_speculations 6 "
+    "--output_dir ./logs/eval/"
+)
+CLASSIC_PLANS = [
+    "--prune_method angular --prune_n 2",
+    "--prune_method random --dropout_threshold 0.2",
+    "--prune_method base",
+]
+
+
+@pytest.mark.parametrize("plan", CLASSIC_PLANS)
+def test_the_classic_commands_get_as_far_as_the_models_download(
+    plan, tmp_path, monkeypatch, capsys
+):
+    """Before that of the data: a model that is gated should not cost a gigabyte of articles."""
+    monkeypatch.chdir(tmp_path)
+    assert run_script(benchmark.main, f"{CLASSIC} {plan}".split()) == 2
+    message = "--model facebook/layerskip-llama2-7B: the hub cannot be reached"
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_data_of_the_hub_come_before_the_weights(
+    checkpoint, tmp_path, monkeypatch, reached, capsys
+):
+    """A data set that cannot be reached should not cost the loading of 70B parameters."""
+    order = []
+
+    def rows(self, split):
+        order.append(split)
+        if not reached:
+            raise RowsError("is out of reach")
+        return [Row(f"row {n}", {"utterance": f"{split} {n}", "semantic_parse": ""}) for n in "123"]
+
+    ordinary = machine.load_model
+
+    def load(*arguments):
+        order.append("weights")
+        return ordinary(*arguments)
+
+    monkeypatch.setattr(HubSource, "rows", rows)
+    monkeypatch.setattr(machine, "load_model", load)
+    flags = ["--model", str(checkpoint), "--dataset", "top_v2", "--num_samples", "2", *ANGULAR]
+    code = run_script(benchmark.main, [*flags, *GREEDY, "--output_dir", str(tmp_path / "logs")])
+    if not reached:
+        assert (code, order) == (2, ["test"])
+        assert "--dataset top_v2: is out of reach; --data_path names" in capsys.readouterr().err
+        return
+    assert (code, order) == (0, ["test", "train", "weights"])
+    (path,) = find_runs(tmp_path / "logs")
+    assert read_record(path).data["calibration"]["source"] == "WillHeld/top_v2"
+
+
+def test_bad_data_are_refused_without_importing_torch(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{")
+    code = (
+        "import sys, benchmark, command_line;"
+        "line = ['--dataset', 'xsum_summarization', '--data_path', sys.argv[1]];"
+        "assert command_line.run_script(benchmark.main, line) == 2;"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr.startswith(f"-c: error: --data_path {path}: line 1 is not JSON")
+    assert done.returncode == 0

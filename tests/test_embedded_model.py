@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import embedded_model
-from arguments import DataArguments, ModelArguments, PruneArguments, UsageError
+from arguments import DataArguments, ModelArguments, PruneArguments
+from command_line import UsageError
 from data import get_data
 from embedded_model import embedded_checkpoint
 from pruned_model import PruneModel, make_plan
@@ -93,7 +94,8 @@ def embedded():
 
 
 def prompts(loaded, count):
-    examples = get_data(DataArguments(num_samples=count))
+    arguments = DataArguments(num_samples=count, random_shuffle=False)
+    examples = get_data(arguments, seed=0).examples
     return [loaded.tokenizer(example.prompt)["input_ids"] for example in examples]
 
 

@@ -1,14 +1,17 @@
 """One cell: what it calibrates on, which prompts it reads, and what defines it."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 import torch
-from conftest import ANGULAR, GREEDY, SPECULATIVE
+from conftest import ANGULAR, GREEDY, SPECULATIVE, write
+from tokenizers import Tokenizer
 
 import experiment
 import runtime as machine
+from dataset_table import DATASETS
 from pruned_model import angular_distances
 from runtime import Runtime
 from self_speculation.text_generator import TextGenerator
@@ -27,7 +30,8 @@ def test_calibration_reads_prompts_that_are_not_evaluated(run, tokenizer, monkey
 
     monkeypatch.setattr("pruned_model.angular_distances", watched)
     _, _, samples = run(*GREEDY, *ANGULAR, samples="7")
-    assert seen == [f"number {i}:" for i in range(8, 12)]
+    assert len(seen) == 4
+    assert set(seen) < {f"number {i}:" for i in range(7, 12)}
     assert [sample.reference for sample in samples] == [f"item {i}" for i in range(7)]
 
 
@@ -46,6 +50,26 @@ def test_long_calibration_prompts_keep_their_tail(run, tokenizer, tmp_path, monk
     assert code == 0
     (prompt,) = seen
     assert tokenizer.decode(prompt[0]) == "a" * 252 + "TAIL"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_last_real_token_is_read_whatever_side_the_tokenizer_pads(
+    run, checkpoint, tmp_path, side
+):
+    """Even a tokenizer that pads and cuts all that it is given."""
+    _, plain, _ = run(*GREEDY, *ANGULAR)
+    padded = shutil.copytree(checkpoint, tmp_path / side)
+    core = Tokenizer.from_file(str(padded / "tokenizer.json"))
+    core.enable_padding(direction=side, length=64, pad_id=256, pad_token="<end>")
+    core.enable_truncation(4)
+    core.save(str(padded / "tokenizer.json"))
+    settings = json.loads((padded / "tokenizer_config.json").read_text())
+    settings |= {"padding_side": side, "pad_token": "<end>"}
+    (padded / "tokenizer_config.json").write_text(json.dumps(settings))
+    _, other, samples = run(*GREEDY, *ANGULAR, "--model", str(padded))
+    assert other.plan["scores"] == plain.plan["scores"]
+    assert other.plan["calibration"] == plain.plan["calibration"]
+    assert samples[0].prompt_tokens == len("number 0:")
 
 
 def test_prompts_beyond_the_models_positions_are_skipped_and_counted(run, tmp_path, capsys):
@@ -167,6 +191,100 @@ def test_the_run_id_follows_what_defines_the_run(run, rows, checkpoint, tmp_path
     rows.write_text(rows.read_text().replace("item 0", "item zero"))
     others.append(run(*GREEDY))
     assert len({base, *(record.run_id for _, record, _ in others)}) == len(others) + 1
+
+
+def test_the_log_tells_which_rows_were_used(run, rows, tmp_path):
+    copy = write(
+        tmp_path / "copy.parquet", [json.loads(line) for line in rows.read_text().splitlines()]
+    )
+    _, one, _ = run(*GREEDY, *ANGULAR)
+    _, other, _ = run(*GREEDY, *ANGULAR, path=copy)
+    assert one.run_id == other.run_id
+    evaluation, calibration = one.data["evaluation"], one.data["calibration"]
+    assert evaluation.pop("source") == calibration.pop("source") == str(rows)
+    fingerprints = [evaluation.pop("fingerprint"), calibration.pop("fingerprint")]
+    assert fingerprints == [other.data[use]["fingerprint"] for use in ("evaluation", "calibration")]
+    assert evaluation == {"split": "test", "available_rows": 12, "examples": 3, "shots": []}
+    assert calibration == {"split": "test", "available_rows": 12, "examples": 4, "shots": []}
+    rows.write_text(rows.read_text().replace("item 0", "item zero"))
+    _, changed, _ = run(*GREEDY, *ANGULAR)
+    assert changed.data["evaluation"]["fingerprint"] != fingerprints[0]
+    assert changed.data["calibration"]["fingerprint"] == fingerprints[1]
+    _, base, _ = run(*GREEDY)
+    assert base.data["calibration"] is None
+
+
+def test_shots_are_logged_and_read_by_the_model(run, rows, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(rows, folder / "test.jsonl")
+    write(folder / "train.csv", [{"prompt": "Q", "response": "A"}])
+    _, record, samples = run(*GREEDY, "--n_shot", "1", path=folder)
+    assert record.data["evaluation"]["shots"] == ["1"]
+    assert samples[0].prompt_tokens == len("Q A\n\nnumber 0:")
+
+
+CHAT_TEMPLATE = (
+    "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_prompts_go_through_the_tokenizers_chat_template(run, checkpoint, tmp_path, monkeypatch):
+    seen = []
+
+    def watched(model, prompts):
+        seen.extend(prompts)
+        return angular_distances(model, prompts)
+
+    monkeypatch.setattr("pruned_model.angular_distances", watched)
+    folder = shutil.copytree(checkpoint, tmp_path / "chat")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    flags = ["--model", str(folder), "--template", "say {message}", *ANGULAR]
+    code, chat, samples = run(*GREEDY, *flags, "--apply_chat_template", "true")
+    assert code == 0
+    assert samples[0].prompt_tokens == len("<user>say number 0:<assistant>")
+    assert {prompt.shape[1] for prompt in seen} <= {30, 31}
+    _, plain, samples = run(*GREEDY, *flags)
+    assert samples[0].prompt_tokens == len("say number 0:")
+    assert plain.run_id != chat.run_id
+
+
+def test_a_tokenizer_without_chat_template_is_refused(run, capsys):
+    assert run(*GREEDY, "--apply_chat_template", "true")[:2] == (2, None)
+    err = capsys.readouterr().err
+    assert "--apply_chat_template true: the tokenizer of" in err
+    assert "has no template" in err
+
+
+def test_the_data_set_says_what_ends_an_answer(run, tmp_path):
+    """Unless --stop_words does, of which none is one."""
+    chat = {"data": [{"role": "USER", "message": "hi"}, {"role": "PARSER", "message": "ho"}]}
+    path = write(tmp_path / "chat.jsonl", [chat])
+    flags = ["--dataset", "chat_format", *GREEDY]
+    own, none, other = (
+        run(*flags, *words, path=path)[1]
+        for words in ([], ["--stop_words", "none"], ["--stop_words", r"\n", "x"])
+    )
+    assert own.data["stop_words"] == ["\n[/PARSER]"]
+    assert none.data["stop_words"] == []
+    assert other.data["stop_words"] == ["\n", "x"]
+    assert len({own.run_id, none.run_id, other.run_id}) == 3
+    same = run(*flags, "--stop_words", r"\n[/PARSER]", path=path)[1]
+    assert same.run_id == own.run_id
+
+
+def test_a_data_sets_stop_words_end_its_outputs(run, tmp_path, monkeypatch):
+    path = write(tmp_path / "top.jsonl", [{"utterance": "number 0:", "semantic_parse": "item 0"}])
+    flags = ["--dataset", "top_v2", *GREEDY]
+    _, _, (whole,) = run(*flags, path=path)
+    word = whole.prediction[3:6]
+    stopped = dataclasses.replace(DATASETS["top_v2"], stop_words=(word,))
+    monkeypatch.setitem(DATASETS, "top_v2", stopped)
+    _, _, (short,) = run(*flags, path=path)
+    assert (short.prediction, short.stop_reason) == (whole.prediction[:3], "stop_word")
+    _, _, (unstopped,) = run(*flags, "--stop_words", "none", path=path)
+    assert unstopped.prediction == whole.prediction
 
 
 def test_the_peak_of_memory_is_that_of_decoding(run, monkeypatch):

@@ -11,6 +11,9 @@ ROOT = Path(__file__).parent.parent
 # Each module may import those before it, and none after it.
 ORDER = [
     "timing",
+    "command_line",
+    "rows",
+    "dataset_table",
     "arguments",
     "data",
     "embedded_model",

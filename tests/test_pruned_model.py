@@ -8,7 +8,8 @@ from conftest import LAYERS, random_prompt, tiny_config
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import pruned_model
-from arguments import PruneArguments, UsageError
+from arguments import PruneArguments
+from command_line import UsageError
 from pruned_model import (
     PruneModel,
     PrunePlan,

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 import run_log
-from arguments import UsageError
+from command_line import UsageError
 from run_log import (
     RunRecord,
     RunWriter,

