@@ -179,6 +179,9 @@ def _parse_jsonl(data: bytes) -> list[Row]:
 def _parse_line(number: int, line: str) -> Row:
     try:
         values = json.loads(line)
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg}, column {error.colno}"
+        raise RowsError(f"line {number} is not JSON ({reason})") from error
     except (ValueError, RecursionError) as error:
         raise RowsError(f"line {number} is not JSON ({error})") from error
     if not isinstance(values, dict):

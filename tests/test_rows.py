@@ -92,7 +92,10 @@ def test_a_folder_without_a_test_file_says_what_it_looked_for(tmp_path):
 
 BAD_FILES = {
     "no json.jsonl": (b'{"a": 1}\n{"a": \n', "line 2 is not JSON"),
-    "truncated.jsonl": (b'{"a": "x", "resp', "line 1 is not JSON"),
+    "truncated.jsonl": (
+        b'{"a": "x", "resp',
+        "line 1 is not JSON (Unterminated string starting at, column 12)",
+    ),
     "no object.jsonl": (b"[1, 2]\n", "line 1 is not a JSON object"),
     "empty.jsonl": (b"\n\n", "holds no examples"),
     "binary.jsonl": (b"\x00\xff\xfe\x80", "is not UTF-8 text (byte 1)"),
