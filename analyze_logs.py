@@ -50,8 +50,9 @@ def _row(run: RunRecord, baselines: dict[str, RunRecord]) -> dict[str, str]:
     generation, metrics = run.identity["generation"], run.metrics
     speculative = generation["generation_strategy"] == "self_speculative"
     exit_layer = run.exit_layer["original"]
+    shots = len((_at(run.data, "evaluation", "shots")) or [])
     return {
-        "data": run.identity["dataset"],
+        "data": run.identity["dataset"] + (f", {shots} shots" if shots else ""),
         "approach": run.plan["approach"],
         "layers": f"{run.model['kept_layers']}/{run.model['original_layers']}",
         "strategy": generation["generation_strategy"]

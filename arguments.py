@@ -114,6 +114,10 @@ class DataArguments:
         if self.data_path == "":
             reject("data_path", "''", "must name a file or a folder")
 
+    def custom_fields(self) -> dict[str, str]:
+        """The fields of custom_jsonl, and what the user's rows call them."""
+        return {"prompt": self.prompt_field, "response": self.response_field}
+
     def filled_template(self, message: str) -> str:
         """The message inside `--template`, or alone without one."""
         if self.template is None:
@@ -162,6 +166,10 @@ class PruneArguments:
             reject("calibration_path", "''", "must name a file or a folder")
         if self.save_pruned is not None:
             check_new_folder("save_pruned", self.save_pruned, may_exist=False)
+
+    def names_calibration(self) -> bool:
+        """Whether examples to calibrate on are named, and not those of the data evaluated."""
+        return (self.calibration_dataset or self.calibration_path) is not None
 
     def _check_needed(self, name: str, method: str) -> None:
         if self.prune_method == method and getattr(self, name) is None:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from arguments import DataArguments, PruneArguments
 from command_line import reject
@@ -102,66 +102,66 @@ def get_calibration_data(
     Raises `UsageError` where none is left.
     """
     reader = _Reader.of_calibration(arguments, pruning)
-    own = reader.flag in ("data_path", "dataset")
-    shots = evaluated.shots if own else []
+    shots = [] if pruning.names_calibration() else evaluated.shots
     split = reader.split("train")
     if split is None:
         split = reader.split("test")
     seen = {_content_key(example) for example in [*evaluated.examples, *shots]}
     drawn = split.drawn(pruning.prune_seed, "calibration", seen)
     chosen = list(itertools.islice(drawn, pruning.calibration_samples))
-    if not chosen and own:
+    if not chosen and pruning.names_calibration():
+        reader.reject("holds no example that is not evaluated")
+    if not chosen:
         reject(
             "num_samples",
             len(evaluated.examples),
             f"evaluates every example of {arguments.dataset} and leaves none to calibrate "
             "--prune_method angular on; lower it, or name others with --calibration_path",
         )
-    if not chosen:
-        reader.reject("holds no example that is not evaluated")
     examples = [_framed(example, reader.dataset, arguments, shots) for example in chosen]
     return Selection(examples, str(reader.source), split.name, len(split), shots)
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """One data set in one source, and the flag and value that named them."""
+    """One data set in one source, and the flags that named them, or could have."""
 
-    dataset: DataSet
-    source: Source
+    name: str
+    path: str | None
     fields: dict[str, str]
-    flag: str
-    value: str
+    name_flag: str = "dataset"
+    path_flag: str = "data_path"
 
     @classmethod
     def of_evaluation(cls, arguments: DataArguments) -> "_Reader":
-        return cls._make(arguments, "dataset", "data_path")
+        return cls(arguments.dataset, arguments.data_path, arguments.custom_fields())
 
     @classmethod
     def of_calibration(cls, arguments: DataArguments, pruning: PruneArguments) -> "_Reader":
-        dataset, path = pruning.calibration_dataset, pruning.calibration_path
-        if dataset is None and path is None:
+        if not pruning.names_calibration():
             return cls.of_evaluation(arguments)
-        other = dataclasses.replace(arguments, dataset=dataset or arguments.dataset, data_path=path)
-        return cls._make(other, "calibration_dataset", "calibration_path")
+        name = pruning.calibration_dataset or arguments.dataset
+        flags = ("calibration_dataset", "calibration_path")
+        return cls(name, pruning.calibration_path, arguments.custom_fields(), *flags)
 
-    @classmethod
-    def _make(cls, arguments: DataArguments, set_flag: str, path_flag: str) -> "_Reader":
-        name, path = arguments.dataset, arguments.data_path
-        dataset = DATASETS[name]
-        if path is None and dataset.source is None:
-            reject(path_flag, None, f"--{set_flag} {name} needs a file or a folder")
-        fields = {field: field for field in dataset.fields}
-        if name == "custom_jsonl":
-            fields = {"prompt": arguments.prompt_field, "response": arguments.response_field}
-        if path is None:
-            return cls(dataset, dataset.source, fields, set_flag, name)
-        return cls(dataset, PathSource(Path(path)), fields, path_flag, path)
+    def __post_init__(self) -> None:
+        if self.path is None and self.dataset.source is None:
+            allowed = f"--{self.name_flag} {self.name} needs a file or a folder"
+            reject(self.path_flag, None, allowed)
 
-    def reject(self, reason: str) -> None:
-        """Raises the `UsageError` that names this reader's flag."""
-        hint = "" if self.source.local else f"; --{_PATH_FLAGS[self.flag]} names a file or a folder"
-        reject(self.flag, self.value, reason + hint)
+    @property
+    def dataset(self) -> DataSet:
+        return DATASETS[self.name]
+
+    @property
+    def source(self) -> Source:
+        return self.dataset.source if self.path is None else PathSource(Path(self.path))
+
+    def reject(self, reason: str) -> NoReturn:
+        """Raises the `UsageError` that names the flag at fault, and a way around the hub."""
+        hint = "" if self.source.local else f"; --{self.path_flag} names a file or a folder"
+        flag = self.name_flag if self.path is None else self.path_flag
+        reject(flag, self.path or self.name, reason + hint)
 
     def split(self, name: str) -> "_Split | None":
         """The examples of a split; None where the source has no such split."""
@@ -192,23 +192,20 @@ class _Split:
 
     def __getitem__(self, index: int) -> list[EvaluationExample]:
         """The examples of one row: one, or several where a row holds a conversation."""
-        row = self.rows[index]
+        row, dataset = self.rows[index], self.reader.dataset
         try:
             values = row.values | self._texts(row.values)
-            pairs = self.reader.dataset.examples(values)
-            _check_characters(pairs)
+            pairs = dataset.examples(values)
+            row_id = str(values.get(dataset.id_field, index + 1))
+            _check_characters(row_id, *itertools.chain(*pairs))
         except RowsError as error:
             self.reader.reject(f"{row.place} {error}")
-        row_id = str(values.get(self.reader.dataset.id_field, index + 1))
-        if len(pairs) == 1:
-            ids = [row_id]
-        else:
-            ids = [f"{row_id}.{number}" for number, _ in enumerate(pairs, start=1)]
-        fields = self.reader.dataset.fields
-        return [
-            EvaluationExample(name, prompt, reference, values[fields[0]] if fields else prompt)
-            for name, (prompt, reference) in zip(ids, pairs, strict=True)
-        ]
+        examples = []
+        for number, (prompt, reference) in enumerate(pairs, start=1):
+            example_id = row_id if len(pairs) == 1 else f"{row_id}.{number}"
+            content = values[dataset.fields[0]] if dataset.fields else prompt
+            examples.append(EvaluationExample(example_id, prompt, reference, content))
+        return examples
 
     def drawn(self, seed: int, purpose: str, seen: set[str]) -> Iterator[EvaluationExample]:
         """Examples in an order drawn by `seed`, of content that is not empty and new to `seen`."""
@@ -222,14 +219,13 @@ class _Split:
 
     def _texts(self, values: dict[str, Any]) -> dict[str, str]:
         """The data set's fields, under the names that it knows them by."""
-        for name in self.reader.fields.values():
+        renamed = self.reader.fields if self.reader.name == "custom_jsonl" else {}
+        names = {field: renamed.get(field, field) for field in self.reader.dataset.fields}
+        for name in names.values():
             if not isinstance(values.get(name), str):
                 found = ", ".join(values) or "none"
                 raise RowsError(f"has no text field {name!r}; it has: {found}")
-        return {field: values[name] for field, name in self.reader.fields.items()}
-
-
-_PATH_FLAGS = {"dataset": "data_path", "calibration_dataset": "calibration_path"}
+        return {field: values[name] for field, name in names.items()}
 
 
 def _shots(
@@ -240,12 +236,11 @@ def _shots(
         return []
     split = reader.split("train")
     if split is None:
-        named = f"--{reader.flag} {reader.value}"
         reject(
             "n_shot",
             count,
-            f"needs a training split, and {named} has none; --data_path may name a folder with a "
-            "train and a test file",
+            f"needs a training split, and {reader.source} has none; --data_path may name a folder "
+            "with a train and a test file",
         )
     seen = {_content_key(example) for example in evaluated}
     shots = list(itertools.islice(split.drawn(seed, "shots", seen), count))
@@ -281,8 +276,8 @@ def _content_key(example: EvaluationExample) -> str:
     return " ".join(example.content.split())
 
 
-def _check_characters(pairs: list[tuple[str, str]]) -> None:
-    for text in itertools.chain.from_iterable(pairs):
+def _check_characters(*texts: str) -> None:
+    for text in texts:
         try:
             text.encode()
         except UnicodeEncodeError as error:

