@@ -78,7 +78,7 @@ def parse(argv: list[str] | None, description: str, *groups: type) -> list[Any]:
     """
     parser = OneLineParser(description=description, allow_abbrev=False)
     for group in groups:
-        section = parser.add_argument_group(group.__doc__)
+        section = parser.add_argument_group(group.__doc__.rstrip("."))
         for item in dataclasses.fields(group):
             _add_flag(section, item, typing.get_type_hints(group)[item.name])
     values, unknown = parser.parse_known_args(argv)
