@@ -111,10 +111,11 @@ class DataArguments:
             reject("n_shot", self.n_shot, "must be 0 or more")
         if self.template is not None and PLACEHOLDER not in self.template:
             reject("template", repr(self.template), f"must hold {PLACEHOLDER}")
-        if self.data_path == "":
-            reject("data_path", "''", "must name a file or a folder")
+        for name in ("data_path", "prompt_field", "response_field"):
+            if getattr(self, name) == "":
+                reject(name, "''", "must not be empty")
 
-    def custom_fields(self) -> dict[str, str]:
+    def renamed_fields(self) -> dict[str, str]:
         """The fields of custom_jsonl, and what the user's rows call them."""
         return {"prompt": self.prompt_field, "response": self.response_field}
 
@@ -163,7 +164,7 @@ class PruneArguments:
         if self.calibration_samples < 1:
             reject("calibration_samples", self.calibration_samples, "must be at least 1")
         if self.calibration_path == "":
-            reject("calibration_path", "''", "must name a file or a folder")
+            reject("calibration_path", "''", "must not be empty")
         if self.save_pruned is not None:
             check_new_folder("save_pruned", self.save_pruned, may_exist=False)
 

@@ -13,7 +13,7 @@ from arguments import (
     PruneArguments,
 )
 from command_line import EXIT_INTERRUPTED, parse, run_script
-from data import get_prompts, needs_hub
+from data import get_local_prompts, get_prompts
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     parsed = parse(argv, __doc__, *groups)
     _, data, pruning, generation, _ = parsed
     # What needs neither torch nor a download comes first, so that it is refused within a second.
-    prompts = None if needs_hub(data, pruning) else get_prompts(data, pruning, generation.seed)
+    prompts = get_local_prompts(data, pruning, generation.seed)
 
     import experiment
     import runtime as machine
@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = experiment.CellArguments(*parsed)
     runtime = machine.start(arguments.model)
     checkpoint = machine.find_checkpoint(arguments.model)
+    experiment.check_chat_template(data, checkpoint)
     evaluated, calibration = prompts or get_prompts(data, pruning, generation.seed)
     loaded = machine.load_model(arguments.model, runtime, checkpoint)
     pruned = experiment.prune(arguments, loaded, calibration)

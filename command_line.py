@@ -29,6 +29,11 @@ def reject(flag: str, value: object, allowed: str) -> NoReturn:
     raise UsageError(f"--{flag}{shown}: {allowed}")
 
 
+def warn(message: str) -> None:
+    """Says on stderr what the user should know of a run that goes on."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
 def check_new_folder(name: str, value: str, may_exist: bool) -> None:
     """Refuses a folder that cannot be made or written, before anything is computed for it."""
     try:

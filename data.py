@@ -3,13 +3,15 @@
 import dataclasses
 import itertools
 import random
+import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from arguments import DataArguments, PruneArguments
-from command_line import reject
+from command_line import reject, warn
 from dataset_table import DATASETS, DataSet
 from rows import PathSource, Row, RowsError, Source
 
@@ -49,12 +51,24 @@ class Selection:
         }
 
 
-def needs_hub(data: DataArguments, pruning: PruneArguments) -> bool:
-    """Whether rows may have to be downloaded first."""
-    readers = [_Reader.of_evaluation(data)]
+def get_local_prompts(
+    data: DataArguments, pruning: PruneArguments, seed: int
+) -> tuple[Selection, Selection | None] | None:
+    """`get_prompts` where nothing has to be downloaded for it.
+
+    Elsewhere None, once the rows that are local have been read, so that what is wrong with them is
+    said before anything is waited for.
+    """
+    readers = {"test": _Reader.of_evaluation(data)}
     if pruning.prune_method == "angular":
-        readers.append(_Reader.of_calibration(data, pruning))
-    return not all(reader.source.local for reader in readers)
+        readers["train"] = _Reader.of_calibration(data, pruning)
+    _check_renamed(data, list(readers.values()))
+    if all(reader.source.local for reader in readers.values()):
+        return get_prompts(data, pruning, seed)
+    for split, reader in readers.items():
+        if reader.source.local:
+            reader.best_split(split)
+    return None
 
 
 def get_prompts(
@@ -75,17 +89,16 @@ def get_data(arguments: DataArguments, seed: int) -> Selection:
     `UsageError` for rows that cannot be read, and for shots without a training split.
     """
     reader = _Reader.of_evaluation(arguments)
-    split = reader.split("test")
+    split = reader.best_split("test")
     order = range(len(split))
     if arguments.random_shuffle:
         order = _shuffled(len(split), seed, "order")
-    made = (example for index in order for example in split[index])
-    chosen = list(itertools.islice(made, arguments.num_samples))
-    if not chosen:
-        reader.reject("holds no examples")
-    for example in chosen:
-        if not example.prompt:
-            reader.reject(f"example {example.example_id} has an empty prompt")
+    made = (example for index in order for example in split.evaluated(index))
+    chosen = _first(made, arguments.num_samples)
+    _check_names(reader, chosen)
+    if arguments.num_samples and len(chosen) < arguments.num_samples:
+        found = f"{reader.source} has {len(chosen)} examples; all of them are run"
+        warn(f"--num_samples {arguments.num_samples}: {found}")
     shots = _shots(reader, arguments.n_shot, seed, chosen)
     examples = [_framed(example, reader.dataset, arguments, shots) for example in chosen]
     return Selection(examples, str(reader.source), "test", len(split), shots)
@@ -102,22 +115,17 @@ def get_calibration_data(
     Raises `UsageError` where none is left.
     """
     reader = _Reader.of_calibration(arguments, pruning)
-    shots = [] if pruning.names_calibration() else evaluated.shots
-    split = reader.split("train")
-    if split is None:
-        split = reader.split("test")
-    seen = {_content_key(example) for example in [*evaluated.examples, *shots]}
+    split = reader.best_split("train")
+    seen = {_content_key(example) for example in [*evaluated.examples, *evaluated.shots]}
     drawn = split.drawn(pruning.prune_seed, "calibration", seen)
-    chosen = list(itertools.islice(drawn, pruning.calibration_samples))
-    if not chosen and pruning.names_calibration():
-        reader.reject("holds no example that is not evaluated")
+    chosen = _first(drawn, pruning.calibration_samples)
+    unused = f"{reader.source} has {len(chosen)} examples that are not evaluated"
     if not chosen:
-        reject(
-            "num_samples",
-            len(evaluated.examples),
-            f"evaluates every example of {arguments.dataset} and leaves none to calibrate "
-            "--prune_method angular on; lower it, or name others with --calibration_path",
-        )
+        hint = "; lower --num_samples, or name others with --calibration_path"
+        reject("prune_method", "angular", f"calibrates on examples; {unused}{hint}")
+    if len(chosen) < pruning.calibration_samples:
+        warn(f"--calibration_samples {pruning.calibration_samples}: {unused}; these calibrate")
+    shots = [] if pruning.names_calibration() else evaluated.shots
     examples = [_framed(example, reader.dataset, arguments, shots) for example in chosen]
     return Selection(examples, str(reader.source), split.name, len(split), shots)
 
@@ -128,13 +136,13 @@ class _Reader:
 
     name: str
     path: str | None
-    fields: dict[str, str]
+    renamed: dict[str, str]
     name_flag: str = "dataset"
     path_flag: str = "data_path"
 
     @classmethod
     def of_evaluation(cls, arguments: DataArguments) -> "_Reader":
-        return cls(arguments.dataset, arguments.data_path, arguments.custom_fields())
+        return cls(arguments.dataset, arguments.data_path, arguments.renamed_fields())
 
     @classmethod
     def of_calibration(cls, arguments: DataArguments, pruning: PruneArguments) -> "_Reader":
@@ -142,7 +150,7 @@ class _Reader:
             return cls.of_evaluation(arguments)
         name = pruning.calibration_dataset or arguments.dataset
         flags = ("calibration_dataset", "calibration_path")
-        return cls(name, pruning.calibration_path, arguments.custom_fields(), *flags)
+        return cls(name, pruning.calibration_path, arguments.renamed_fields(), *flags)
 
     def __post_init__(self) -> None:
         if self.path is None and self.dataset.source is None:
@@ -162,6 +170,15 @@ class _Reader:
         hint = "" if self.source.local else f"; --{self.path_flag} names a file or a folder"
         flag = self.name_flag if self.path is None else self.path_flag
         reject(flag, self.path or self.name, reason + hint)
+
+    def best_split(self, name: str) -> "_Split":
+        """The examples of a split, or of the test split where the source has no such one."""
+        split = self.split(name)
+        if split is None:
+            split = self.split("test")
+        if split is None:
+            self.reject("has no test split")
+        return split
 
     def split(self, name: str) -> "_Split | None":
         """The examples of a split; None where the source has no such split."""
@@ -196,19 +213,31 @@ class _Split:
         try:
             values = row.values | self._texts(row.values)
             pairs = dataset.examples(values)
-            row_id = str(values.get(dataset.id_field, index + 1))
+            row_id = values.get(dataset.id_field)
+            row_id = str(index + 1) if row_id in (None, "") else str(row_id)
             _check_characters(row_id, *itertools.chain(*pairs))
         except RowsError as error:
             self.reader.reject(f"{row.place} {error}")
         examples = []
         for number, (prompt, reference) in enumerate(pairs, start=1):
             example_id = row_id if len(pairs) == 1 else f"{row_id}.{number}"
-            content = values[dataset.fields[0]] if dataset.fields else prompt
+            # Later prompts of a conversation hold the earlier ones and their answers.
+            content = values[dataset.fields[0]] if dataset.fields else pairs[0][0]
             examples.append(EvaluationExample(example_id, prompt, reference, content))
         return examples
 
+    def evaluated(self, index: int) -> list[EvaluationExample]:
+        """The examples of one row, none of which may have an empty prompt."""
+        examples = self[index]
+        if not all(example.prompt for example in examples):
+            self.reader.reject(f"{self.rows[index].place} makes an empty prompt")
+        return examples
+
     def drawn(self, seed: int, purpose: str, seen: set[str]) -> Iterator[EvaluationExample]:
-        """Examples in an order drawn by `seed`, of content that is not empty and new to `seen`."""
+        """Examples in an order drawn by `seed`, of content that is not empty and new to `seen`.
+
+        A conversation is one content, of which its first turn is the example.
+        """
         seen = set(seen)
         for index in _shuffled(len(self), seed, purpose):
             for example in self[index]:
@@ -219,12 +248,14 @@ class _Split:
 
     def _texts(self, values: dict[str, Any]) -> dict[str, str]:
         """The data set's fields, under the names that it knows them by."""
-        renamed = self.reader.fields if self.reader.name == "custom_jsonl" else {}
+        renamed = self.reader.renamed if self.reader.dataset.renamable else {}
         names = {field: renamed.get(field, field) for field in self.reader.dataset.fields}
         for name in names.values():
-            if not isinstance(values.get(name), str):
-                found = ", ".join(values) or "none"
-                raise RowsError(f"has no text field {name!r}; it has: {found}")
+            if name not in values:
+                raise RowsError(f"has no field {name!r}; it has: {', '.join(values) or 'none'}")
+            if not isinstance(values[name], str):
+                kind = "null" if values[name] is None else type(values[name]).__name__
+                raise RowsError(f"must have a text in the field {name!r}, not {kind}")
         return {field: values[name] for field, name in names.items()}
 
 
@@ -243,10 +274,33 @@ def _shots(
             "with a train and a test file",
         )
     seen = {_content_key(example) for example in evaluated}
-    shots = list(itertools.islice(split.drawn(seed, "shots", seen), count))
+    shots = _first(split.drawn(seed, "shots", seen), count)
     if len(shots) < count:
         reject("n_shot", count, f"the training split has {len(shots)} examples not evaluated")
     return shots
+
+
+def _check_names(reader: _Reader, chosen: list[EvaluationExample]) -> None:
+    """What is evaluated must be something, and its names must tell examples apart."""
+    if not chosen:
+        reader.reject("holds no examples")
+    names = Counter(example.example_id for example in chosen)
+    ((name, count),) = names.most_common(1)
+    if count > 1:
+        reader.reject(f"holds {count} rows whose {reader.dataset.id_field} is {name!r}")
+
+
+def _check_renamed(arguments: DataArguments, readers: list[_Reader]) -> None:
+    """Refuses names for fields that no data set in use lets the user name."""
+    if any(reader.dataset.renamable for reader in readers):
+        return
+    for field, name in arguments.renamed_fields().items():
+        if name != field:
+            reject(f"{field}_field", name, "only with --dataset custom_jsonl")
+
+
+def _first(examples: Iterator[EvaluationExample], count: int | None) -> list[EvaluationExample]:
+    return list(itertools.islice(examples, None if count is None else min(count, sys.maxsize)))
 
 
 def _framed(

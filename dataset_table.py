@@ -26,7 +26,8 @@ class DataSet:
     (prompt, reference) pairs; it may raise `RowsError`. `source` is where the rows are without
     `--data_path`; None where only the user knows. `stop_words` end an answer, unless
     `--stop_words` names others. `shot` writes a solved example into a few-shot prompt. `id_field`
-    names an example, where rows have it; others are counted from 1.
+    names an example, where rows have it; others are counted from 1. The rows of a `renamable` data
+    set may call its fields as `--prompt_field` and `--response_field` say.
     """
 
     fields: tuple[str, ...]
@@ -35,6 +36,7 @@ class DataSet:
     stop_words: tuple[str, ...] = ()
     shot: Callable[[str, str], str] = plain_shot
     id_field: str | None = None
+    renamable: bool = False
 
 
 def _summary(article: str, summary: str) -> list[tuple[str, str]]:
@@ -111,6 +113,7 @@ DATASETS: dict[str, DataSet] = {
     "custom_jsonl": DataSet(
         fields=("prompt", "response"),
         examples=lambda row: [(row["prompt"], row["response"])],
+        renamable=True,
     ),
     "chat_format": DataSet(
         fields=(),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from dataset_table import DATASETS
 from metrics import summarize, text_scores
 from pruned_model import PruneModel, PrunePlan, count_parameters, make_plan, weight_bytes
 from run_log import RunRecord, RunWriter, SampleRecord, content_hash, current_commit
-from runtime import LoadedModel, Runtime
+from runtime import Checkpoint, LoadedModel, Runtime
 from self_speculation.generator_base import ENGINE_VERSION, Generation, GenerationConfig
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.sampling import SamplingRule
@@ -76,12 +75,10 @@ def prune(arguments: CellArguments, loaded: LoadedModel, selection: Selection | 
     """
 
     def calibration() -> list[torch.Tensor]:
-        examples = selection.examples
-        if len(examples) < arguments.prune.calibration_samples:
-            _warn(f"calibrating on {len(examples)} examples; no more are left unevaluated")
         limit = position_limit(loaded.model.config)
         return [
-            torch.tensor([_encode(arguments.data, loaded, e.prompt)[-limit:]]) for e in examples
+            torch.tensor([_encode(arguments.data, loaded, e.prompt)[-limit:]])
+            for e in selection.examples
         ]
 
     plan = make_plan(arguments.prune, loaded.model, calibration)
@@ -110,11 +107,8 @@ def encode_examples(
     if data.truncate_prompt and steps > limit:
         reject("max_steps", steps, f"exceeds the model's {limit} positions; no prompt is left")
     longest = limit - steps + 1 if data.truncate_prompt else limit
-    examples = selection.examples
-    if data.num_samples and len(examples) < data.num_samples:
-        _warn(f"{data.dataset} has {len(examples)} examples; all of them are run")
     encoded = []
-    for example in examples:
+    for example in selection.examples:
         ids = _encode(data, loaded, example.prompt)
         fits = len(ids) <= longest or data.truncate_prompt
         encoded.append(EncodedExample(example, len(ids), ids[-longest:] if fits else None))
@@ -290,22 +284,33 @@ def _time_full_step(
     return dataclasses.asdict(generator.time_full_step(prompt_ids[-1]))
 
 
-def _encode(arguments: DataArguments, loaded: LoadedModel, prompt: str) -> list[int]:
+def check_chat_template(arguments: DataArguments, checkpoint: Checkpoint) -> None:
+    """Refuses `--apply_chat_template` where the tokenizer's template does not work."""
+    if arguments.apply_chat_template:
+        _encode(arguments, checkpoint, "Hello")
+
+
+def _encode(arguments: DataArguments, named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
     """The prompt's tokens; with `--apply_chat_template`, of a chat in which a user says it."""
-    tokenizer = loaded.tokenizer
-    if not arguments.apply_chat_template:
-        ids = tokenizer(prompt)["input_ids"]
-    elif tokenizer.chat_template is None:
-        reject("apply_chat_template", "true", f"the tokenizer of {loaded.name} has no template")
+    if arguments.apply_chat_template:
+        ids = _chat_ids(named, prompt)
     else:
-        turns = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)[
-            "input_ids"
-        ]
+        ids = named.tokenizer(prompt)["input_ids"]
     if not ids:
-        raise UsageError(f"--model {loaded.name}: its tokenizer makes no token of {prompt[:40]!r}")
+        raise UsageError(f"--model {named.name}: its tokenizer makes no token of {prompt[:40]!r}")
     return ids
 
 
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+def _chat_ids(named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
+    if named.tokenizer.chat_template is None:
+        reject("apply_chat_template", "true", f"the tokenizer of {named.name} has no template")
+    turns = [{"role": "user", "content": prompt}]
+    try:
+        chat = named.tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_dict=True
+        )
+    except Exception as error:
+        # A template is a program that came with the checkpoint, and fails in its own ways.
+        reason = f"{type(error).__name__}: {error}"
+        reject("apply_chat_template", "true", f"the template of {named.name} fails ({reason})")
+    return chat["input_ids"]

@@ -53,10 +53,11 @@ class PathSource:
 
     def rows(self, split: str) -> Sequence[Row] | None:
         """All rows of the split's files, in order. A folder without test file is an error."""
+        path = _expanded(self.path)
         try:
-            if not self.path.is_dir():
-                return _read(self.path) if split == "test" else None
-            files = _split_files(self.path, split)
+            if not path.is_dir():
+                return _read(path) if split == "test" else None
+            files = _split_files(path, split)
         except OSError as error:
             raise RowsError(f"cannot be read ({error.strerror})") from error
         if files:
@@ -93,23 +94,21 @@ class HubSource:
     local: bool = False
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.repository, self.configuration, self.revision)))
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.repository}{revision} {self.configuration or ''}".strip()
 
     def rows(self, split: str) -> Sequence[Row] | None:
         """The split's rows, read one by one from the local cache, where they are downloaded to."""
         from datasets import load_dataset
 
         try:
-            found = load_dataset(
-                self.repository, self.configuration, split=split, revision=self.revision
-            )
+            found = load_dataset(self.repository, self.configuration, revision=self.revision)
         except ConnectionError as error:
             raise RowsError("the hub cannot be reached, and the local cache lacks it") from error
         except Exception as error:
             # What a hub answers is foreign input, and comes back as errors of every type.
-            first_line = str(error).strip().partition("\n")[0]
-            raise RowsError(f"cannot be loaded ({type(error).__name__}: {first_line})") from error
-        return _HubRows(found)
+            raise RowsError(f"cannot be loaded ({_first_line(error)})") from error
+        return _HubRows(found[split]) if split in found else None
 
 
 class _HubRows(Sequence):
@@ -125,23 +124,31 @@ class _HubRows(Sequence):
         return Row(f"row {index + 1}", self._dataset[index])
 
 
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no such user
+        return path
+
+
 def _split_files(folder: Path, split: str) -> list[Path]:
     """The file of a split, or all its shards in order; empty without one."""
     suffixes = "|".join(map(re.escape, _FORMATS))
-    pattern = rf"{split}(-(\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?)?({suffixes})(\.gz)?"
-    found = {path: re.fullmatch(pattern, path.name) for path in sorted(folder.iterdir())}
-    files = {path: match for path, match in found.items() if match}
-    totals = {int(match["total"] or 1) for match in files.values()}
-    if files and totals != {len(files)}:
-        names = ", ".join(path.name for path in files)
+    pattern = rf"{split}(-(?P<shard>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?)?({suffixes})(\.gz)?"
+    found = ((re.fullmatch(pattern, path.name, re.IGNORECASE), path) for path in folder.iterdir())
+    shards = sorted(
+        (int(match["shard"] or 0), int(match["total"] or 1), path) for match, path in found if match
+    )
+    if [shard[:2] for shard in shards] != [(n, len(shards)) for n in range(len(shards))]:
+        names = ", ".join(path.name for _, _, path in shards)
         raise RowsError(f"the folder must hold one {split} file or all its shards; it has: {names}")
-    return list(files)
+    return [path for _, _, path in shards]
 
 
 def _read(path: Path, in_folder: bool = False) -> list[Row]:
     """All rows of one file; a folder's reader must be told which file is meant."""
     within = f"{path.name} " if in_folder else ""
-    suffix = Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
+    suffix = Path(path.stem if _packed(path) else path.name).suffix.lower()
     if suffix not in _FORMATS and path.exists():
         raise RowsError(f"must end in {', '.join(_FORMATS)}, or one of these and .gz")
     try:
@@ -153,10 +160,14 @@ def _read(path: Path, in_folder: bool = False) -> list[Row]:
     return [Row(within + row.place, row.values) for row in rows] if within else rows
 
 
+def _packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
 def _bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
+        return gzip.decompress(data) if _packed(path) else data
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise RowsError(f"is no whole gzip file ({error})") from error
     except OSError as error:
@@ -178,7 +189,9 @@ def _parse_jsonl(data: bytes) -> list[Row]:
 
 def _parse_line(number: int, line: str) -> Row:
     try:
-        values = json.loads(line)
+        values = json.loads(line, object_pairs_hook=_unique)
+    except RowsError as error:
+        raise RowsError(f"line {number} {error}") from error
     except json.JSONDecodeError as error:
         reason = f"{error.msg}, column {error.colno}"
         raise RowsError(f"line {number} is not JSON ({reason})") from error
@@ -189,25 +202,33 @@ def _parse_line(number: int, line: str) -> Row:
     return Row(f"line {number}", values)
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise RowsError(f"names a field twice: {', '.join(names)}")
+    return dict(pairs)
+
+
 def _parse_csv(data: bytes) -> list[Row]:
     """Rows of comma-separated values below a line that names the fields."""
     lines = csv.reader(io.StringIO(_text(data), newline=""), strict=True)
     # The module's own limit, 128 KiB a field, is less than a long document.
     limit = csv.field_size_limit(sys.maxsize)
     try:
-        header = next(lines, [])
-        if len(set(header)) < len(header):
-            raise RowsError(f"line 1 names a field twice: {', '.join(header)}")
+        header = next(filter(None, lines), [])
+        _unique([(name, None) for name in header])
         return [_csv_row(lines.line_num, header, values) for values in lines if values]
     except csv.Error as error:
         raise RowsError(f"line {lines.line_num} is not CSV ({error})") from error
+    except RowsError as error:
+        raise RowsError(f"line {lines.line_num} {error}") from error
     finally:
         csv.field_size_limit(limit)
 
 
 def _csv_row(number: int, header: list[str], values: list[str]) -> Row:
     if len(values) != len(header):
-        raise RowsError(f"line {number} has {len(values)} fields, the header {len(header)}")
+        raise RowsError(f"has {len(values)} values, the header {len(header)} names")
     return Row(f"line {number}", dict(zip(header, values, strict=True)))
 
 
@@ -217,10 +238,17 @@ def _parse_parquet(data: bytes) -> list[Row]:
 
     try:
         table = ParquetFile(pyarrow.BufferReader(data)).read()
-    except (pyarrow.ArrowException, OSError) as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise RowsError(f"is no readable Parquet file ({first_line})") from error
-    return [Row(f"row {index}", values) for index, values in enumerate(table.to_pylist(), start=1)]
+        _unique([(name, None) for name in table.column_names])
+        rows = table.to_pylist()
+    except RowsError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise RowsError(f"is no readable Parquet file ({_first_line(error)})") from error
+    return [Row(f"row {index}", values) for index, values in enumerate(rows, start=1)]
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 _FORMATS: dict[str, Callable[[bytes], list[Row]]] = {

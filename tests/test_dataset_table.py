@@ -1,9 +1,17 @@
 """What each data set makes of a row, written out by hand."""
 
-import pytest
+import re
+from pathlib import Path
 
-from dataset_table import DATASETS, plain_shot
-from rows import RowsError
+import pytest
+from conftest import write
+
+from arguments import DataArguments
+from data import get_data
+from dataset_table import DATASETS, DataSet, plain_shot
+from rows import HubSource, RowsError
+
+README = Path(__file__).parent.parent / "README.md"
 
 ARTICLE = " ".join(f"w{number}" for number in range(103))
 
@@ -22,8 +30,9 @@ def test_summaries_are_asked_for_below_the_article():
 
 
 def test_a_solved_summary_stands_on_one_line():
-    shot = DATASETS["cnn_dm_summarization"].shot("Article: It rained.\nSummary:", " A .\nB .")
-    assert shot == "Article: It rained.\nSummary: A .B .\n"
+    for name in ("cnn_dm_summarization", "xsum_summarization"):
+        shot = DATASETS[name].shot("Article: It rained.\nSummary:", " A .\nB .")
+        assert shot == "Article: It rained.\nSummary: A .B .\n"
 
 
 def test_language_modelling_continues_after_100_words():
@@ -85,21 +94,36 @@ def test_bad_chats_name_the_turn(row, message):
     assert str(caught.value) == message
 
 
+STOP_WORDS = {
+    "cnn_dm_summarization": ("Article:",),
+    "cnn_dm_lm": (),
+    "xsum_summarization": ("Article:",),
+    "human_eval": ("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
+    "top_v2": ("\n",),
+    "custom_jsonl": (),
+    "chat_format": ("\n[/PARSER]",),
+}
+
+
 def test_what_ends_an_answer():
-    assert {name: dataset.stop_words for name, dataset in DATASETS.items()} == {
-        "cnn_dm_summarization": ("Article:",),
-        "cnn_dm_lm": (),
-        "xsum_summarization": ("Article:",),
-        "human_eval": ("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
-        "top_v2": ("\n",),
-        "custom_jsonl": (),
-        "chat_format": ("\n[/PARSER]",),
-    }
+    assert {name: DATASETS[name].stop_words for name in STOP_WORDS} == STOP_WORDS
 
 
 def test_hub_names_hold_parquet():
     """As their pages say; scripts, such as xsum's main revision, are run no more."""
-    sources = {name: str(dataset.source) for name, dataset in DATASETS.items()}
-    assert sources["cnn_dm_summarization"] == sources["cnn_dm_lm"] == "abisee/cnn_dailymail 3.0.0"
-    assert sources["xsum_summarization"] == "EdinburghNLP/xsum refs/convert/parquet"
-    assert sources["top_v2"] == "WillHeld/top_v2"
+    articles = HubSource("abisee/cnn_dailymail", configuration="3.0.0")
+    xsum = HubSource("EdinburghNLP/xsum", revision="refs/convert/parquet")
+    assert DATASETS["cnn_dm_summarization"].source == DATASETS["cnn_dm_lm"].source == articles
+    assert DATASETS["xsum_summarization"].source == xsum
+    assert DATASETS["top_v2"].source == HubSource("WillHeld/top_v2")
+
+
+def test_the_readmes_entry_is_a_data_set(tmp_path, monkeypatch):
+    """Added as the README says, it runs."""
+    (entry,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    added = eval(f"{{{entry}}}", {"DataSet": DataSet, "HubSource": HubSource})
+    (name,) = added
+    monkeypatch.setitem(DATASETS, name, added[name])
+    path = write(tmp_path / "rows.csv", [{"body": "It rained.", "headline": "Rain"}])
+    (example,) = get_data(DataArguments(dataset=name, data_path=str(path)), 42).examples
+    assert (example.prompt, example.reference) == ("It rained.\nHeadline:", " Rain")

@@ -125,14 +125,16 @@ def test_too_few_rows_are_run_with_a_warning(run, capsys):
     code, record, _ = run(*GREEDY, samples="50")
     assert code == 0
     assert record.metrics["counts"]["prompts"] == 12
-    assert "custom_jsonl has 12 examples; all of them are run" in capsys.readouterr().err
+    assert "--num_samples 50: " in (err := capsys.readouterr().err)
+    assert "rows.jsonl has 12 examples; all of them are run" in err
 
 
 def test_too_few_calibration_rows_warn(run, capsys):
     code, record, _ = run(*GREEDY, *ANGULAR, samples="10")
     assert code == 0
     assert record.plan["calibration"]["prompts"] == 2
-    assert "calibrating on 2 examples" in capsys.readouterr().err
+    assert "--calibration_samples 4: " in (err := capsys.readouterr().err)
+    assert "rows.jsonl has 2 examples that are not evaluated; these calibrate" in err
 
 
 def test_the_device_is_warm_before_the_first_example(run, monkeypatch):
@@ -250,11 +252,27 @@ def test_prompts_go_through_the_tokenizers_chat_template(run, checkpoint, tmp_pa
     assert plain.run_id != chat.run_id
 
 
-def test_a_tokenizer_without_chat_template_is_refused(run, capsys):
-    assert run(*GREEDY, "--apply_chat_template", "true")[:2] == (2, None)
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "has no template"),
+        ("{{ raise_exception('roles must alternate') }}", "fails (TemplateError: roles must alter"),
+        ("{% if %}", "fails (TemplateSyntaxError: "),
+    ],
+)
+def test_chat_templates_that_do_not_work_are_refused_before_weights_are_read(
+    run, checkpoint, tmp_path, monkeypatch, capsys, template, message
+):
+    folder = shutil.copytree(checkpoint, tmp_path / "chat")
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    monkeypatch.setattr(machine, "load_model", None)
+    flags = ["--model", str(folder), "--apply_chat_template", "true"]
+    assert run(*GREEDY, *flags)[:2] == (2, None)
     err = capsys.readouterr().err
-    assert "--apply_chat_template true: the tokenizer of" in err
-    assert "has no template" in err
+    assert err.count("\n") == 1
+    assert "--apply_chat_template true: the t" in err
+    assert message in err
 
 
 def test_the_data_set_says_what_ends_an_answer(run, tmp_path):

@@ -2,10 +2,13 @@
 
 import csv
 import gzip
+from pathlib import Path
 
 import datasets
+import pyarrow
 import pytest
 from conftest import write
+from pyarrow import parquet
 
 from rows import HubSource, PackageSource, PathSource, RowsError
 
@@ -45,8 +48,8 @@ def test_rows_know_their_line(tmp_path):
     path.write_text('\ufeff{"a": 1}\n\n  \n{"a": 2}\r\n', "utf-8")
     assert [row.place for row in PathSource(path).rows("test")] == ["line 1", "line 4"]
     path = tmp_path / "a.csv"
-    path.write_text('a,b\n1,"x\ny"\n\n2,z\n', "utf-8")
-    assert [row.place for row in PathSource(path).rows("test")] == ["line 3", "line 5"]
+    path.write_text('\na,b\n1,"x\ny"\n\n2,z\n', "utf-8")
+    assert [row.place for row in PathSource(path).rows("test")] == ["line 4", "line 6"]
     path = write(tmp_path / "a.parquet", ROWS)
     assert [row.place for row in PathSource(path).rows("test")] == ["row 1", "row 2", "row 3"]
 
@@ -76,6 +79,23 @@ def test_folders_hold_shards_as_the_hub_names_them(tmp_path):
     (tmp_path / "test-00001-of-00002.parquet").unlink()
     with pytest.raises(RowsError, match="all its shards; it has: test-00000-of-00002-0f1e"):
         PathSource(tmp_path).rows("test")
+    write(tmp_path / "test-00000-of-00002.parquet", ROWS)  # twice the first, and no second
+    with pytest.raises(RowsError, match="all its shards"):
+        PathSource(tmp_path).rows("test")
+
+
+def test_shards_are_ordered_by_number(tmp_path):
+    for shard in range(11):
+        write(tmp_path / f"test-{shard}-of-11.JSONL.GZ", [{"a": shard}])
+    assert values(PathSource(tmp_path)) == [{"a": shard} for shard in range(11)]
+
+
+def test_home_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "a.csv", ROWS)
+    assert values(PathSource(Path("~/a.csv"))) == ROWS
+    with pytest.raises(RowsError, match="cannot be read"):
+        PathSource(Path("~nobody-of-this-name/a.csv")).rows("test")
 
 
 def test_two_files_of_one_split_are_not_merged(tmp_path):
@@ -106,21 +126,42 @@ BAD_FILES = {
     "no gzip.jsonl.gz": (b'{"a": 1}\n', "is no whole gzip file"),
     "half.jsonl.gz": (gzip.compress(b'{"a": 1}\n')[:-9], "is no whole gzip file"),
     "damaged.jsonl.gz": (
-        gzip.compress(b'{"a": 1}\n')[:12] + b"\xff" * 20,
+        gzip.compress(b'{"a": 1}\n')[:10] + b"\xff" * 20,
         "is no whole gzip file",
     ),
     "empty.csv": (b"", "holds no examples"),
     "header.csv": (b"a,b\n", "holds no examples"),
-    "short.csv": (b"a,b\n1,2\n3\n", "line 3 has 1 fields, the header 2"),
-    "long.csv": (b"a,b\n1,2,3\n", "line 2 has 3 fields, the header 2"),
+    "short.csv": (b"a,b\n1,2\n3\n", "line 3 has 1 values, the header 2 names"),
+    "long.csv": (b"a,b\n1,2,3\n", "line 2 has 3 values, the header 2 names"),
     "open quote.csv": (b'a,b\n1,"2\n3,4\n', "is not CSV (unexpected end of data)"),
     "twice.csv": (b"a,a\n1,2\n", "line 1 names a field twice: a, a"),
+    "twice.jsonl": (b'{"a": 1}\n{"a": 1, "a": 2}\n', "line 2 names a field twice: a, a"),
     "text.parquet": (b"a,b\n1,2\n", "is no readable Parquet file"),
     "magic.parquet": (b"PAR1" + bytes(40) + b"PAR1", "is no readable Parquet file"),
     "empty.parquet": (b"", "is no readable Parquet file"),
     "rows.txt": (b'{"a": 1}\n', "must end in .jsonl, .json, .csv, .parquet, or one of these"),
     "rows": (b'{"a": 1}\n', "must end in"),
 }
+
+
+def parquet_of(path, **columns):
+    parquet.write_table(pyarrow.table(columns), path)
+    return PathSource(path)
+
+
+def test_parquet_columns_that_python_cannot_hold_are_one_line(tmp_path):
+    days = pyarrow.array([2**30], pyarrow.int32()).cast(pyarrow.date32())
+    bad_text = pyarrow.StringArray.from_buffers(
+        1, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff")
+    )
+    for name, column in (("date", days), ("text", bad_text)):
+        source = parquet_of(tmp_path / f"{name}.parquet", a=column)
+        with pytest.raises(RowsError, match="is no readable Parquet file"):
+            source.rows("test")
+    twice = pyarrow.table([[1], [2]], names=["a", "a"])
+    parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(RowsError, match="names a field twice: a, a"):
+        PathSource(tmp_path / "twice.parquet").rows("test")
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
@@ -176,14 +217,31 @@ def test_a_hub_out_of_reach_is_said_to_be_so():
         HubSource("nobody/nothing").rows("test")
 
 
-def test_other_answers_of_the_hub_are_one_line(hub):
-    with pytest.raises(RowsError, match=r'cannot be loaded \(ValueError: Unknown split "dev"') as e:
-        hub.rows("dev")
-    assert "\n" not in str(e.value)
+def test_a_split_that_the_hub_lacks_is_none(hub):
+    assert hub.rows("dev") is None
+
+
+def test_other_answers_of_the_hub_are_one_line(tmp_path):
+    (tmp_path / "script.py").write_text("")
+    with pytest.raises(RowsError, match=r"^cannot be loaded \(\w+: ") as caught:
+        HubSource(str(tmp_path / "script.py")).rows("test")
+    assert "\n" not in str(caught.value)
+
+
+def test_configuration_and_revision_reach_the_hub(monkeypatch):
+    asked = []
+
+    def load(*arguments, **options):
+        asked.append((arguments, options))
+        return {"test": []}
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert list(HubSource("someone/rows", "3.0.0", "refs/convert/parquet").rows("test")) == []
+    assert asked == [(("someone/rows", "3.0.0"), {"revision": "refs/convert/parquet"})]
 
 
 def test_sources_say_where_rows_are(tmp_path):
     named = HubSource("someone/rows", "3.0.0", "refs/convert/parquet")
-    assert str(named) == "someone/rows 3.0.0 refs/convert/parquet"
+    assert str(named) == "someone/rows@refs/convert/parquet 3.0.0"
     assert str(HubSource("someone/rows")) == "someone/rows"
     assert str(PathSource(tmp_path)) == str(tmp_path)
