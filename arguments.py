@@ -168,6 +168,10 @@ class PruneArguments:
         if self.save_pruned is not None:
             check_new_folder("save_pruned", self.save_pruned, may_exist=False)
 
+    def calibrates(self) -> bool:
+        """Whether the method measures something on examples."""
+        return self.prune_method == "angular"
+
     def names_calibration(self) -> bool:
         """Whether examples to calibrate on are named, and not those of the data evaluated."""
         return (self.calibration_dataset or self.calibration_path) is not None

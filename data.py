@@ -60,7 +60,7 @@ def get_local_prompts(
     said before anything is waited for.
     """
     readers = {"test": _Reader.of_evaluation(data)}
-    if pruning.prune_method == "angular":
+    if pruning.calibrates():
         readers["train"] = _Reader.of_calibration(data, pruning)
     _check_renamed(data, list(readers.values()))
     if all(reader.source.local for reader in readers.values()):
@@ -76,7 +76,7 @@ def get_prompts(
 ) -> tuple[Selection, Selection | None]:
     """What one run evaluates, and what it calibrates on: None where its method does not."""
     evaluated = get_data(data, seed)
-    if pruning.prune_method != "angular":
+    if not pruning.calibrates():
         return evaluated, None
     return evaluated, get_calibration_data(data, pruning, evaluated)
 
@@ -122,7 +122,7 @@ def get_calibration_data(
     unused = f"{reader.source} has {len(chosen)} examples that are not evaluated"
     if not chosen:
         hint = "; lower --num_samples, or name others with --calibration_path"
-        reject("prune_method", "angular", f"calibrates on examples; {unused}{hint}")
+        reject("prune_method", pruning.prune_method, f"calibrates on examples; {unused}{hint}")
     if len(chosen) < pruning.calibration_samples:
         warn(f"--calibration_samples {pruning.calibration_samples}: {unused}; these calibrate")
     shots = [] if pruning.names_calibration() else evaluated.shots
