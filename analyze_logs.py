@@ -50,7 +50,7 @@ def _row(run: RunRecord, baselines: dict[str, RunRecord]) -> dict[str, str]:
     generation, metrics = run.identity["generation"], run.metrics
     speculative = generation["generation_strategy"] == "self_speculative"
     exit_layer = run.exit_layer["original"]
-    shots = len((_at(run.data, "evaluation", "shots")) or [])
+    shots = len(_at(run.data, "evaluation", "shots") or [])
     return {
         "data": run.identity["dataset"] + (f", {shots} shots" if shots else ""),
         "approach": run.plan["approach"],

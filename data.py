@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from arguments import DataArguments, PruneArguments
 from command_line import reject, warn
 from dataset_table import DATASETS, DataSet
-from rows import PathSource, Row, RowsError, Source
+from rows import PathSource, Row, RowsError, Source, field_names
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ class _Split:
         names = {field: renamed.get(field, field) for field in self.reader.dataset.fields}
         for name in names.values():
             if name not in values:
-                raise RowsError(f"has no field {name!r}; it has: {', '.join(values) or 'none'}")
+                raise RowsError(f"has no field {name!r}; it has: {field_names(values)}")
             if not isinstance(values[name], str):
                 kind = "null" if values[name] is None else type(values[name]).__name__
                 raise RowsError(f"must have a text in the field {name!r}, not {kind}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rows import HubSource, PackageSource, RowsError, Source
+from rows import HubSource, PackageSource, RowsError, Source, field_names
 
 PREFIX_WORDS = 100
 
@@ -56,7 +56,7 @@ def _chat(row: dict[str, Any]) -> list[tuple[str, str]]:
     """A pair for every PARSER turn: all turns before it, and its message."""
     turns, pairs, spoken = row.get("data"), [], ""
     if not isinstance(turns, list):
-        raise RowsError(f"has no list field 'data'; it has: {', '.join(row) or 'none'}")
+        raise RowsError(f"has no list field 'data'; it has: {field_names(row)}")
     for number, turn in enumerate(turns, start=1):
         role, message = _turn(number, turn)
         if role == "PARSER":
@@ -68,7 +68,7 @@ def _chat(row: dict[str, Any]) -> list[tuple[str, str]]:
 def _turn(number: int, turn: Any) -> tuple[str, str]:
     for name in ("role", "message"):
         if not isinstance(turn, dict) or not isinstance(turn.get(name), str):
-            found = ", ".join(turn) or "none" if isinstance(turn, dict) else "no fields"
+            found = field_names(turn) if isinstance(turn, dict) else "no fields"
             raise RowsError(f"has no text field {name!r} in turn {number}; it has: {found}")
     return turn["role"], turn["message"]
 

@@ -26,6 +26,11 @@ class Row:
     values: dict[str, Any]
 
 
+def field_names(values: dict[str, Any]) -> str:
+    """The fields that there are, for a reader who missed one."""
+    return ", ".join(values) or "none"
+
+
 class Source(Protocol):
     """Where a data set's rows come from; `str` of it says so to a reader of a log.
 
