@@ -4,7 +4,9 @@ Nothing here imports torch, so that a mistyped flag is answered at once.
 """
 
 import math
+import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from command_line import check_new_folder, flag, reject, unescaped
@@ -27,6 +29,7 @@ MODEL_ARGS = (
     "revision",
     "variant",
 )
+PLAN_FILE = "prune_plan.json"  # beside the weights of a checkpoint that was saved pruned
 PLACEHOLDER = "{message}"
 NO_STOP_WORDS = "none"
 
@@ -166,7 +169,13 @@ class PruneArguments:
         if self.calibration_path == "":
             reject("calibration_path", "''", "must not be empty")
         if self.save_pruned is not None:
-            check_new_folder("save_pruned", self.save_pruned, may_exist=False)
+            # One that an earlier start has saved is told from others once the plan is known.
+            check_new_folder("save_pruned", self.save_pruned, may_exist=True)
+            if (
+                Path(self.save_pruned).exists()
+                and not (Path(self.save_pruned) / PLAN_FILE).exists()
+            ):
+                reject("save_pruned", self.save_pruned, "exists already; name a new folder")
 
     def calibrates(self) -> bool:
         """Whether the method measures something on examples."""
@@ -266,6 +275,26 @@ class LogArguments:
 
     def check(self) -> None:
         check_new_folder("output_dir", self.output_dir, may_exist=True)
+
+
+@dataclass
+class CellArguments:
+    """All flags of one cell."""
+
+    model: ModelArguments
+    data: DataArguments
+    prune: PruneArguments
+    generation: GenerationArguments
+    log: LogArguments
+
+    @property
+    def stop_words(self) -> tuple[str, ...]:
+        """Those of `--stop_words`, or else what ends an answer in the data set."""
+        chosen = self.generation.chosen_stop_words()
+        return DATASETS[self.data.dataset].stop_words if chosen is None else chosen
+
+
+CELL_GROUPS = tuple(typing.get_type_hints(CellArguments).values())
 
 
 def _literal(text: str) -> Any:

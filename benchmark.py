@@ -5,45 +5,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from arguments import (
-    DataArguments,
-    GenerationArguments,
-    LogArguments,
-    ModelArguments,
-    PruneArguments,
-)
+from arguments import CELL_GROUPS, CellArguments
 from command_line import EXIT_INTERRUPTED, parse, run_script
-from data import get_local_prompts, get_prompts
+from data import get_local_prompts
 
 
 def main(argv: list[str] | None = None) -> int:
-    groups = (ModelArguments, DataArguments, PruneArguments, GenerationArguments, LogArguments)
-    parsed = parse(argv, __doc__, *groups)
-    _, data, pruning, generation, _ = parsed
+    arguments = CellArguments(*parse(argv, __doc__, *CELL_GROUPS))
     # What needs neither torch nor a download comes first, so that it is refused within a second.
-    prompts = get_local_prompts(data, pruning, generation.seed)
+    prompts = get_local_prompts(arguments.data, arguments.prune, arguments.generation.seed)
 
-    import experiment
-    import runtime as machine
+    from cell import find_cell
+    from experiment import run_cell
 
-    arguments = experiment.CellArguments(*parsed)
-    runtime = machine.start(arguments.model)
-    checkpoint = machine.find_checkpoint(arguments.model)
-    experiment.check_chat_template(data, checkpoint)
-    evaluated, calibration = prompts or get_prompts(data, pruning, generation.seed)
-    loaded = machine.load_model(arguments.model, runtime, checkpoint)
-    pruned = experiment.prune(arguments, loaded, calibration)
-    plan = pruned.plan
-    encoded = experiment.encode_examples(arguments, evaluated, loaded)
-    generator = experiment.make_generator(arguments, loaded, plan, encoded)
     command = shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
-    if arguments.prune.save_pruned:
-        pruned.save(loaded.tokenizer, arguments.prune.save_pruned)
-    where = experiment.Provenance(runtime, loaded, evaluated, calibration, command)
-    record = experiment.make_record(arguments, where, plan)
-    writer = experiment.measure(arguments, runtime, generator, encoded, record)
-    print_summary(writer.record.to_dict(), writer.path)
-    return 0 if writer.record.status == "complete" else EXIT_INTERRUPTED
+    record, path = run_cell(find_cell(arguments, prompts), command)
+    print_summary(record.to_dict(), path)
+    return 0 if record.status == "complete" else EXIT_INTERRUPTED
 
 
 def print_summary(run: dict[str, Any], path: Path) -> None:
@@ -73,10 +51,14 @@ def print_summary(run: dict[str, Any], path: Path) -> None:
         f"exact match {_shown(text['exact_match'], '.3f')}"
     )
     print(
-        f"memory    {run['peak_memory_bytes'] / 1e9:.2f} GB at peak, "
-        f"{run['model']['weight_bytes'] / 1e9:.2f} GB of weights"
+        f"memory    {_shown(_gigabytes(run['peak_memory_bytes']), '.2f')} GB at peak, "
+        f"{_shown(_gigabytes(run['model']['weight_bytes']), '.2f')} GB of weights"
     )
     print(f"log       {path}")
+
+
+def _gigabytes(count: int | None) -> float | None:
+    return None if count is None else count / 1e9
 
 
 def _shown(value: float | None, form: str) -> str:

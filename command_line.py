@@ -16,11 +16,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 EXIT_USAGE = 2
+EXIT_BUSY = 75  # sysexits.h: a temporary failure, worth another try
 EXIT_INTERRUPTED = 130
 
 
 class UsageError(ValueError):
     """Input that cannot work; the message names the flag, the value and what is allowed."""
+
+    exit_code = EXIT_USAGE
+
+
+class BusyError(UsageError):
+    """Another process is at it."""
+
+    exit_code = EXIT_BUSY
 
 
 def reject(flag: str, value: object, allowed: str) -> NoReturn:
@@ -101,13 +110,13 @@ def parse(argv: list[str] | None, description: str, *groups: type) -> list[Any]:
 def run_script(
     main: typing.Callable[[list[str] | None], int], argv: list[str] | None = None
 ) -> int:
-    """Calls `main`; a `UsageError` becomes one line on stderr and exit code 2."""
+    """Calls `main`; a `UsageError` becomes one line on stderr and its exit code, mostly 2."""
     try:
         return main(argv)
     except UsageError as error:
         line = " ".join(str(error).split())
         print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
-        return EXIT_USAGE
+        return error.exit_code
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -1,28 +1,23 @@
-"""One cell of a study: model, plan, prompts and decoder in, samples and a log out."""
+"""One cell: plan, prompts and decoder in, samples and a log out."""
 
 import dataclasses
-import itertools
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from arguments import (
-    DataArguments,
-    GenerationArguments,
-    LogArguments,
-    ModelArguments,
-    PruneArguments,
-)
+from arguments import GenerationArguments
+from cell import Cell
 from command_line import UsageError, reject
-from data import EvaluationExample, Selection
-from dataset_table import DATASETS
+from data import EvaluationExample
 from metrics import summarize, text_scores
-from pruned_model import PruneModel, PrunePlan, count_parameters, make_plan, weight_bytes
-from run_log import RunRecord, RunWriter, SampleRecord, content_hash, current_commit
-from runtime import Checkpoint, LoadedModel, Runtime
-from self_speculation.generator_base import ENGINE_VERSION, Generation, GenerationConfig
+from prompt_encoding import encode
+from pruned_model import PruneModel, PrunePlan, count_parameters, is_saved, make_plan, weight_bytes
+from run_log import RunRecord, SampleRecord, current_commit
+from run_writer import RunWriter, claimed, find_run, resume
+from runtime import LoadedModel, load_model
+from self_speculation.generator_base import Generation, GenerationConfig
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
@@ -30,32 +25,25 @@ from self_speculation.text_generator import TextGenerator
 WARM_UP_STEPS = 8
 
 
-@dataclass
-class CellArguments:
-    """All flags of one cell."""
+def run_cell(cell: Cell, command: str) -> tuple[RunRecord, Path]:
+    """Loads, prunes, decodes, measures and logs; returns the run and its file.
 
-    model: ModelArguments
-    data: DataArguments
-    prune: PruneArguments
-    generation: GenerationArguments
-    log: LogArguments
-
-    @property
-    def stop_words(self) -> tuple[str, ...]:
-        """Those of `--stop_words`, or else what ends an answer in the data set."""
-        chosen = self.generation.chosen_stop_words()
-        return DATASETS[self.data.dataset].stop_words if chosen is None else chosen
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What a log says of where its numbers come from."""
-
-    runtime: Runtime
-    loaded: LoadedModel
-    evaluated: Selection
-    calibration: Selection | None
-    command: str
+    A run that an earlier start broke off goes on where it stopped, and one that is complete is
+    returned as it is.
+    """
+    output_dir, folder = cell.arguments.log.output_dir, cell.arguments.prune.save_pruned
+    with claimed(output_dir, cell.run_id) as left:
+        if left and left.status == "complete" and (folder is None or Path(folder).exists()):
+            print(f"run {left.run_id} is complete; another --output_dir runs it again")
+            return left, find_run(output_dir, cell.run_id)
+        loaded = load_model(cell.arguments.model, cell.runtime, cell.checkpoint)
+        pruned = prune(cell, loaded, left)
+        encoded = encode_examples(cell, loaded)
+        generator = make_generator(cell, loaded, pruned.plan, encoded)
+        save_pruned(cell, loaded, pruned)
+        record = make_record(cell, loaded, pruned.plan, command)
+        writer = measure(cell, generator, encoded, resume(left, record) if left else record)
+        return writer.record, writer.path
 
 
 @dataclass
@@ -67,26 +55,36 @@ class EncodedExample:
     prompt_ids: list[int] | None
 
 
-def prune(arguments: CellArguments, loaded: LoadedModel, selection: Selection | None) -> PruneModel:
+def prune(cell: Cell, loaded: LoadedModel, left: RunRecord | None = None) -> PruneModel:
     """Decides the plan, checks that the exit layer fits it, and removes the layers.
 
-    `selection` holds the examples to calibrate on, where the method does so. Long prompts keep
-    their tail.
+    A run that was broken off keeps its plan. Long prompts calibrate with their tail.
     """
+    arguments = cell.arguments
 
     def calibration() -> list[torch.Tensor]:
         limit = position_limit(loaded.model.config)
-        return [
-            torch.tensor([_encode(arguments.data, loaded, e.prompt)[-limit:]])
-            for e in selection.examples
-        ]
+        prompts = (example.prompt for example in cell.calibration.examples)
+        return [torch.tensor([encode(arguments.data, loaded, p)[-limit:]]) for p in prompts]
 
-    plan = make_plan(arguments.prune, loaded.model, calibration)
+    if left:
+        plan = PrunePlan.from_dict(left.plan)
+    else:
+        plan = make_plan(arguments.prune, loaded.model, calibration)
     kept_exit_layer(arguments.generation, plan)  # refuses one that leaves no layers on a side
+    if arguments.prune.save_pruned:
+        is_saved(arguments.prune.save_pruned, plan, loaded.fingerprint)  # refuses another model's
     pruned = PruneModel(loaded.model, plan)
     pruned.prune()
     print(pruned.report())
     return pruned
+
+
+def save_pruned(cell: Cell, loaded: LoadedModel, pruned: PruneModel) -> None:
+    """Obeys `--save_pruned`, unless an earlier start has done so."""
+    folder = cell.arguments.prune.save_pruned
+    if folder and not is_saved(folder, pruned.plan, loaded.fingerprint):
+        pruned.save(loaded.tokenizer, folder, loaded.fingerprint)
 
 
 def kept_exit_layer(arguments: GenerationArguments, plan: PrunePlan) -> int | None:
@@ -94,22 +92,20 @@ def kept_exit_layer(arguments: GenerationArguments, plan: PrunePlan) -> int | No
     return None if arguments.exit_layer == -1 else plan.kept_exit_layer(arguments.exit_layer)
 
 
-def encode_examples(
-    arguments: CellArguments, selection: Selection, loaded: LoadedModel
-) -> list[EncodedExample]:
+def encode_examples(cell: Cell, loaded: LoadedModel) -> list[EncodedExample]:
     """Tokenizes prompts; one that exceeds the model's positions is marked.
 
     With `--truncate_prompt` it is cut to its tail instead, as is one that leaves less room than
     `--max_steps` asks for.
     """
-    data, steps = arguments.data, arguments.generation.max_steps
+    data, steps = cell.arguments.data, cell.arguments.generation.max_steps
     limit = position_limit(loaded.model.config)
     if data.truncate_prompt and steps > limit:
         reject("max_steps", steps, f"exceeds the model's {limit} positions; no prompt is left")
     longest = limit - steps + 1 if data.truncate_prompt else limit
     encoded = []
-    for example in selection.examples:
-        ids = _encode(data, loaded, example.prompt)
+    for example in cell.evaluated.examples:
+        ids = encode(data, loaded, example.prompt)
         fits = len(ids) <= longest or data.truncate_prompt
         encoded.append(EncodedExample(example, len(ids), ids[-longest:] if fits else None))
     if all(item.prompt_ids is None for item in encoded):
@@ -121,10 +117,10 @@ def encode_examples(
 
 
 def make_generator(
-    arguments: CellArguments, loaded: LoadedModel, plan: PrunePlan, encoded: list[EncodedExample]
+    cell: Cell, loaded: LoadedModel, plan: PrunePlan, encoded: list[EncodedExample]
 ) -> TextGenerator:
     """The decoder of this cell, its cache sized for the longest prompt and output."""
-    flags, vocabulary = arguments.generation, loaded.model.config.vocab_size
+    flags, vocabulary = cell.arguments.generation, loaded.model.config.vocab_size
     if max(flags.stop_token_ids, default=0) >= vocabulary:
         reject("stop_token_ids", max(flags.stop_token_ids), f"must be below {vocabulary}")
     config = GenerationConfig(
@@ -138,7 +134,7 @@ def make_generator(
             flags.top_p,
             flags.no_repeat_ngram_size,
         ),
-        stop_words=arguments.stop_words,
+        stop_words=cell.arguments.stop_words,
         stop_token_ids=tuple(flags.stop_token_ids),
     )
     longest = max(len(item.prompt_ids) for item in encoded if item.prompt_ids)
@@ -148,33 +144,13 @@ def make_generator(
     )
 
 
-def make_record(arguments: CellArguments, provenance: Provenance, plan: PrunePlan) -> RunRecord:
+def make_record(cell: Cell, loaded: LoadedModel, plan: PrunePlan, command: str) -> RunRecord:
     """What the log says before the first token: all that defines the run, and where it is."""
-    loaded, facts = provenance.loaded, provenance.runtime.facts()
-    data = {
-        "evaluation": _selection_facts(provenance.evaluated),
-        "calibration": _selection_facts(provenance.calibration),
-        "stop_words": arguments.stop_words,
-    }
-    exit_layer = kept_exit_layer(arguments.generation, plan)
-    identity = {
-        "model_fingerprint": loaded.fingerprint,
-        "dataset": arguments.data.dataset,
-        "data_fingerprint": data["evaluation"]["fingerprint"],
-        "apply_chat_template": arguments.data.apply_chat_template,
-        "truncate_prompt": arguments.data.truncate_prompt,
-        "plan": {"method": plan.method, "kept_layers": plan.kept_layers},
-        "generation": decoding_identity(arguments),
-        "dtype": facts["dtype"],
-        "device": facts["device"],
-        "attention": loaded.model.config._attn_implementation,
-        "compile": False,
-        "engine_version": ENGINE_VERSION,
-    }
+    exit_layer = kept_exit_layer(cell.arguments.generation, plan)
     return RunRecord(
-        identity=identity,
-        command=provenance.command,
-        arguments=dataclasses.asdict(arguments),
+        identity=cell.identity,
+        command=command,
+        arguments=dataclasses.asdict(cell.arguments),
         model={
             "name": loaded.name,
             "fingerprint": loaded.fingerprint,
@@ -184,62 +160,42 @@ def make_record(arguments: CellArguments, provenance: Provenance, plan: PrunePla
             "original_layers": plan.original_layers,
             "plan_of_origin": loaded.plan_of_origin,
         },
-        data=data,
+        data=cell.data_facts,
         plan=plan.to_dict(),
         exit_layer={
-            "original": None if exit_layer is None else arguments.generation.exit_layer,
+            "original": None if exit_layer is None else cell.arguments.generation.exit_layer,
             "kept": exit_layer,
         },
-        runtime=facts,
+        runtime=cell.runtime.facts(),
         commit=current_commit(),
     )
 
 
-def decoding_identity(arguments: CellArguments) -> dict[str, Any]:
-    """The flags of decoding, those without effect on it set to None."""
-    flags = arguments.generation
-    idle = [] if flags.sample else ["temperature", "top_k", "top_p", "seed"]
-    if flags.generation_strategy == "autoregressive":
-        idle.append("num_speculations")
-    words = {"stop_words": arguments.stop_words}
-    return dataclasses.asdict(flags) | dict.fromkeys(idle) | words
-
-
-def _selection_facts(selection: Selection | None) -> dict[str, Any] | None:
-    """Where examples come from, and a fingerprint of their texts."""
-    if selection is None:
-        return None
-    texts = ((e.example_id, e.prompt, e.reference) for e in selection.examples)
-    return selection.facts() | {"fingerprint": content_hash(*itertools.chain(*texts))}
-
-
 def measure(
-    arguments: CellArguments,
-    runtime: Runtime,
-    generator: TextGenerator,
-    encoded: list[EncodedExample],
-    record: RunRecord,
+    cell: Cell, generator: TextGenerator, encoded: list[EncodedExample], record: RunRecord
 ) -> RunWriter:
-    """Warms up, decodes every example and logs it; an interruption leaves what was done."""
-    runtime.reset_peak_memory()
+    """Warms up, decodes every example that the log lacks; an interruption leaves what was done."""
+    cell.runtime.reset_peak_memory()
     warm_up = next(item.prompt_ids for item in encoded if item.prompt_ids)
     made = generator.generate(warm_up, max_steps=WARM_UP_STEPS)
     _time_full_step(generator, warm_up, made)
 
-    writer = RunWriter(arguments.log.output_dir, record)
-    samples: list[SampleRecord] = []
+    writer = RunWriter(cell.arguments.log.output_dir, record)
+    done = {sample.index for sample in writer.samples}
+    if done:
+        print(f"{writer.path.name} goes on: {len(done)} of {len(encoded)} prompts are done")
     status = "failed"
     try:
         for index, item in enumerate(tqdm(encoded, unit="prompt")):
-            samples.append(measure_example(arguments.generation, generator, index, item))
-            writer.add(samples[-1])
+            if index not in done:
+                sample = measure_example(cell.arguments.generation, generator, index, item)
+                sample.peak_memory_bytes = cell.runtime.peak_memory_bytes()
+                writer.add(sample)
         status = "complete"
     except KeyboardInterrupt:
         status = "interrupted"
     finally:
-        writer.finish(
-            status, summarize(samples) | {"peak_memory_bytes": runtime.peak_memory_bytes()}
-        )
+        writer.finish(status, summarize(writer.samples))
     return writer
 
 
@@ -282,35 +238,3 @@ def _time_full_step(
     if not made.rounds:
         return None
     return dataclasses.asdict(generator.time_full_step(prompt_ids[-1]))
-
-
-def check_chat_template(arguments: DataArguments, checkpoint: Checkpoint) -> None:
-    """Refuses `--apply_chat_template` where the tokenizer's template does not work."""
-    if arguments.apply_chat_template:
-        _encode(arguments, checkpoint, "Hello")
-
-
-def _encode(arguments: DataArguments, named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
-    """The prompt's tokens; with `--apply_chat_template`, of a chat in which a user says it."""
-    if arguments.apply_chat_template:
-        ids = _chat_ids(named, prompt)
-    else:
-        ids = named.tokenizer(prompt)["input_ids"]
-    if not ids:
-        raise UsageError(f"--model {named.name}: its tokenizer makes no token of {prompt[:40]!r}")
-    return ids
-
-
-def _chat_ids(named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
-    if named.tokenizer.chat_template is None:
-        reject("apply_chat_template", "true", f"the tokenizer of {named.name} has no template")
-    turns = [{"role": "user", "content": prompt}]
-    try:
-        chat = named.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_dict=True
-        )
-    except Exception as error:
-        # A template is a program that came with the checkpoint, and fails in its own ways.
-        reason = f"{type(error).__name__}: {error}"
-        reject("apply_chat_template", "true", f"the template of {named.name} fails ({reason})")
-    return chat["input_ids"]

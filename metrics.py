@@ -1,6 +1,7 @@
 """Text quality, speed and acceptance, from an example's text up to a run's summary."""
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,31 +32,44 @@ def summarize(samples: list[SampleRecord]) -> dict[str, Any]:
     """A run's metrics, from its samples alone.
 
     - `predicted_text`: means of the texts' scores; BLEU over the whole corpus.
-    - `acceptance_rate`: `mean` per prompt, `token_weighted` accepted / drafted over all.
+    - `acceptance_rate`: `mean` per prompt, `token_weighted` accepted / drafted over all;
+      `by_position` the share of first, second, ... drafts of a round that were accepted.
     - `total_time`, `time_per_token`, `tokens_per_second`: per prompt; seconds, the latter two over
       decoding alone. `tokens_per_second` also `token_weighted`: all tokens by all seconds.
     - `step_seconds`: one draft, verify, full or early_exit pass with its choice of a token.
     - `speedup_over_full_steps`: decoding by full steps / this run's decoding; `predicted` by
-      (k r + 1) / (k c + v), `measured` against the full steps timed in the same run.
+      (k r + 1) / (k c + v), `bound` the same were every draft accepted, `measured` against the
+      full steps timed in the same run.
     - `round_overhead`: decoding seconds beyond those of all passes, as a fraction of the latter.
     - `counts` of prompts, tokens and passes.
+    - `peak_memory_bytes`: the most that the process held.
+    - `timed`: ranks and threads of the prompts that everything in seconds is of, and their number.
+      A run that went on with other threads is timed by those prompts that are most.
     """
     done = [sample for sample in samples if sample.status == "done"]
-    steps = _total_steps(done)
-    step_seconds = _step_seconds(done, steps)
+    timed = _timed_alike(done)
+    steps = _total_steps(timed)
+    step_seconds = _step_seconds(timed, steps)
+    decoded, seconds = sum(map(_decoded, timed)), sum(s.decode_seconds for s in timed)
     return {
         "predicted_text": _text_summary(done),
         "acceptance_rate": _acceptance(done),
-        "total_time": _spread(s.prefill_seconds + s.decode_seconds for s in done),
-        "time_per_token": _spread(_seconds_per_token(s) for s in done if _decoded(s)),
-        "tokens_per_second": _spread(1 / _seconds_per_token(s) for s in done if _decoded(s))
-        | {"token_weighted": _ratio(sum(map(_decoded, done)), sum(s.decode_seconds for s in done))},
-        "prefill_seconds": _spread(s.prefill_seconds for s in done),
-        "decode_seconds": _spread(s.decode_seconds for s in done),
+        "total_time": _spread(s.prefill_seconds + s.decode_seconds for s in timed),
+        "time_per_token": _spread(_seconds_per_token(s) for s in timed if _decoded(s)),
+        "tokens_per_second": _spread(1 / _seconds_per_token(s) for s in timed if _decoded(s))
+        | {"token_weighted": _ratio(decoded, seconds)},
+        "prefill_seconds": _spread(s.prefill_seconds for s in timed),
+        "decode_seconds": _spread(s.decode_seconds for s in timed),
         "step_seconds": step_seconds,
-        "speedup_over_full_steps": _speedup(done, step_seconds),
-        "round_overhead": _round_overhead(done, steps),
-        "counts": _counts(samples, done, steps),
+        "speedup_over_full_steps": _speedup(timed, step_seconds),
+        "round_overhead": _round_overhead(timed, steps),
+        "counts": _counts(samples, done, _total_steps(done)),
+        "peak_memory_bytes": max((s.peak_memory_bytes or 0 for s in samples), default=0) or None,
+        "timed": {
+            "ranks": timed[0].ranks if timed else None,
+            "threads": timed[0].threads if timed else None,
+            "prompts": len(timed),
+        },
     }
 
 
@@ -66,6 +80,14 @@ def predicted_speedup(k: float, r: float, c: float, v: float) -> float:
     steps (Leviathan et al. 2023, with a verify pass that need not cost one step).
     """
     return (k * r + 1) / (k * c + v)
+
+
+def _timed_alike(done: list[SampleRecord]) -> list[SampleRecord]:
+    """The samples of the most common ranks and threads, whose seconds may be averaged."""
+    groups: dict[tuple[int, int], list[SampleRecord]] = {}
+    for sample in done:
+        groups.setdefault((sample.ranks, sample.threads), []).append(sample)
+    return max(groups.values(), key=len, default=[])
 
 
 def _decoded(sample: SampleRecord) -> int:
@@ -89,7 +111,22 @@ def _acceptance(done: list[SampleRecord]) -> dict[str, float | None]:
     drafting = [sample for sample in done if sample.drafted_tokens]
     accepted = sum(s.accepted_tokens for s in drafting)
     rates = _spread(s.accepted_tokens / s.drafted_tokens for s in drafting)
-    return rates | {"token_weighted": _ratio(accepted, sum(s.drafted_tokens for s in drafting))}
+    return rates | {
+        "token_weighted": _ratio(accepted, sum(s.drafted_tokens for s in drafting)),
+        "by_position": _acceptance_by_position(drafting),
+    }
+
+
+def _acceptance_by_position(drafting: list[SampleRecord]) -> list[float] | None:
+    """Of the rounds that drafted a j-th token, the share that accepted it; j = 1, 2, ..."""
+    rounds = Counter(tuple(pair) for sample in drafting for pair in sample.rounds)
+    longest = max((drafted for drafted, _ in rounds), default=0)
+    shares = []
+    for position in range(1, longest + 1):
+        tried = sum(count for (drafted, _), count in rounds.items() if drafted >= position)
+        held = sum(count for (_, accepted), count in rounds.items() if accepted >= position)
+        shares.append(held / tried)
+    return shares or None
 
 
 def _total_steps(done: list[SampleRecord]) -> dict[str, dict[str, float]]:
@@ -121,7 +158,7 @@ def _speedup(
 ) -> dict[str, float | None]:
     drafted = sum(sample.drafted_tokens for sample in done)
     if not drafted:
-        return {"predicted": None, "measured": None}
+        return {"predicted": None, "bound": None, "measured": None}
     k = drafted / sum(len(sample.rounds) for sample in done)
     r = sum(sample.accepted_tokens for sample in done) / drafted
     full = step_seconds["full"]
@@ -129,6 +166,7 @@ def _speedup(
     by_full_steps = sum(map(_decoded, done)) * full
     return {
         "predicted": predicted_speedup(k, r, c, v),
+        "bound": predicted_speedup(k, 1, c, v),
         "measured": by_full_steps / sum(sample.decode_seconds for sample in done),
     }
 

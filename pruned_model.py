@@ -5,7 +5,7 @@ import math
 import random
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from arguments import PruneArguments
+from arguments import PLAN_FILE, PruneArguments
 from command_line import UsageError, reject
-from runtime import PLAN_FILE
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,12 @@ class PrunePlan:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"removed_layers": self.removed_layers, "approach": self.approach}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "PrunePlan":
+        """The plan that `to_dict` wrote; what is derived from its fields is left aside."""
+        plan = cls(**{item.name: values[item.name] for item in fields(cls)})
+        return replace(plan, kept_layers=tuple(plan.kept_layers))
 
 
 class PruneModel:
@@ -114,8 +119,11 @@ class PruneModel:
             f"{self.parameters_after:,}"
         )
 
-    def save(self, tokenizer: Any, folder: str) -> None:
-        """Writes model, tokenizer and plan as an ordinary checkpoint, whole or not at all."""
+    def save(self, tokenizer: Any, folder: str, fingerprint: str | None = None) -> None:
+        """Writes model, tokenizer and plan as an ordinary checkpoint, whole or not at all.
+
+        Beside the plan stands the fingerprint of the model that was pruned.
+        """
         target = Path(folder)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,8 +131,8 @@ class PruneModel:
                 checkpoint = Path(scratch) / target.name
                 self.model.save_pretrained(checkpoint)
                 tokenizer.save_pretrained(checkpoint)
-                plan = json.dumps(self.plan.to_dict(), indent=2)
-                (checkpoint / PLAN_FILE).write_text(plan + "\n")
+                origin = self.plan.to_dict() | {"model_fingerprint": fingerprint}
+                (checkpoint / PLAN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
                 checkpoint.rename(target)
         except (OSError, SafetensorError) as error:
             reject("save_pruned", folder, f"cannot be written ({error})")
@@ -135,6 +143,23 @@ class PruneModel:
         assert len(after) == len(expected)
         assert all(one is other for one, other in zip(after, expected, strict=True))
         assert self.parameters_before - self.parameters_after == removed_parameters
+
+
+def is_saved(folder: str, plan: PrunePlan, fingerprint: str) -> bool:
+    """Whether the folder holds this model pruned by this plan already.
+
+    Raises `UsageError` where it holds something else.
+    """
+    if not Path(folder).exists():
+        return False
+    try:
+        found = json.loads((Path(folder) / PLAN_FILE).read_text())
+        kept, origin = tuple(found["kept_layers"]), found["model_fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kept, origin = None, None
+    if (kept, origin) != (plan.kept_layers, fingerprint):
+        reject("save_pruned", folder, "exists already; name a new folder")
+    return True
 
 
 def make_plan(

@@ -1,16 +1,15 @@
-"""One run, two files: a JSON object that is always valid, and a JSONL line for every example."""
+"""One run, two files: a JSON object that is always valid, and a JSONL line for every example.
+
+Here are their contents and their reader; `run_writer` writes them.
+"""
 
 import dataclasses
 import hashlib
 import json
-import os
 import subprocess
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from command_line import reject
 
 SCHEMA_VERSION = 1
 
@@ -22,7 +21,7 @@ class SampleRecord:
     `decode_seconds` and `steps` exclude the first token, which belongs to the prefill. `steps`
     holds calls and seconds of draft, verify, full and early_exit passes; `full_step` the full
     steps timed as a yardstick after a speculative output. `rounds` lists (drafted, accepted)
-    tokens.
+    tokens. `peak_memory_bytes` is the process's peak so far.
     """
 
     index: int
@@ -39,6 +38,7 @@ class SampleRecord:
     full_step: dict[str, float] | None = None
     rounds: list[tuple[int, int]] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int | None = None
     ranks: int = 1
     threads: int = 1
 
@@ -56,8 +56,8 @@ class RunRecord:
     """One run's file.
 
     `identity` is all that defines the run, and `run_id` its hash. `status` is running, complete,
-    interrupted or failed. `metrics` are spread over the file's top level, under the keys that
-    `metrics.summarize` documents.
+    interrupted or failed. `resumed` tells of every later start that took the run up. `metrics`
+    are spread over the file's top level, under the keys that `metrics.summarize` documents.
     """
 
     identity: dict[str, Any]
@@ -72,77 +72,18 @@ class RunRecord:
     status: str = "running"
     started: str = ""
     ended: str | None = None
+    resumed: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
     def run_id(self) -> str:
-        canonical = json.dumps(self.identity, sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        return identity_hash(self.identity)
 
     def to_dict(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
         metrics = values.pop("metrics")
         return {"run_id": self.run_id} | values | metrics
-
-
-class RunWriter:
-    """Writes `OUTPUT_DIR/benchmark_<time>_<run id>.json` and `.samples.jsonl`.
-
-    The first is replaced as a whole whenever it changes; of the second, a line is on its way to
-    the disk as soon as its example is done. Raises `UsageError` where the folder cannot be
-    written.
-    """
-
-    def __init__(self, output_dir: str, record: RunRecord) -> None:
-        self.record = record
-        record.started = _timestamp()
-        stem = f"benchmark_{time.strftime('%Y%m%d_%H%M%S')}_{record.run_id}"
-        self.path = Path(output_dir) / f"{stem}.json"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._samples = samples_path(self.path).open("x", encoding="utf-8")
-        except FileExistsError:
-            reject("output_dir", output_dir, f"another run has just begun {stem}; start again")
-        except OSError as error:
-            reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
-        try:
-            self._replace()
-        except BaseException as error:
-            self.close()
-            samples_path(self.path).unlink()
-            if isinstance(error, OSError):
-                reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
-            raise
-
-    def add(self, sample: SampleRecord) -> None:
-        """Appends an example's line."""
-        self._samples.write(_dump(dataclasses.asdict(sample)) + "\n")
-        self._samples.flush()
-
-    def finish(self, status: str, metrics: dict[str, Any]) -> None:
-        """Closes the run with its final status and metrics."""
-        self.close()
-        self.record.status = status
-        self.record.ended = _timestamp()
-        self.record.metrics = metrics
-        self._replace()
-
-    def close(self) -> None:
-        """Closes the file of samples; the run keeps the status that it has."""
-        self._samples.close()
-
-    def _replace(self) -> None:
-        text = _dump(self.record.to_dict(), indent=2) + "\n"
-        scratch = self.path.with_suffix(".json.partial")
-        try:
-            with scratch.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(self.path)
-        finally:
-            scratch.unlink(missing_ok=True)
 
 
 def samples_path(run_path: Path) -> Path:
@@ -152,20 +93,50 @@ def samples_path(run_path: Path) -> Path:
 
 def read_record(path: Path) -> RunRecord:
     """Reads a run's file back. Raises ValueError for one that is no run of this schema."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"{path}: no run log of schema version {SCHEMA_VERSION}")
-    values.pop("run_id")
+    return record_of(json.loads(path.read_text(encoding="utf-8")))
+
+
+def record_of(values: Any) -> RunRecord:
+    """The run that a file's JSON holds. Raises ValueError for what is no run of this schema."""
+    found = values.get("schema_version") if isinstance(values, dict) else None
+    if found != SCHEMA_VERSION:
+        newer = isinstance(found, int) and found > SCHEMA_VERSION
+        hint = "; a newer release wrote it" if newer else ""
+        raise ValueError(f"has schema version {found}, not {SCHEMA_VERSION}{hint}")
     names = {item.name for item in dataclasses.fields(RunRecord)}
-    record = RunRecord(**{key: value for key, value in values.items() if key in names})
-    record.metrics = {key: value for key, value in values.items() if key not in names}
-    return record
+    metrics = {key: value for key, value in values.items() if key not in names | {"run_id"}}
+    try:
+        return RunRecord(**{key: values[key] for key in names & set(values)}, metrics=metrics)
+    except TypeError as error:
+        raise ValueError(f"lacks a part of a run ({error})") from error
 
 
 def read_samples(path: Path) -> list[SampleRecord]:
-    """The samples that the run with this file has so far."""
-    with samples_path(path).open(encoding="utf-8") as file:
-        return [SampleRecord(**json.loads(line)) for line in file]
+    """The samples that the run with this file has so far, as `whole_samples` finds them."""
+    return whole_samples(path)[0]
+
+
+def whole_samples(path: Path) -> tuple[list[SampleRecord], int]:
+    """The samples of the run with this file, and the number of bytes that hold them.
+
+    A last line that is not whole, as a killed process leaves it, is not among them. Raises
+    ValueError for any other damage.
+    """
+    try:
+        lines = samples_path(path).read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return [], 0
+    samples, size = [], 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            samples.append(SampleRecord(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            if number == len(lines):
+                break
+            name = samples_path(path).name
+            raise ValueError(f"line {number} of {name} is damaged ({error})") from error
+        size += len(line)
+    return samples, size
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -192,17 +163,14 @@ def content_hash(*texts: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def identity_hash(identity: dict[str, Any]) -> str:
+    """The run id that an identity has."""
+    canonical = json.dumps(identity, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
 def _git(folder: Path, *command: str) -> str:
     done = subprocess.run(
         ["git", "-C", folder, *command], capture_output=True, text=True, check=True
     )
     return done.stdout.strip()
-
-
-def _timestamp() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _dump(value: Any, indent: int | None = None) -> str:
-    # NaN is no JSON: a value that is missing is null.
-    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)

@@ -21,12 +21,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from arguments import ModelArguments
+from arguments import PLAN_FILE, ModelArguments
 from command_line import UsageError, reject
 from embedded_model import EMBEDDED_MODEL, embedded_checkpoint
-from self_speculation.llama_model_utils import SUPPORTED_ATTENTION, SUPPORTED_MODEL_TYPES
+from self_speculation.llama_model_utils import (
+    DEFAULT_ATTENTION,
+    SUPPORTED_ATTENTION,
+    SUPPORTED_MODEL_TYPES,
+)
 
-PLAN_FILE = "prune_plan.json"
 _SAMPLED_BYTES = 1 << 16
 _LOCATION_ARGS = ("cache_dir", "local_files_only", "revision")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -78,21 +81,25 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A supported model with its tokenizer, in a folder or on the hub; its weights are unread."""
+    """A supported model with its tokenizer, in a folder or on the hub; its weights are unread.
+
+    `fingerprint` changes with the checkpoint's files. `attention` is the kernel it will run with.
+    """
 
     name: str
     source: str
     config: Any
     tokenizer: Any
+    fingerprint: str
+    attention: str
 
 
 @dataclass
 class LoadedModel:
     """A model with its tokenizer, and where it came from.
 
-    `fingerprint` changes with the checkpoint's files. `plan_of_origin` is the prune plan stored
-    beside a checkpoint that was saved pruned; its own layers count as the original ones all the
-    same.
+    `fingerprint` is the checkpoint's. `plan_of_origin` is the prune plan stored beside one that was
+    saved pruned; its own layers count as the original ones all the same.
     """
 
     model: nn.Module
@@ -128,8 +135,8 @@ def find_checkpoint(arguments: ModelArguments) -> Checkpoint:
     """
     name, extra = arguments.model, arguments.extra()
     source = _source(name)
-    kernel = extra.get("attn_implementation")
-    if kernel is not None and kernel not in SUPPORTED_ATTENTION:
+    kernel = extra.get("attn_implementation") or DEFAULT_ATTENTION
+    if kernel not in SUPPORTED_ATTENTION:
         allowed = ", ".join(SUPPORTED_ATTENTION)
         reject("model_args", f"attn_implementation={kernel}", f"must be one of {allowed}")
     where = {key: extra[key] for key in _LOCATION_ARGS if key in extra}
@@ -137,7 +144,8 @@ def find_checkpoint(arguments: ModelArguments) -> Checkpoint:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
         _check_supported(name, config)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
-    return Checkpoint(name, source, config, tokenizer)
+        fingerprint = _fingerprint(source, config)
+    return Checkpoint(name, source, config, tokenizer, fingerprint, kernel)
 
 
 def load_model(
@@ -149,7 +157,10 @@ def load_model(
     """
     checkpoint = checkpoint or find_checkpoint(arguments)
     name, source, config = checkpoint.name, checkpoint.source, checkpoint.config
-    extra = arguments.extra() | {"dtype": runtime.dtype}
+    extra = arguments.extra() | {
+        "dtype": runtime.dtype,
+        "attn_implementation": checkpoint.attention,
+    }
     with _one_line_errors(name):
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
@@ -163,8 +174,7 @@ def load_model(
     if "device_map" not in extra:
         model.to(runtime.device)
     model.eval().requires_grad_(False)
-    fingerprint = _fingerprint(source, config)
-    return LoadedModel(model, checkpoint.tokenizer, name, fingerprint, plan_of_origin)
+    return LoadedModel(model, checkpoint.tokenizer, name, checkpoint.fingerprint, plan_of_origin)
 
 
 @contextmanager

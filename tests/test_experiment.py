@@ -9,8 +9,8 @@ import torch
 from conftest import ANGULAR, GREEDY, SPECULATIVE, write
 from tokenizers import Tokenizer
 
+import cell
 import experiment
-import runtime as machine
 from dataset_table import DATASETS
 from pruned_model import angular_distances
 from runtime import Runtime
@@ -107,14 +107,14 @@ def test_an_example_draws_the_same_tokens_whatever_runs_before_it(run):
 
 
 def test_prompts_that_yield_no_token_are_refused(run, tmp_path, monkeypatch, capsys):
-    ordinary = machine.load_model
+    ordinary = experiment.load_model
 
     def load(*arguments):
         loaded = ordinary(*arguments)
         loaded.tokenizer = lambda prompt: {"input_ids": [] if prompt == "\u200b" else [1]}
         return loaded
 
-    monkeypatch.setattr(machine, "load_model", load)
+    monkeypatch.setattr(experiment, "load_model", load)
     path = tmp_path / "odd.jsonl"
     path.write_text('{"prompt": "\u200b", "response": ""}', "utf-8")
     assert run(*GREEDY, path=path)[:2] == (2, None)
@@ -184,7 +184,7 @@ def test_the_run_id_follows_what_defines_the_run(run, rows, checkpoint, tmp_path
         run(*GREEDY, *ANGULAR),
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "ENGINE_VERSION", 0)
+        patch.setattr(cell, "ENGINE_VERSION", 0)
         others.append(run(*GREEDY))
     rounder = shutil.copytree(checkpoint, tmp_path / "other")
     config = json.loads((rounder / "config.json").read_text())
@@ -266,7 +266,7 @@ def test_chat_templates_that_do_not_work_are_refused_before_weights_are_read(
     folder = shutil.copytree(checkpoint, tmp_path / "chat")
     if template:
         (folder / "chat_template.jinja").write_text(template)
-    monkeypatch.setattr(machine, "load_model", None)
+    monkeypatch.setattr(experiment, "load_model", None)
     flags = ["--model", str(folder), "--apply_chat_template", "true"]
     assert run(*GREEDY, *flags)[:2] == (2, None)
     err = capsys.readouterr().err

@@ -159,3 +159,44 @@ def test_skipped_prompts_are_counted_and_left_out_of_means():
     assert summary["counts"]["prompts"] == 2
     assert summary["counts"]["prompt_tokens"] == 7
     assert summarize([skipped])["predicted_text"]["rouge-l"] is None
+
+
+def speculative(**changes):
+    steps = {
+        "draft": {"calls": 6, "seconds": 0.3},
+        "verify": {"calls": 2, "seconds": 0.4},
+    }
+    values = {"steps": steps, "full_step": {"calls": 2, "seconds": 0.3}}
+    return sample(**{"rounds": [(3, 1), (3, 2)]} | values | changes)
+
+
+def test_seconds_of_other_threads_are_not_averaged():
+    slow = [speculative(index=index, threads=1, decode_seconds=9.0) for index in range(2)]
+    fast = [speculative(index=2 + index, threads=4, decode_seconds=1.0) for index in range(3)]
+    found = summarize(slow + fast)
+    alone = summarize(fast)
+    assert found["timed"] == {"ranks": 1, "threads": 4, "prompts": 3}
+    for key in ("tokens_per_second", "time_per_token", "decode_seconds", "step_seconds"):
+        assert found[key] == alone[key]
+    assert found["counts"]["prompts"] == 5
+    assert found["counts"]["drafted_tokens"] == 5 * slow[0].drafted_tokens
+
+
+def test_acceptance_falls_with_the_draft_position():
+    sample = speculative(rounds=[(3, 3), (3, 1), (3, 0), (2, 2), (0, 0)])
+    found = summarize([sample])["acceptance_rate"]["by_position"]
+    assert found == [3 / 4, 2 / 4, 1 / 3]
+    assert summarize([])["acceptance_rate"]["by_position"] is None
+
+
+def test_the_bound_is_the_prediction_with_every_draft_accepted():
+    found = summarize([speculative()])["speedup_over_full_steps"]
+    everything = speculative(rounds=[(k, k) for k, _ in speculative().rounds])
+    assert found["bound"] == summarize([everything])["speedup_over_full_steps"]["predicted"]
+    assert found["predicted"] < found["bound"]
+
+
+def test_the_peak_of_memory_is_the_highest_sample():
+    samples = [speculative(peak_memory_bytes=size) for size in (None, 5, 3)]
+    assert summarize(samples)["peak_memory_bytes"] == 5
+    assert summarize([])["peak_memory_bytes"] is None

@@ -6,16 +6,17 @@ import subprocess
 import pytest
 
 import run_log
+import run_writer
 from command_line import UsageError
 from run_log import (
     RunRecord,
-    RunWriter,
     SampleRecord,
     find_runs,
     read_record,
     read_samples,
     samples_path,
 )
+from run_writer import RunWriter
 
 
 def record(**changes):
@@ -81,7 +82,7 @@ def test_a_full_disk_at_the_end_leaves_the_last_valid_file(tmp_path, monkeypatch
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_log.os, "fsync", full)
+    monkeypatch.setattr(run_writer.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         writer.finish("complete", {})
     assert read_record(writer.path).status == "running"
@@ -105,19 +106,11 @@ def test_the_run_id_names_what_defines_a_run():
     assert record().run_id != record(identity={"seed": 2, "model": "tiny"}).run_id
 
 
-def test_two_runs_of_one_second_do_not_share_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_log.time, "strftime", lambda form: "20260101_000000")
-    writer = RunWriter(str(tmp_path), record())
-    with pytest.raises(UsageError, match="another run has just begun"):
-        RunWriter(str(tmp_path), record())
-    writer.finish("complete", {})
-
-
 def test_a_run_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_log.os, "fsync", full)
+    monkeypatch.setattr(run_writer.os, "fsync", full)
     with pytest.raises(UsageError, match="cannot be written .No space left on device"):
         RunWriter(str(tmp_path), record())
     assert list(tmp_path.iterdir()) == []
@@ -133,7 +126,7 @@ def test_other_schemas_are_refused(tmp_path):
     path = tmp_path / "benchmark_1_x.json"
     for text in ['{"schema_version": 99}', "[]", "{}"]:
         path.write_text(text)
-        with pytest.raises(ValueError, match="no run log of schema version 1"):
+        with pytest.raises(ValueError, match="has schema version"):
             read_record(path)
 
 

@@ -1,0 +1,40 @@
+"""From a prompt's text to the tokens that the model reads."""
+
+from arguments import DataArguments
+from command_line import UsageError, reject
+from runtime import Checkpoint, LoadedModel
+
+
+def encode(arguments: DataArguments, named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
+    """The prompt's tokens; with `--apply_chat_template`, of a chat in which a user says it.
+
+    Raises `UsageError` where that makes no token, or the template does not work.
+    """
+    if arguments.apply_chat_template:
+        ids = _chat_ids(named, prompt)
+    else:
+        ids = named.tokenizer(prompt)["input_ids"]
+    if not ids:
+        raise UsageError(f"--model {named.name}: its tokenizer makes no token of {prompt[:40]!r}")
+    return ids
+
+
+def check_chat_template(arguments: DataArguments, checkpoint: Checkpoint) -> None:
+    """Refuses `--apply_chat_template` where the tokenizer's template does not work."""
+    if arguments.apply_chat_template:
+        encode(arguments, checkpoint, "Hello")
+
+
+def _chat_ids(named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
+    if named.tokenizer.chat_template is None:
+        reject("apply_chat_template", "true", f"the tokenizer of {named.name} has no template")
+    turns = [{"role": "user", "content": prompt}]
+    try:
+        chat = named.tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_dict=True
+        )
+    except Exception as error:
+        # A template is a program that came with the checkpoint, and fails in its own ways.
+        reason = f"{type(error).__name__}: {error}"
+        reject("apply_chat_template", "true", f"the template of {named.name} fails ({reason})")
+    return chat["input_ids"]

@@ -1,0 +1,185 @@
+"""Writes a run's two files so that no kill at any moment costs more than one example."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from command_line import BusyError, reject, warn
+from run_log import RunRecord, SampleRecord, read_record, samples_path, whole_samples
+
+
+@contextmanager
+def claimed(output_dir: str, run_id: str) -> Iterator[RunRecord | None]:
+    """Holds a run for this process; yields what an earlier start of it left, None if nothing.
+
+    Raises `BusyError` while another process holds it, and `UsageError` where the folder cannot be
+    written or what was left cannot be read.
+    """
+    folder = Path(output_dir)
+    is_new = not folder.exists()
+    lock = FileLock(folder / f".{run_id}.lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise BusyError(
+            f"--output_dir {output_dir}: another process is at work on this run, {run_id}"
+        ) from error
+    except OSError as error:
+        reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
+    try:
+        yield _left_over(output_dir, run_id)
+    finally:
+        # Taken away while it is held: whoever opened it meanwhile finds that it is gone.
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()  # only an empty folder goes
+
+
+def find_run(output_dir: str, run_id: str) -> Path | None:
+    """The file of the run with this id in the folder: the complete one, or else the newest."""
+    paths = Path(output_dir).glob(f"benchmark_*_{run_id}.json")
+    return max(paths, key=lambda path: (_is_complete(path), path.name), default=None)
+
+
+class RunWriter:
+    """Writes `OUTPUT_DIR/benchmark_<time>_<run id>.json` and `.samples.jsonl`.
+
+    The first is replaced as a whole whenever it changes; of the second, a line is on its way to
+    the disk as soon as its example is done. A run that was left goes on in its own files, with
+    the `samples` that it has. Raises `UsageError` where the folder cannot be written.
+    """
+
+    def __init__(self, output_dir: str, record: RunRecord) -> None:
+        found = find_run(output_dir, record.run_id)
+        stem = f"benchmark_{time.strftime('%Y%m%d_%H%M%S')}_{record.run_id}"
+        self.path = found or Path(output_dir) / f"{stem}.json"
+        self.record = record
+        self.samples: list[SampleRecord] = []
+        try:
+            self._begin(output_dir, found)
+        except OSError as error:
+            reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
+
+    def add(self, sample: SampleRecord) -> None:
+        """Appends an example's line."""
+        self._file.write(_dump(dataclasses.asdict(sample)) + "\n")
+        self._file.flush()
+        self.samples.append(sample)
+
+    def finish(self, status: str, metrics: dict[str, Any]) -> None:
+        """Closes the run with its final status and metrics."""
+        self.close()
+        self.record.status = status
+        self.record.ended = timestamp()
+        self.record.metrics = metrics
+        self._replace()
+
+    def close(self) -> None:
+        """Closes the file of samples; the run keeps the status that it has."""
+        self._file.close()
+
+    def _begin(self, output_dir: str, found: Path | None) -> None:
+        if found:
+            self.samples = _recovered(output_dir, found)
+        else:
+            self.record.started = timestamp()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        # A run's file is there before its samples, so that none stand alone.
+        self._replace()
+        try:
+            self._file = samples_path(self.path).open("a", encoding="utf-8")
+        except OSError:
+            if not found:
+                self.path.unlink()
+            raise
+
+    def _replace(self) -> None:
+        text = _dump(self.record.to_dict(), indent=2) + "\n"
+        scratch = self.path.with_suffix(".json.partial")
+        try:
+            with scratch.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(self.path)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+def resume(left: RunRecord, new: RunRecord) -> RunRecord:
+    """The run that was left, as this start takes it up: it remains the run that it was."""
+    changed = [
+        name
+        for name, before, now in (
+            ("commit", left.commit, new.commit),
+            ("versions", left.runtime.get("versions"), new.runtime.get("versions")),
+        )
+        if before != now
+    ]
+    if changed:
+        warn(
+            f"run {left.run_id} was begun with another {' and '.join(changed)}; its log tells both"
+        )
+    start = {
+        "started": timestamp(),
+        "command": new.command,
+        "commit": new.commit,
+        "runtime": new.runtime,
+    }
+    return dataclasses.replace(
+        left, status="running", ended=None, metrics={}, resumed=[*left.resumed, start]
+    )
+
+
+def timestamp() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _left_over(output_dir: str, run_id: str) -> RunRecord | None:
+    for scratch in Path(output_dir).glob(f"benchmark_*_{run_id}.json.partial"):
+        scratch.unlink()
+    path = find_run(output_dir, run_id)
+    try:
+        return path and read_record(path)
+    except (OSError, ValueError) as error:
+        reject("output_dir", output_dir, f"{path.name} cannot be taken up: {error}; move it away")
+
+
+def _recovered(output_dir: str, path: Path) -> list[SampleRecord]:
+    """The samples that are whole; a last line that is not is cut off the file."""
+    try:
+        samples, size = whole_samples(path)
+    except ValueError as error:
+        reject("output_dir", output_dir, f"{error}; move the run's two files away to begin anew")
+    file_path = samples_path(path)
+    if file_path.exists():
+        if file_path.stat().st_size > size:
+            warn(f"{file_path.name}: the last line is damaged and dropped; its example runs again")
+        with file_path.open("r+b") as file:
+            file.truncate(size)
+            file.seek(max(size - 1, 0))
+            if size and file.read(1) != b"\n":
+                file.write(b"\n")
+    return samples
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        return read_record(path).status == "complete"
+    except (OSError, ValueError):
+        return False
+
+
+def _dump(value: Any, indent: int | None = None) -> str:
+    # NaN is no JSON: a value that is missing is null.
+    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
