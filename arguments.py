@@ -34,7 +34,7 @@ PLACEHOLDER = "{message}"
 NO_STOP_WORDS = "none"
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelArguments:
     """Which model, and how it is loaded."""
 
@@ -77,7 +77,7 @@ class ModelArguments:
         return pairs
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataArguments:
     """Which prompts."""
 
@@ -129,7 +129,7 @@ class DataArguments:
         return unescaped(self.template).replace(PLACEHOLDER, message)
 
 
-@dataclass
+@dataclass(frozen=True)
 class PruneArguments:
     """Which layers are removed before decoding."""
 

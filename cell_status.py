@@ -1,0 +1,71 @@
+"""Tells of the cells of a sweep which are complete, and what is left of the others.
+
+Reads the flags of benchmark.py from standard input, every flag ended by the ASCII unit separator
+and every cell by the record separator. Writes a line for every cell, tabs between: complete,
+partial, missing or error; the prompts that are left; the run's file, or what is wrong.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from arguments import CELL_GROUPS, CellArguments, PruneArguments
+from command_line import UsageError, parse, run_script
+from run_log import read_record, read_samples
+
+UNIT, RECORD = "\037", "\036"
+Status = tuple[str, int, Any]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parse(argv, __doc__)
+    status_of = make_status()
+    for record in sys.stdin.read().split(RECORD)[:-1]:
+        try:
+            status = status_of(CellArguments(*parse(record.split(UNIT)[:-1], "", *CELL_GROUPS)))
+        except UsageError as error:
+            status = "error", 0, " ".join(str(error).split())
+        print(*status, sep="\t", flush=True)
+    return 0
+
+
+def make_status() -> Callable[[CellArguments], Status]:
+    """A function from a cell to its status, which finds a model and reads examples but once."""
+    from cell import Cell
+    from data import get_prompts
+    from run_writer import find_run
+    from runtime import find_checkpoint, start
+
+    checkpoint_of = functools.cache(find_checkpoint)
+    prompts_of = functools.cache(get_prompts)
+
+    def status_of(arguments: CellArguments) -> Status:
+        runtime, checkpoint = start(arguments.model), checkpoint_of(arguments.model)
+        calibration = _what_calibrates(arguments.prune)
+        prompts = prompts_of(arguments.data, calibration, arguments.generation.seed)
+        cell = Cell(arguments, runtime, checkpoint, *prompts)
+        path = find_run(arguments.log.output_dir, cell.run_id)
+        count = len(cell.evaluated.examples)
+        if path is None:
+            return "missing", count, ""
+        try:
+            if read_record(path).status == "complete":
+                return "complete", 0, path
+            return "partial", count - len(read_samples(path)), path
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path}: {error}") from error
+
+    return status_of
+
+
+def _what_calibrates(flags: PruneArguments) -> PruneArguments:
+    """The flags that decide on which examples a plan calibrates, the others as they come."""
+    if not flags.calibrates():
+        return PruneArguments()
+    return dataclasses.replace(flags, prune_n=None, save_pruned=None)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
