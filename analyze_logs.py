@@ -1,113 +1,109 @@
-"""Tabulates the runs below some folders."""
+"""Turns run logs into tables and plots: quality, speed, and what pruning changes in both."""
 
+import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import pandas
-
-from command_line import OneLineParser, UsageError, run_script
-from run_log import RunRecord, find_runs, read_record
-
-# What the two decoders of one plan may differ in and still be compared.
-_DECODER_FLAGS = ("generation_strategy", "exit_layer", "num_speculations")
+from command_line import OneLineParser, UsageError, check_new_folder, reject, run_script, warn
+from comparison import BASELINES, QUALITIES, Comparison, compare
+from logged_runs import Found, LoggedRun, find_logged_runs
+from tables import FORMATS, Table, make_tables
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(description=__doc__)
-    parser.add_argument("log_dirs", nargs="*", default=["logs"], help="folders (default: logs)")
-    folders = [Path(name) for name in parser.parse_args(argv).log_dirs]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UsageError(f"log_dirs {folder}: is no folder")
-    paths = list(dict.fromkeys(path for folder in folders for path in find_runs(folder)))
-    runs, unreadable = _read(paths)
-    for line in unreadable:
-        print(f"warning: {line}", file=sys.stderr)
-    if not runs:
-        named = " ".join(map(str, folders))
-        raise UsageError(f"log_dirs {named}: {len(paths)} run logs found, none of them readable")
-    baselines = _baselines(runs)
-    rows = pandas.DataFrame([_row(run, baselines) for run in runs])
-    print(rows.to_markdown(index=False, disable_numparse=True))
+    arguments = _parse(argv)
+    folders = [Path(name) for name in arguments.log_dirs]
+    found = find_logged_runs(folders)
+    for line in found.warnings:
+        warn(line)
+    if not found.runs:
+        raise UsageError(f"log_dirs {' '.join(map(str, folders))}: {_nothing(found)}")
+    comparisons = compare(found.runs)
+    tables = make_tables(found.runs, comparisons)
+    print(_text(tables, arguments.format))
+    for line in [*_missing_baselines(comparisons), *_of_older_logs(found.runs)]:
+        print(f"note: {line}", file=sys.stderr)
+    _write(arguments, found.runs, tables)
     return 0
 
 
-def _read(paths: list[Path]) -> tuple[list[RunRecord], list[str]]:
-    runs, unreadable = [], []
-    for path in paths:
-        try:
-            run = read_record(path)
-            _row(run, _baselines([run]))  # a run that makes no row is left out too
-            runs.append(run)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            unreadable.append(f"{path.name} is left out ({type(error).__name__}: {error})")
-    return runs, unreadable
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("log_dirs", nargs="*", default=["logs"], help="folders (default: logs)")
+    parser.add_argument(
+        "--output_dir",
+        default="./analysis",
+        help="folder of CSV files and plots (default: ./analysis)",
+    )
+    parser.add_argument(
+        "--format", default="markdown", choices=FORMATS, help="of the printed tables"
+    )
+    parser.add_argument(
+        "--quality",
+        default="rouge-l",
+        choices=QUALITIES,
+        help="the score that plots show (default: rouge-l)",
+    )
+    parser.add_argument(
+        "--no_plots", action="store_true", help="write tables alone, which takes a second less"
+    )
+    arguments = parser.parse_args(argv)
+    for folder in arguments.log_dirs:
+        if not Path(folder).is_dir():
+            raise UsageError(f"log_dirs {folder}: is no folder")
+    check_new_folder("output_dir", arguments.output_dir, may_exist=True)
+    return arguments
 
 
-def _row(run: RunRecord, baselines: dict[str, RunRecord]) -> dict[str, str]:
-    generation, metrics = run.identity["generation"], run.metrics
-    speculative = generation["generation_strategy"] == "self_speculative"
-    exit_layer = run.exit_layer["original"]
-    shots = len(_at(run.data, "evaluation", "shots") or [])
-    return {
-        "data": run.identity["dataset"] + (f", {shots} shots" if shots else ""),
-        "approach": run.plan["approach"],
-        "layers": f"{run.model['kept_layers']}/{run.model['original_layers']}",
-        "strategy": generation["generation_strategy"]
-        + (f" E={exit_layer}" if exit_layer else "")
-        + (f" k={generation['num_speculations']}" if speculative else ""),
-        "prompts": _shown(_at(metrics, "counts", "prompts"), "d"),
-        "tokens/s": _shown(_at(metrics, "tokens_per_second", "token_weighted"), ".1f"),
-        "spec. / autoregr.": _shown(_speedup(run, baselines), ".2f"),
-        "predicted": _shown(_at(metrics, "speedup_over_full_steps", "predicted"), ".2f"),
-        "acceptance": _shown(_at(metrics, "acceptance_rate", "token_weighted"), ".3f"),
-        "ROUGE-L": _shown(_at(metrics, "predicted_text", "rouge-l"), ".3f"),
-        "exact match": _shown(_at(metrics, "predicted_text", "exact_match"), ".3f"),
-        "weights GB": _shown(run.model["weight_bytes"] / 1e9, ".2f"),
-        "status": run.status,
-    }
+def _nothing(found: Found) -> str:
+    if not found.unreadable and not found.unfinished:
+        return "no run logs found (benchmark_*.json, or consoles such as human_eval_results_base)"
+    parts = [f"{found.unreadable} cannot be read"] * bool(found.unreadable)
+    parts += [f"{found.unfinished} are not finished"] * bool(found.unfinished)
+    return f"no finished run: of the logs found, {' and '.join(parts)}"
 
 
-def _baselines(runs: list[RunRecord]) -> dict[str, RunRecord]:
-    """The newest complete run of whole-model autoregressive decoding, by what it compares with."""
-    found = {}
-    for run in runs:
-        plain = run.identity["generation"]
-        decoder = (plain["generation_strategy"], plain["exit_layer"])
-        if run.status == "complete" and decoder == ("autoregressive", -1):
-            found[_compared(run)] = run
-    return found
+def _text(tables: list[Table], form: str) -> str:
+    if form == "json":
+        content = {table.name: table.rows for table in tables}
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    mark = {"markdown": "## ", "latex": "% ", "csv": "# "}[form]
+    return "\n\n".join(f"{mark}{table.title}\n\n{table.text(form)}" for table in tables)
 
 
-def _speedup(run: RunRecord, baselines: dict[str, RunRecord]) -> float | None:
-    """Speculative / autoregressive decoding of the same plan, by time per token.
-
-    None for a run that drafts nothing, and where no run differs in its decoder alone.
-    """
-    baseline = baselines.get(_compared(run))
-    if run.identity["generation"]["generation_strategy"] != "self_speculative" or not baseline:
-        return None
-    rates = [_at(r.metrics, "tokens_per_second", "token_weighted") for r in (run, baseline)]
-    return rates[0] / rates[1] if all(rates) else None
+def _missing_baselines(comparisons: list[Comparison]) -> list[str]:
+    """Why speed-ups are missing, every reason once."""
+    reasons = Counter(reason for one in comparisons for reason in one.missing.items())
+    return [
+        f"{count} run{'s have' if count > 1 else ' has'} no {BASELINES[name]}: {reason}"
+        for (name, reason), count in reasons.items()
+    ]
 
 
-def _compared(run: RunRecord) -> str:
-    generation = run.identity["generation"]
-    same = {key: value for key, value in generation.items() if key not in _DECODER_FLAGS}
-    identity = run.identity | {"generation": same, "threads": run.runtime["threads"]}
-    return json.dumps(identity, sort_keys=True)
+def _of_older_logs(runs: list[LoggedRun]) -> list[str]:
+    if not any(run.is_older for run in runs):
+        return []
+    return [
+        "older logs call a mean edit distance exact_match, and it is shown as edits; their BLEU is "
+        "shown as they have it, which is 0 whatever the text"
+    ]
 
 
-def _at(values: dict[str, Any], *keys: str) -> Any:
-    for key in keys:
-        values = (values or {}).get(key)
-    return values
+def _write(arguments: argparse.Namespace, runs: list[LoggedRun], tables: list[Table]) -> None:
+    folder = Path(arguments.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for table in tables:
+            (folder / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+        if not arguments.no_plots:
+            # Imported here: it takes a second, which --no_plots saves.
+            from plots import make_plots
 
-
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+            make_plots(runs, arguments.quality, folder)
+    except OSError as error:
+        reject("output_dir", arguments.output_dir, f"cannot be written ({error.strerror})")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,174 @@
+"""Every run against the runs that differ from it in the one thing compared."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+
+from intervals import Interval, mean_intervals, ratio_interval
+from logged_runs import Examples, LoggedRun
+
+# The three meanings of speed-up, by what a run is compared with.
+SAME_PLAN = "speculative_over_autoregressive"
+SAME_DECODER = "pruned_over_base"
+BOTH = "pruned_speculative_over_base_autoregressive"
+BASELINES = {
+    SAME_PLAN: "autoregressive run of the same plan",
+    SAME_DECODER: "base run of the same decoder",
+    BOTH: "base autoregressive run",
+}
+QUALITIES = ("rouge-l", "rouge-1", "rouge-2", "rouge-3", "exact_match", "edit_distance")
+_WHOLE_MODEL = ("autoregressive", None, None)
+
+
+@dataclass
+class Comparison:
+    """One run against its baselines.
+
+    `speedups` are ratios of tokens per second, decoding alone. `quality_changes` are differences
+    of means to the base run of the same decoder; `equal_outputs` counts the prompts whose tokens
+    equal those of the autoregressive run, out of those that both ran. `missing` says of every
+    baseline that was not found what stood in the way.
+    """
+
+    run: LoggedRun
+    baselines: dict[str, LoggedRun] = field(default_factory=dict)
+    speedups: dict[str, Interval | None] = field(default_factory=dict)
+    quality_changes: dict[str, Interval] = field(default_factory=dict)
+    equal_outputs: tuple[int, int] | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def compare(runs: list[LoggedRun]) -> list[Comparison]:
+    """Compares all runs of this tool among which there can be a baseline, oldest first."""
+    index = _Index(runs)
+    return [_compared(run, index) for run in runs if not run.is_older]
+
+
+def spread_over_seeds(comparisons: list[Comparison]) -> list[list[Comparison]]:
+    """Random plans that differ in their seed alone, where there are two seeds or more."""
+    groups: dict[tuple, dict[int, Comparison]] = defaultdict(dict)
+    for one in comparisons:
+        run = one.run
+        if run.method == "random":
+            threshold = run.record.plan["dropout_threshold"]
+            groups[(run.condition_key, threshold, _decoder(run))][run.prune_seed] = one
+    return [list(group.values()) for group in groups.values() if len(group) > 1]
+
+
+def mean_and_deviation(values: Iterable[float | None]) -> tuple[float, float] | None:
+    """Mean and sample standard deviation of the values that are known, None of fewer than two."""
+    known = [value for value in values if value is not None]
+    return (statistics.fmean(known), statistics.stdev(known)) if len(known) > 1 else None
+
+
+def quality_intervals(run: LoggedRun) -> dict[str, Interval]:
+    """The run's mean scores with their intervals over examples; empty without examples."""
+    if run.examples is None:
+        return {}
+    names = [name for name in QUALITIES if name in run.examples.scores]
+    columns = numpy.stack([run.examples.scores[name] for name in names], axis=1)
+    return dict(zip(names, mean_intervals(columns), strict=True))
+
+
+class _Index:
+    """Runs by what they were, the newest where several were the same."""
+
+    def __init__(self, runs: list[LoggedRun]) -> None:
+        self._found: dict[tuple, dict[str, LoggedRun]] = defaultdict(dict)
+        for run in runs:
+            if not run.is_older:
+                for plan in {run.kept_layers, run.method}:
+                    self._found[plan, _decoder(run)][run.condition_key] = run
+
+    def find(self, run: LoggedRun, plan: Any, decoder: tuple) -> LoggedRun | str:
+        """The run with this plan and decoder under the same conditions, or what differs."""
+        candidates = self._found[plan, decoder]
+        if run.condition_key in candidates:
+            return candidates[run.condition_key]
+        differences = (_differences(run, other) for other in candidates.values())
+        nearest = min(differences, key=len, default=None)
+        if nearest is None:
+            return "there is none"
+        return "the nearest differs in " + ", ".join(nearest)
+
+
+def _compared(run: LoggedRun, index: _Index) -> Comparison:
+    comparison = Comparison(run)
+    for name, (plan, decoder) in _wanted(run).items():
+        found = index.find(run, plan, decoder)
+        if isinstance(found, str):
+            comparison.missing[name] = found
+            continue
+        comparison.baselines[name] = found
+        pair = _paired(run.examples, found.examples)
+        comparison.speedups[name] = _speedup(run, found, pair)
+        if pair and name == SAME_DECODER:
+            comparison.quality_changes = _quality_changes(pair)
+        if pair and name == SAME_PLAN:
+            equal = pair[0].outputs == pair[1].outputs
+            comparison.equal_outputs = int(equal.sum()), len(equal)
+    return comparison
+
+
+def _wanted(run: LoggedRun) -> dict[str, tuple[Any, tuple]]:
+    """Plan and decoder of every baseline that the run has."""
+    wanted, speculative = {}, run.strategy == "self_speculative"
+    if speculative:
+        wanted[SAME_PLAN] = run.kept_layers, _WHOLE_MODEL
+    if run.method != "base":
+        wanted[SAME_DECODER] = "base", _decoder(run)
+        if speculative:
+            wanted[BOTH] = "base", _WHOLE_MODEL
+    return wanted
+
+
+def _decoder(run: LoggedRun) -> tuple[str | None, int | None, int | None]:
+    return run.strategy, run.exit_layer, run.num_speculations
+
+
+def _differences(run: LoggedRun, other: LoggedRun) -> list[str]:
+    mine, its = run.conditions, other.conditions
+    names = [name for name in mine if mine[name] != its.get(name)]
+    # Other counts of prompts, or of solved examples, are other prompts.
+    if "prompts" in names and {"num_samples", "n_shot", "dataset"} & set(names):
+        names.remove("prompts")
+    return [f"{name} ({_short(its.get(name))}, not {_short(mine[name])})" for name in names]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _paired(mine: Examples | None, its: Examples | None) -> tuple[Examples, Examples] | None:
+    """Both runs' examples, cut to those that both finished."""
+    if mine is None or its is None:
+        return None
+    _, here, there = numpy.intersect1d(
+        mine.indices, its.indices, assume_unique=True, return_indices=True
+    )
+    return (mine.at(here), its.at(there)) if len(here) else None
+
+
+def _speedup(
+    run: LoggedRun, baseline: LoggedRun, pair: tuple[Examples, Examples] | None
+) -> Interval | None:
+    """How many times as many tokens per second: over examples, or without them from the logs."""
+    if pair:
+        mine, its = pair
+        timed = mine.timed & its.timed
+        parts = [mine.decoded_tokens, mine.decode_seconds, its.decoded_tokens, its.decode_seconds]
+        return ratio_interval(numpy.stack(parts, axis=1)[timed]) if timed.any() else None
+    rates = [one.metric("tokens_per_second", "token_weighted") for one in (run, baseline)]
+    return Interval(rates[0] / rates[1]) if all(rates) else None
+
+
+def _quality_changes(pair: tuple[Examples, Examples]) -> dict[str, Interval]:
+    mine, its = pair
+    names = [name for name in QUALITIES if name in mine.scores and name in its.scores]
+    columns = numpy.stack([mine.scores[name] - its.scores[name] for name in names], axis=1)
+    return dict(zip(names, mean_intervals(columns), strict=True))

@@ -1,0 +1,275 @@
+"""Runs as their logs tell of them, from this tool and from the older one, in one shape."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from older_logs import OlderLog, is_console, read_console, read_objects
+from run_log import RunRecord, record_of, samples_path
+
+# What a file of either tool can be wrong with, once it is no run that can be read.
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What comparisons need of a run's finished examples: arrays with a number for each.
+
+    `outputs` are hashes of token ids. `timed` marks those that the run's seconds are of.
+    """
+
+    indices: numpy.ndarray
+    scores: dict[str, numpy.ndarray]
+    decoded_tokens: numpy.ndarray
+    decode_seconds: numpy.ndarray
+    outputs: numpy.ndarray
+    timed: numpy.ndarray
+
+    def at(self, places: numpy.ndarray) -> "Examples":
+        """The examples at these places."""
+        arrays = {
+            item.name: getattr(self, item.name)[places]
+            for item in dataclasses.fields(self)
+            if item.name != "scores"
+        }
+        return Examples(scores={k: v[places] for k, v in self.scores.items()}, **arrays)
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """One finished run. `record` and `examples` are None for what the older tool logged.
+
+    Layers are counted; `metrics` has the keys that `metrics.summarize` documents, as far as they
+    are known.
+    """
+
+    path: Path
+    dataset: str
+    method: str
+    param: str
+    strategy: str | None
+    exit_layer: int | None
+    num_speculations: int | None
+    metrics: dict[str, Any]
+    model: str | None = None
+    num_samples: int | None = None
+    kept_layers: tuple[int, ...] | None = None
+    original_layers: int | None = None
+    prune_seed: int | None = None
+    record: RunRecord | None = field(default=None, repr=False)
+    examples: Examples | None = field(default=None, repr=False)
+
+    @property
+    def is_older(self) -> bool:
+        return self.record is None
+
+    @property
+    def removed_layers(self) -> int | None:
+        return self.original_layers and self.original_layers - len(self.kept_layers)
+
+    @cached_property
+    def conditions(self) -> dict[str, Any]:
+        """What two runs must share to be compared: all but the plan and the decoder."""
+        record = self.record
+        identity, timed = record.identity, record.metrics.get("timed") or {}
+        decoding = {
+            name: value
+            for name, value in identity["generation"].items()
+            if name not in ("generation_strategy", "exit_layer", "num_speculations")
+        }
+        return decoding | {
+            "model": identity["model_fingerprint"],
+            "dataset": identity["dataset"],
+            "num_samples": record.data["evaluation"]["examples"],
+            "n_shot": len(record.data["evaluation"]["shots"]),
+            "prompts": identity["data_fingerprint"],
+            "apply_chat_template": identity["apply_chat_template"],
+            "truncate_prompt": identity["truncate_prompt"],
+            "dtype": identity["dtype"],
+            "device": identity["device"],
+            "attention": identity["attention"],
+            "compile": identity["compile"],
+            "threads": timed.get("threads") or record.runtime["threads"],
+            "ranks": timed.get("ranks") or record.runtime["ranks"],
+            "torch": record.runtime["versions"]["torch"],
+            "engine version": identity["engine_version"],
+        }
+
+    @cached_property
+    def condition_key(self) -> str:
+        return json.dumps(self.conditions, sort_keys=True)
+
+    def metric(self, *keys: str) -> float | None:
+        """A metric by its nested keys; None where it was not measured."""
+        value: Any = self.metrics
+        for key in keys:
+            value = (value or {}).get(key)
+        return value
+
+
+@dataclass
+class Found:
+    """What was found below some folders: runs, and a line for everything else."""
+
+    runs: list[LoggedRun] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    unreadable: int = 0
+    unfinished: int = 0
+
+
+def find_logged_runs(folders: list[Path]) -> Found:
+    """All finished runs below the folders, oldest first; what cannot be read stops nothing."""
+    found = Found()
+    for path in _log_files(folders):
+        try:
+            run, warnings = _read(path)
+        except _UNREADABLE as error:
+            found.unreadable += 1
+            found.warnings.append(f"{path} cannot be read: {_reason(error)}")
+            continue
+        found.warnings += [f"{path} {line}" for line in warnings]
+        if run is None:
+            found.unfinished += 1
+        else:
+            found.runs.append(run)
+    _count_once(found)
+    return found
+
+
+def _log_files(folders: list[Path]) -> Iterator[Path]:
+    files = {path.resolve(): path for folder in folders for path in folder.rglob("*")}
+    for path in sorted(files.values(), key=lambda path: (path.name, path)):
+        is_json = path.name.startswith("benchmark_") and path.suffix == ".json"
+        if (is_json or is_console(path)) and path.is_file():
+            yield path
+
+
+def _read(path: Path) -> tuple[LoggedRun | None, list[str]]:
+    """The run in a file, None where it is not over; and what its reader should know."""
+    if is_console(path):
+        return _older_run(path, read_console(path)), []
+    text = path.read_text(encoding="utf-8")
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return _older_run(path, read_objects(text)), []
+    record = record_of(values)
+    if record.status != "complete":
+        return None, [_unfinished(path, record)]
+    examples, warnings = _examples(path, record)
+    return _run(path, record, examples), warnings
+
+
+def _unfinished(path: Path, record: RunRecord) -> str:
+    done = sum(1 for _ in _lines(path))
+    state = "is in progress or was killed" if record.status == "running" else f"was {record.status}"
+    total = record.data["evaluation"]["examples"]
+    return f"{state}, {done} of {total} prompts done, and is left out; its command goes on with it"
+
+
+def _run(path: Path, record: RunRecord, examples: Examples | None) -> LoggedRun:
+    plan, generation = record.plan, record.identity["generation"]
+    approach = plan["approach"].partition(" ")
+    run = LoggedRun(
+        path=path,
+        dataset=record.identity["dataset"],
+        method=plan["method"],
+        param=approach[2],
+        strategy=generation["generation_strategy"],
+        exit_layer=record.exit_layer["original"],
+        num_speculations=generation["num_speculations"],
+        metrics=record.metrics,
+        model=record.model["name"],
+        num_samples=record.metrics["counts"]["prompts"],
+        kept_layers=tuple(plan["kept_layers"]),
+        original_layers=plan["original_layers"],
+        prune_seed=plan["prune_seed"],
+        record=record,
+        examples=examples,
+    )
+    assert run.condition_key  # a record that lacks a condition cannot be compared with any
+    return run
+
+
+def _older_run(path: Path, log: OlderLog) -> LoggedRun:
+    params = {"angular": f"n={log.prune_n}", "random": f"p={log.dropout_threshold}"}
+    return LoggedRun(
+        path=path,
+        dataset=log.dataset,
+        method=log.method,
+        param=params.get(log.method, ""),
+        strategy=log.generation_strategy,
+        exit_layer=log.exit_layer,
+        num_speculations=log.num_speculations,
+        metrics=log.metrics,
+        model=log.model,
+        num_samples=log.num_samples,
+    )
+
+
+def _examples(path: Path, record: RunRecord) -> tuple[Examples | None, list[str]]:
+    """The run's examples; None, and why, where their file does not hold them all."""
+    try:
+        samples = [sample for sample in map(json.loads, _lines(path)) if sample]
+    except ValueError as error:
+        return None, [f"is compared without intervals: its samples are damaged ({error})"]
+    expected = record.metrics["counts"]["prompts"]
+    if len(samples) != expected:
+        found = f"its samples file holds {len(samples)} of {expected} prompts"
+        return None, [f"is compared without intervals: {found}"]
+    done = [sample for sample in samples if sample["status"] == "done"]
+    if not done:
+        return None, []
+    timed = record.metrics.get("timed") or done[0]
+    alike = (timed["ranks"], timed["threads"])
+    return Examples(
+        indices=numpy.array([sample["index"] for sample in done]),
+        scores={
+            name: numpy.array([sample["scores"][name] for sample in done])
+            for name in done[0]["scores"]
+        },
+        decoded_tokens=numpy.array([len(sample["output_ids"]) - 1.0 for sample in done]),
+        decode_seconds=numpy.array([sample["decode_seconds"] for sample in done]),
+        outputs=numpy.array([hash(tuple(sample["output_ids"])) for sample in done]),
+        timed=numpy.array([(sample["ranks"], sample["threads"]) == alike for sample in done]),
+    ), []
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with samples_path(path).open("rb") as file:
+            yield from file
+    except FileNotFoundError:
+        return
+
+
+def _count_once(found: Found) -> None:
+    """Drops consoles whose run is there as a JSON file too: both print the same numbers."""
+    logged = [run for run in found.runs if run.is_older and run.model]
+    kept = []
+    for run in found.runs:
+        twin = next((r for r in logged if _is_same_run(run, r)), None) if run.is_older else None
+        if twin is None or twin is run or run.model:
+            kept.append(run)
+        else:
+            found.warnings.append(f"{run.path} is the console of {twin.path.name}, counted once")
+    found.runs = kept
+
+
+def _is_same_run(console: LoggedRun, logged: LoggedRun) -> bool:
+    drafted = console.metrics | {"acceptance_rate": logged.metrics["acceptance_rate"]}
+    return console.dataset == logged.dataset and drafted == logged.metrics
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return " ".join(str(error).split())

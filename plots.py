@@ -1,0 +1,330 @@
+"""Plots of compared runs, each as PNG and PDF; none needs colour to be read."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from comparison import quality_intervals
+from logged_runs import LoggedRun
+
+QUALITIES = {
+    "rouge-l": "ROUGE-L (F-measure)",
+    "rouge-1": "ROUGE-1 (F-measure)",
+    "rouge-2": "ROUGE-2 (F-measure)",
+    "rouge-3": "ROUGE-3 (F-measure)",
+    "exact_match": "exact match (share of prompts)",
+    "edit_distance": "edit distance (characters)",
+}
+_PANELS_PER_FIGURE = 12
+_PANEL_INCHES = (4.2, 3.3)
+_METHOD_STYLES = {
+    "base": {"marker": "*", "color": "0.0", "markersize": 10},
+    "angular": {"marker": "o", "color": "0.0", "markersize": 5},
+    "random": {"marker": "s", "color": "0.5", "markersize": 5},
+}
+_PLAN_MARKERS = "osv^DPX<>hp"
+_DECODERS = {"autoregressive": "autoregressive", "self_speculative": "self-speculative"}
+
+Runs = list[LoggedRun]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One data set under one set of conditions: its title, and how it is drawn."""
+
+    title: str
+    draw: Callable[[Axes], Any]
+
+
+def make_plots(runs: Runs, quality: str, folder: Path) -> list[Path]:
+    """Writes every plot that runs of this tool have data for; returns the files."""
+    runs = [run for run in runs if not run.is_older]
+    plans = _plan_styles(runs)
+    plots = {
+        "quality_by_layers_removed": (_quality_panels(runs, quality), _method_keys(runs)),
+        "speed_and_quality": (
+            _speed_panels(runs, quality, plans),
+            [*_decoder_keys(), *_plan_keys(plans)],
+        ),
+        "acceptance_by_draft_position": (
+            _acceptance_panels(runs, plans),
+            _plan_keys(plans, linestyle="-"),
+        ),
+        "angular_distance": (_distance_panels(runs), [_block_key()]),
+    }
+    files = []
+    for name, (panels, keys) in plots.items():
+        for first in range(0, len(panels), _PANELS_PER_FIGURE):
+            figure = _figure(panels[first : first + _PANELS_PER_FIGURE], keys, _common(runs))
+            page = "" if first == 0 else f"_{first // _PANELS_PER_FIGURE + 1}"
+            for suffix in ("png", "pdf"):
+                files.append(folder / f"{name}{page}.{suffix}")
+                figure.savefig(files[-1], dpi=150)
+    return files
+
+
+def _quality_panels(runs: Runs, quality: str) -> list[Panel]:
+    """Quality against layers removed: a line for angular plans, a mark for every random one."""
+    return [
+        Panel(title, lambda axes, group=group: _draw_quality(axes, group, quality))
+        for title, group in _settings(runs)
+        if any(run.removed_layers for run in group)
+    ]
+
+
+def _draw_quality(axes: Axes, runs: Runs, quality: str) -> None:
+    for method, style in _METHOD_STYLES.items():
+        points = sorted(
+            ((run.removed_layers, quality_intervals(run)[quality]) for run in _texts(runs, method)),
+            key=lambda point: point[0],
+        )
+        # Beside the angular marks, so that bars of as many layers do not cover each other.
+        beside = 0.15 if method == "random" else 0.0
+        removed = [count + beside for count, _ in points]
+        values = [interval.value for _, interval in points]
+        bars = [[i.value - (i.low or i.value) for _, i in points]]
+        bars += [[(i.high or i.value) - i.value for _, i in points]]
+        line = "-" if method == "angular" else ""
+        axes.errorbar(removed, values, yerr=bars, capsize=2.5, linestyle=line, **style)
+        if method == "base" and values:
+            axes.axhline(values[0], color="0.75", linestyle=":", zorder=0)
+    axes.set_xlabel(f"layers removed, of {runs[0].original_layers}")
+    axes.set_ylabel(QUALITIES[quality])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _speed_panels(runs: Runs, quality: str, plans: dict[str, dict]) -> list[Panel]:
+    """Quality against speed: every plan with both decoders, random ones averaged over seeds."""
+    return [
+        Panel(title, lambda axes, group=group: _draw_speed(axes, group, quality, plans))
+        for title, group in _settings(runs)
+    ]
+
+
+def _draw_speed(axes: Axes, runs: Runs, quality: str, plans: dict[str, dict]) -> None:
+    points: dict[tuple, list[tuple[float, float]]] = defaultdict(list)
+    for run in runs:
+        speed = run.metric("tokens_per_second", "token_weighted")
+        score = run.metric("predicted_text", quality)
+        if speed is not None and score is not None:
+            early = run.strategy == "autoregressive" and run.exit_layer
+            if not early:
+                points[_plan(run), run.strategy, run.exit_layer, run.num_speculations].append(
+                    (speed, score)
+                )
+    for (plan, strategy, *_), found in points.items():
+        speed, score = (fmean(values) for values in zip(*found, strict=True))
+        hollow = {"markerfacecolor": "white"} if strategy == "self_speculative" else {}
+        axes.plot(speed, score, linestyle="", **plans[plan], **hollow)
+    axes.set_xlabel("decoding speed (tokens/s)")
+    axes.set_ylabel(QUALITIES[quality])
+    axes.set_xlim(left=0)
+    axes.margins(y=0.15)
+
+
+def _acceptance_panels(runs: Runs, plans: dict[str, dict]) -> list[Panel]:
+    """The share of first, second, ... drafts of a round that the model accepted."""
+    panels = []
+    for title, group in _settings(runs):
+        decoders: dict[tuple, Runs] = defaultdict(list)
+        for run in group:
+            if run.metric("acceptance_rate", "by_position"):
+                decoders[run.exit_layer, run.num_speculations].append(run)
+        for (exit_layer, _), drafting in decoders.items():
+            panels.append(
+                Panel(
+                    f"{title}, exit layer {exit_layer}",
+                    lambda axes, drafting=drafting: _draw_acceptance(axes, drafting, plans),
+                )
+            )
+    return panels
+
+
+def _draw_acceptance(axes: Axes, runs: Runs, plans: dict[str, dict]) -> None:
+    by_plan: dict[str, list[list[float]]] = defaultdict(list)
+    for run in runs:
+        by_plan[_plan(run)].append(run.metric("acceptance_rate", "by_position"))
+    for plan, shares in by_plan.items():
+        # Another seed of a random plan may have stopped before it drafted as far.
+        means = [fmean(position) for position in zip(*shares, strict=False)]
+        axes.plot(range(1, len(means) + 1), means, **plans[plan], linewidth=1)
+    axes.set_xlabel("position in the draft (tokens)")
+    axes.set_ylabel("accepted (share of drafts there)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(bottom=0)
+
+
+def _distance_panels(runs: Runs) -> list[Panel]:
+    """d(l, n) for every first layer l and number of layers n, and what plans removed by it."""
+    maps: dict[str, Runs] = defaultdict(list)
+    for run in runs:
+        if run.method == "angular":
+            maps[json.dumps(run.record.plan["scores"]["distances"])].append(run)
+    titles = _titles(runs)
+    return [
+        Panel(
+            titles[group[0].condition_key],
+            lambda axes, group=group: _draw_distances(axes, group),
+        )
+        for group in maps.values()
+    ]
+
+
+def _draw_distances(axes: Axes, runs: Runs) -> None:
+    scores = runs[0].record.plan["scores"]
+    # Rows become n and columns l. The last layer always stays, so that l + n < L.
+    distances_NL = numpy.array(scores["distances"], dtype=float).T
+    layers = runs[0].original_layers
+    for count in range(layers + 1):
+        distances_NL[count, max(layers - count, 0) :] = numpy.nan
+    image = axes.imshow(
+        distances_NL, origin="lower", cmap="gray", interpolation="nearest", aspect="auto"
+    )
+    for run in runs:
+        block = run.record.plan["scores"]["first_removed_layer"], run.record.plan["prune_n"]
+        axes.plot(*block, **_BLOCK)
+    axes.set_xlabel("first layer l (index, from 0)")
+    axes.set_ylabel("layers removed n")
+    axes.set_xlim(-0.5, layers - 1.5)
+    axes.set_ylim(0.5, layers - 1.5)
+    bar = axes.figure.colorbar(image, ax=axes)
+    bar.set_label("angular distance d(l, n) (π rad)")
+
+
+_BLOCK = {
+    "marker": "o",
+    "markersize": 7,
+    "markerfacecolor": "white",
+    "markeredgecolor": "black",
+    "markeredgewidth": 1.5,
+    "linestyle": "",
+}
+
+
+def _figure(panels: list[Panel], keys: list[Line2D], heading: str) -> Figure:
+    columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
+    rows = -(-len(panels) // columns)
+    width, height = columns * _PANEL_INCHES[0], rows * _PANEL_INCHES[1] + 0.6
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, panel in zip(grid, panels, strict=False):
+        panel.draw(axes)
+        axes.set_title(panel.title, fontsize=10)
+    for axes in list(grid)[len(panels) :]:
+        axes.set_visible(False)
+    figure.suptitle(heading, fontsize=9, color="0.3")
+    figure.legend(
+        handles=keys, loc="outside lower center", ncols=2 * columns, fontsize=8, frameon=False
+    )
+    return figure
+
+
+def _settings(runs: Runs) -> list[tuple[str, Runs]]:
+    """Runs that may be compared, under a title that tells them from the other groups."""
+    groups: dict[str, Runs] = defaultdict(list)
+    for run in runs:
+        groups[run.condition_key].append(run)
+    titles = _titles(runs)
+    return sorted((titles[key], group) for key, group in groups.items())
+
+
+def _titles(runs: Runs) -> dict[str, str]:
+    """The data set of every group of runs, and what else tells groups of that data set apart."""
+    groups = {run.condition_key: run for run in runs}
+    by_dataset: dict[str, Runs] = defaultdict(list)
+    for run in groups.values():
+        by_dataset[run.dataset].append(run)
+    titles = {}
+    for dataset, alike in by_dataset.items():
+        facts = {run.condition_key: _plain_facts(run) for run in alike}
+        varying = [
+            name
+            for name in _plain_facts(alike[0])
+            if len({str(found[name]) for found in facts.values()}) > 1
+        ]
+        for key, found in facts.items():
+            others = [f"{name} {found[name]}" for name in varying]
+            titles[key] = "\n".join(
+                [dataset, *(", ".join(others[i : i + 2]) for i in range(0, len(others), 2))]
+            )
+    return titles
+
+
+def _plain_facts(run: LoggedRun) -> dict[str, Any]:
+    """The run's conditions, its model by name; a fingerprint says nothing to a reader."""
+    return run.conditions | {"model": run.model, "prompts": run.conditions["prompts"][:6]}
+
+
+def _common(runs: Runs) -> str:
+    """What all runs share of model and machine."""
+    shared = []
+    for name in ("model", "dtype", "device"):
+        found = {str(_plain_facts(run)[name]) for run in runs}
+        shared += found if len(found) == 1 else []
+    return ", ".join(shared)
+
+
+def _texts(runs: Runs, method: str) -> Runs:
+    """One run of every plan that has examples: both decoders write the same, up to rounding."""
+    chosen: dict[tuple, LoggedRun] = {}
+    for run in runs:
+        is_whole = run.strategy == "self_speculative" or run.exit_layer is None
+        if run.method == method and run.examples is not None and is_whole:
+            key = run.param, run.kept_layers
+            if key not in chosen or run.strategy == "autoregressive":
+                chosen[key] = run
+    return list(chosen.values())
+
+
+def _plan(run: LoggedRun) -> str:
+    """The plan without its seed."""
+    return " ".join([run.method, *run.param.split(" ")[:1]]).strip()
+
+
+def _plan_styles(runs: Runs) -> dict[str, dict[str, Any]]:
+    """A mark for every plan: shapes tell plans of one method apart, shades the methods."""
+    styles = {}
+    for method, style in _METHOD_STYLES.items():
+        plans = sorted({_plan(run) for run in runs if run.method == method})
+        for number, plan in enumerate(plans):
+            shape = style["marker"] if method == "base" else _PLAN_MARKERS[number % 11]
+            styles[plan] = style | {"marker": shape}
+    return styles
+
+
+def _plan_keys(plans: dict[str, dict[str, Any]], linestyle: str = "") -> list[Line2D]:
+    return [
+        Line2D([], [], linestyle=linestyle, label=plan, **style) for plan, style in plans.items()
+    ]
+
+
+def _method_keys(runs: Runs) -> list[Line2D]:
+    found = {run.method for run in runs}
+    keys = [
+        Line2D([], [], linestyle="-" if method == "angular" else "", label=method, **style)
+        for method, style in _METHOD_STYLES.items()
+        if method in found
+    ]
+    return [*keys, Line2D([], [], linestyle="", label="bars: 95 % bootstrap intervals")]
+
+
+def _decoder_keys() -> list[Line2D]:
+    filled = {"autoregressive": {}, "self_speculative": {"markerfacecolor": "white"}}
+    return [
+        Line2D([], [], linestyle="", marker="o", color="0.3", label=label, **filled[strategy])
+        for strategy, label in _DECODERS.items()
+    ]
+
+
+def _block_key() -> Line2D:
+    return Line2D([], [], label="block removed by the plan for this n", **_BLOCK)
