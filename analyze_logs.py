@@ -23,9 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     comparisons = compare(found.runs)
     tables = make_tables(found.runs, comparisons)
     print(_text(tables, arguments.format))
-    for line in [*_missing_baselines(comparisons), *_of_older_logs(found.runs)]:
+    left_out = _write(arguments, found.runs, tables)
+    for line in [*_missing_baselines(comparisons), *_of_older_logs(found.runs), *left_out]:
         print(f"note: {line}", file=sys.stderr)
-    _write(arguments, found.runs, tables)
     return 0
 
 
@@ -91,17 +91,19 @@ def _of_older_logs(runs: list[LoggedRun]) -> list[str]:
     ]
 
 
-def _write(arguments: argparse.Namespace, runs: list[LoggedRun], tables: list[Table]) -> None:
+def _write(arguments: argparse.Namespace, runs: list[LoggedRun], tables: list[Table]) -> list[str]:
+    """Writes tables and plots; returns what the plots leave out."""
     folder = Path(arguments.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for table in tables:
             (folder / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
-        if not arguments.no_plots:
-            # Imported here: it takes a second, which --no_plots saves.
-            from plots import make_plots
+        if arguments.no_plots:
+            return []
+        # Imported here: it takes a second, which --no_plots saves.
+        from plots import make_plots
 
-            make_plots(runs, arguments.quality, folder)
+        return make_plots(runs, arguments.quality, folder)
     except OSError as error:
         reject("output_dir", arguments.output_dir, f"cannot be written ({error.strerror})")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import orjson
 
 from older_logs import OlderLog, is_console, read_console, read_objects
 from run_log import RunRecord, record_of, samples_path
@@ -154,11 +155,11 @@ def _read(path: Path) -> tuple[LoggedRun | None, list[str]]:
     """The run in a file, None where it is not over; and what its reader should know."""
     if is_console(path):
         return _older_run(path, read_console(path)), []
-    text = path.read_text(encoding="utf-8")
+    content = path.read_bytes()
     try:
-        values = json.loads(text)
+        values = orjson.loads(content)
     except ValueError:
-        return _older_run(path, read_objects(text)), []
+        return _older_run(path, read_objects(content.decode())), []
     record = record_of(values)
     if record.status != "complete":
         return None, [_unfinished(path, record)]
@@ -216,7 +217,7 @@ def _older_run(path: Path, log: OlderLog) -> LoggedRun:
 def _examples(path: Path, record: RunRecord) -> tuple[Examples | None, list[str]]:
     """The run's examples; None, and why, where their file does not hold them all."""
     try:
-        samples = [sample for sample in map(json.loads, _lines(path)) if sample]
+        samples = [sample for sample in map(orjson.loads, _lines(path)) if sample]
     except ValueError as error:
         return None, [f"is compared without intervals: its samples are damaged ({error})"]
     expected = record.metrics["counts"]["prompts"]

@@ -1,5 +1,6 @@
 """Plots of compared runs, each as PNG and PDF; none needs colour to be read."""
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -25,7 +27,7 @@ QUALITIES = {
     "exact_match": "exact match (share of prompts)",
     "edit_distance": "edit distance (characters)",
 }
-_PANELS_PER_FIGURE = 12
+PANELS = 12
 _PANEL_INCHES = (4.2, 3.3)
 _METHOD_STYLES = {
     "base": {"marker": "*", "color": "0.0", "markersize": 10},
@@ -46,8 +48,8 @@ class Panel:
     draw: Callable[[Axes], Any]
 
 
-def make_plots(runs: Runs, quality: str, folder: Path) -> list[Path]:
-    """Writes every plot that runs of this tool have data for; returns the files."""
+def make_plots(runs: Runs, quality: str, folder: Path) -> list[str]:
+    """Writes every plot that runs of this tool have data for; returns what they leave out."""
     runs = [run for run in runs if not run.is_older]
     plans = _plan_styles(runs)
     plots = {
@@ -62,15 +64,16 @@ def make_plots(runs: Runs, quality: str, folder: Path) -> list[Path]:
         ),
         "angular_distance": (_distance_panels(runs), [_block_key()]),
     }
-    files = []
+    notes = []
     for name, (panels, keys) in plots.items():
-        for first in range(0, len(panels), _PANELS_PER_FIGURE):
-            figure = _figure(panels[first : first + _PANELS_PER_FIGURE], keys, _common(runs))
-            page = "" if first == 0 else f"_{first // _PANELS_PER_FIGURE + 1}"
-            for suffix in ("png", "pdf"):
-                files.append(folder / f"{name}{page}.{suffix}")
-                figure.savefig(files[-1], dpi=150)
-    return files
+        if len(panels) > PANELS:
+            notes.append(
+                f"{name} shows {PANELS} of {len(panels)} groups of comparable runs; name fewer "
+                "folders to see others"
+            )
+        if panels:
+            _save(_figure(panels[:PANELS], keys, _common(runs)), folder / name)
+    return notes
 
 
 def _quality_panels(runs: Runs, quality: str) -> list[Panel]:
@@ -92,8 +95,9 @@ def _draw_quality(axes: Axes, runs: Runs, quality: str) -> None:
         beside = 0.15 if method == "random" else 0.0
         removed = [count + beside for count, _ in points]
         values = [interval.value for _, interval in points]
-        bars = [[i.value - (i.low or i.value) for _, i in points]]
-        bars += [[(i.high or i.value) - i.value for _, i in points]]
+        bounds = [(i.value, i.value) if i.low is None else (i.low, i.high) for _, i in points]
+        bars = [[value - low for value, (low, _) in zip(values, bounds, strict=True)]]
+        bars += [[high - value for value, (_, high) in zip(values, bounds, strict=True)]]
         line = "-" if method == "angular" else ""
         axes.errorbar(removed, values, yerr=bars, capsize=2.5, linestyle=line, **style)
         if method == "base" and values:
@@ -157,7 +161,7 @@ def _draw_acceptance(axes: Axes, runs: Runs, plans: dict[str, dict]) -> None:
     for plan, shares in by_plan.items():
         # Another seed of a random plan may have stopped before it drafted as far.
         means = [fmean(position) for position in zip(*shares, strict=False)]
-        axes.plot(range(1, len(means) + 1), means, **plans[plan], linewidth=1)
+        axes.plot(range(1, len(means) + 1), means, **plans[plan], linewidth=1, clip_on=False)
     axes.set_xlabel("position in the draft (tokens)")
     axes.set_ylabel("accepted (share of drafts there)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -188,7 +192,7 @@ def _draw_distances(axes: Axes, runs: Runs) -> None:
     for count in range(layers + 1):
         distances_NL[count, max(layers - count, 0) :] = numpy.nan
     image = axes.imshow(
-        distances_NL, origin="lower", cmap="gray", interpolation="nearest", aspect="auto"
+        distances_NL, origin="lower", cmap=_GREYS, interpolation="nearest", aspect="auto"
     )
     for run in runs:
         block = run.record.plan["scores"]["first_removed_layer"], run.record.plan["prune_n"]
@@ -198,9 +202,11 @@ def _draw_distances(axes: Axes, runs: Runs) -> None:
     axes.set_xlim(-0.5, layers - 1.5)
     axes.set_ylim(0.5, layers - 1.5)
     bar = axes.figure.colorbar(image, ax=axes)
-    bar.set_label("angular distance d(l, n) (π rad)")
+    bar.set_label("angular distance d(l, n) (multiples of π)")
 
 
+# Its lightest grey is darker than the paper, on which no block lies.
+_GREYS = LinearSegmentedColormap.from_list("greys", ["0.0", "0.85"])
 _BLOCK = {
     "marker": "o",
     "markersize": 7,
@@ -229,13 +235,22 @@ def _figure(panels: list[Panel], keys: list[Line2D], heading: str) -> Figure:
     return figure
 
 
+def _save(figure: Figure, path: Path) -> None:
+    """Writes PNG and PDF; the panels are laid out but once, which takes most of the time."""
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine("none")
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    figure.savefig(path.with_suffix(".pdf"))
+
+
 def _settings(runs: Runs) -> list[tuple[str, Runs]]:
     """Runs that may be compared, under a title that tells them from the other groups."""
     groups: dict[str, Runs] = defaultdict(list)
     for run in runs:
         groups[run.condition_key].append(run)
     titles = _titles(runs)
-    return sorted((titles[key], group) for key, group in groups.items())
+    named = [(titles[key], group) for key, group in groups.items()]
+    return sorted(named, key=lambda setting: setting[0])
 
 
 def _titles(runs: Runs) -> dict[str, str]:
@@ -254,9 +269,8 @@ def _titles(runs: Runs) -> dict[str, str]:
         ]
         for key, found in facts.items():
             others = [f"{name} {found[name]}" for name in varying]
-            titles[key] = "\n".join(
-                [dataset, *(", ".join(others[i : i + 2]) for i in range(0, len(others), 2))]
-            )
+            lines = (", ".join(others[at : at + 2]) for at in range(0, len(others), 2))
+            titles[key] = "\n".join([dataset, *lines])
     return titles
 
 
@@ -292,13 +306,11 @@ def _plan(run: LoggedRun) -> str:
 
 
 def _plan_styles(runs: Runs) -> dict[str, dict[str, Any]]:
-    """A mark for every plan: shapes tell plans of one method apart, shades the methods."""
-    styles = {}
+    """A mark for every plan, base first: a shape of its own, in its method's shade."""
+    styles, shapes = {}, itertools.cycle(_PLAN_MARKERS)
     for method, style in _METHOD_STYLES.items():
-        plans = sorted({_plan(run) for run in runs if run.method == method})
-        for number, plan in enumerate(plans):
-            shape = style["marker"] if method == "base" else _PLAN_MARKERS[number % 11]
-            styles[plan] = style | {"marker": shape}
+        for plan in sorted({_plan(run) for run in runs if run.method == method}):
+            styles[plan] = style if method == "base" else style | {"marker": next(shapes)}
     return styles
 
 

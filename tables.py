@@ -56,10 +56,9 @@ def make_tables(runs: list[LoggedRun], comparisons: list[Comparison]) -> list[Ta
     """Quality, timing, comparisons and seeds, of which the last two may be missing."""
     ordered = sorted(runs, key=_order)
     tables = [_metrics_table(ordered), _timing_table(ordered)]
-    compared = sorted(
-        (one for one in comparisons if _is_compared(one)), key=lambda c: _order(c.run)
-    )
+    compared = [one for one in comparisons if one.baselines or one.missing]
     if compared:
+        compared.sort(key=lambda one: _order(one.run))
         tables.append(_comparison_table(compared))
     groups = sorted(spread_over_seeds(comparisons), key=lambda group: _order(group[0].run))
     if groups:
@@ -236,10 +235,6 @@ def _bounds(name: str, interval: Interval | None) -> Row:
 def _nested(run: LoggedRun, name: str) -> Row:
     value = run.metrics.get(name)
     return flattened(value, name) if isinstance(value, dict) else {name: value}
-
-
-def _is_compared(one: Comparison) -> bool:
-    return bool(one.baselines or one.missing)
 
 
 def _speedup_of(name: str) -> Callable[[Comparison], float | None]:

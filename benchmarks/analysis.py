@@ -1,0 +1,81 @@
+"""How long analyze_logs.py takes, and how much memory, on a thousand long runs.
+
+    python -m benchmarks.analysis
+
+The runs are made up, of as many tokens, rounds and words as real ones, and written by the same
+writer. They form two studies: one of plan seeds, and one of data seeds, which are as many sets of
+conditions, with panels of their own in every plot.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from itertools import islice, product
+from pathlib import Path
+
+from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan, random_plan
+from command_line import flag, parse, reject, run_script
+from pruned_model import PrunePlan
+
+ROOT = Path(__file__).parent.parent
+DATASETS = ("cnn_dm_lm", "human_eval", "xsum_summarization", "cnn_dm_summarization")
+DECODERS = ((None, None), (8, 6))  # exit layer and drafts
+
+
+@dataclass
+class AnalysisArguments:
+    """How much is analysed."""
+
+    runs: int = flag(1000, "runs")
+    examples: int = flag(100, "examples of every run")
+    tokens: int = flag(256, "tokens of every output")
+
+    def check(self) -> None:
+        for name in ("runs", "examples", "tokens"):
+            if getattr(self, name) < 2:
+                reject(name, getattr(self, name), "must be at least 2")
+
+
+def main(argv: list[str] | None = None) -> int:
+    (arguments,) = parse(argv, __doc__, AnalysisArguments)
+    studies = {"plan seeds": (60, 1), "data seeds": (1, 24)}
+    for study, (plan_seeds, data_seeds) in studies.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            cells = product(range(data_seeds), DATASETS, _plans(plan_seeds), DECODERS)
+            for seed, dataset, plan, decoder in islice(cells, arguments.runs):
+                run = MadeUpRun(dataset, plan, *decoder, arguments.examples, arguments.tokens)
+                replace(run, data_seed=seed).write(folder / "logs")
+            size = sum(path.stat().st_size for path in (folder / "logs").iterdir())
+            print(f"{study}: {arguments.runs} runs, {size / 1e6:.0f} MB of logs")
+            for flags in ([], ["--no_plots"]):
+                _measure(folder, flags)
+    return 0
+
+
+def _measure(folder: Path, flags: list[str]) -> None:
+    script = [sys.executable, ROOT / "analyze_logs.py", folder / "logs"]
+    started = time.perf_counter()
+    subprocess.run(
+        [*script, "--output_dir", folder / "analysis", *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    seconds = time.perf_counter() - started
+    # KiB on Linux; the largest child so far, and these are all alike.
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6 * 1.024
+    print(f"  {' '.join(flags) or 'with plots'}: {seconds:.1f} s, at most {peak:.2f} GB")
+
+
+def _plans(seeds: int) -> list[PrunePlan]:
+    angular = [angular_plan(n) for n in (1, 2, 3)]
+    random_plans = [random_plan(p, seed) for p, seed in product((0.1, 0.2), range(seeds))]
+    return [base_plan(), *angular, *random_plans]
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,152 @@
+"""Logs of runs that never were, as long as real ones and written by the same writer."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metrics import summarize
+from pruned_model import PrunePlan
+from run_log import RunRecord, SampleRecord, content_hash
+from run_writer import RunWriter
+
+LAYERS = 32
+_SCORES = ("rouge-l", "rouge-1", "rouge-2", "rouge-3", "bleu_score", "exact_match", "edit_distance")
+
+
+def base_plan() -> PrunePlan:
+    return PrunePlan("base", LAYERS, tuple(range(LAYERS)))
+
+
+def angular_plan(count: int, first: int = 20) -> PrunePlan:
+    """A plan that removes so many layers, on a map of distances that rise with n."""
+    distances = [
+        [n / LAYERS if layer + n <= LAYERS else None for n in range(LAYERS + 1)]
+        for layer in range(LAYERS + 1)
+    ]
+    scores = {"first_removed_layer": first, "distance": count / LAYERS, "distances": distances}
+    kept = tuple(layer for layer in range(LAYERS) if not first <= layer < first + count)
+    return PrunePlan("angular", LAYERS, kept, prune_n=count, scores=scores)
+
+
+def random_plan(threshold: float, seed: int) -> PrunePlan:
+    draws = random.Random(seed)
+    kept = tuple(layer for layer in range(LAYERS) if draws.random() >= threshold)
+    return PrunePlan("random", LAYERS, kept, dropout_threshold=threshold, prune_seed=seed)
+
+
+@dataclass
+class MadeUpRun:
+    """One run. Seconds and scores are those of an average example; examples vary around them.
+
+    How hard an example is depends on `data_seed` alone, so that runs on the same ones can be
+    paired. `identity` and `runtime` change what the log says of how the run was made.
+    """
+
+    dataset: str = "human_eval"
+    plan: PrunePlan = field(default_factory=base_plan)
+    exit_layer: int | None = None
+    num_speculations: int | None = None
+    examples: int = 20
+    tokens: int = 32
+    seconds: float = 1.0
+    score: float = 0.5
+    data_seed: int = 0
+    identity: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
+    runtime: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path, status: str = "complete") -> Path:
+        """Writes the run's two files; returns the first."""
+        writer = RunWriter(str(folder), self._record())
+        draws = random.Random(f"{self.dataset} {self.plan.approach} {self.num_speculations}")
+        for sample in self._samples(draws):
+            writer.add(sample)
+        writer.finish(status, summarize(writer.samples))
+        return writer.path
+
+    @property
+    def _strategy(self) -> str:
+        return "self_speculative" if self.num_speculations else "autoregressive"
+
+    def _record(self) -> RunRecord:
+        facts = {
+            "device": "made up",
+            "dtype": "bfloat16",
+            "threads": 1,
+            "ranks": 1,
+            "versions": {"torch": "2.13.0"},
+        } | self.runtime
+        generation = {
+            "generation_strategy": self._strategy,
+            "exit_layer": self.exit_layer or -1,
+            "num_speculations": self.num_speculations,
+            "max_steps": 512,
+            "sample": False,
+        } | self.generation
+        identity = {
+            "model_fingerprint": "files 0",
+            "dataset": self.dataset,
+            "data_fingerprint": content_hash(self.dataset, f"{self.data_seed} {self.examples}"),
+            "apply_chat_template": False,
+            "truncate_prompt": False,
+            "plan": {key: value for key, value in asdict(self.plan).items() if key != "scores"},
+            "generation": generation,
+            "dtype": facts["dtype"],
+            "device": facts["device"],
+            "attention": "sdpa",
+            "compile": False,
+            "engine_version": 1,
+        } | self.identity
+        share = len(self.plan.kept_layers) / LAYERS
+        return RunRecord(
+            identity=identity,
+            command="made up",
+            arguments={},
+            model={
+                "name": "made-up-7B",
+                "parameters": int(7e9 * share),
+                "weight_bytes": int(14e9 * share),
+                "kept_layers": len(self.plan.kept_layers),
+                "original_layers": LAYERS,
+            },
+            plan=self.plan.to_dict(),
+            exit_layer={"original": self.exit_layer, "kept": None},
+            runtime=facts,
+            data={"evaluation": {"examples": self.examples, "shots": []}, "calibration": None},
+        )
+
+    def _samples(self, draws: random.Random) -> Iterator[SampleRecord]:
+        for index in range(self.examples):
+            example = random.Random(f"{self.data_seed} {self.dataset} {index}")
+            rounds = list(self._rounds(draws)) if self.num_speculations else []
+            seconds = self.seconds * example.uniform(0.8, 1.2) * draws.uniform(0.98, 1.02)
+            step = {"calls": len(rounds) or self.tokens - 1, "seconds": seconds / 2}
+            yield SampleRecord(
+                index=index,
+                example_id=f"line {index}",
+                prompt_tokens=700,
+                reference="a reference text of some words " * 10,
+                prediction="a predicted text of some words " * (self.tokens // 7),
+                output_ids=[example.randrange(32000) for _ in range(self.tokens)],
+                stop_reason="length",
+                prefill_seconds=0.1,
+                decode_seconds=seconds,
+                steps={"draft": step, "verify": step} if rounds else {"full": step},
+                full_step={"calls": 2, "seconds": 0.1} if rounds else None,
+                rounds=rounds,
+                scores={
+                    name: self.score * example.uniform(0.5, 1.5) * draws.uniform(0.9, 1.1)
+                    for name in _SCORES
+                },
+                peak_memory_bytes=15_000_000_000,
+                threads=self.runtime.get("threads", 1),
+            )
+
+    def _rounds(self, draws: random.Random) -> Iterator[tuple[int, int]]:
+        made = 1
+        while made < self.tokens:
+            accepted = draws.randint(0, self.num_speculations)
+            yield self.num_speculations, accepted
+            made += accepted + 1
