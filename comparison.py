@@ -132,11 +132,11 @@ def _decoder(run: LoggedRun) -> tuple[str | None, int | None, int | None]:
 
 def _differences(run: LoggedRun, other: LoggedRun) -> list[str]:
     mine, its = run.conditions, other.conditions
-    names = [name for name in mine if mine[name] != its.get(name)]
+    names = [name for name in mine | its if mine.get(name) != its.get(name)]
     # Other counts of prompts, or of solved examples, are other prompts.
     if "prompts" in names and {"num_samples", "n_shot", "dataset"} & set(names):
         names.remove("prompts")
-    return [f"{name} ({_short(its.get(name))}, not {_short(mine[name])})" for name in names]
+    return [f"{name} ({_short(its.get(name))}, not {_short(mine.get(name))})" for name in names]
 
 
 def _short(value: Any) -> str:

@@ -16,6 +16,11 @@ from run_log import RunRecord, record_of, samples_path
 
 # What a file of either tool can be wrong with, once it is no run that can be read.
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_UNFINISHED = {
+    "running": "is in progress or was killed",
+    "interrupted": "was interrupted",
+    "failed": "failed",
+}
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ def _read(path: Path) -> tuple[LoggedRun | None, list[str]]:
 
 def _unfinished(path: Path, record: RunRecord) -> str:
     done = sum(1 for _ in _lines(path))
-    state = "is in progress or was killed" if record.status == "running" else f"was {record.status}"
+    state = _UNFINISHED[record.status]
     total = record.data["evaluation"]["examples"]
     return f"{state}, {done} of {total} prompts done, and is left out; its command goes on with it"
 

@@ -158,9 +158,9 @@ def _draw_acceptance(axes: Axes, runs: Runs, plans: dict[str, dict]) -> None:
     by_plan: dict[str, list[list[float]]] = defaultdict(list)
     for run in runs:
         by_plan[_plan(run)].append(run.metric("acceptance_rate", "by_position"))
-    for plan, shares in by_plan.items():
+    for plan in (plan for plan in plans if plan in by_plan):
         # Another seed of a random plan may have stopped before it drafted as far.
-        means = [fmean(position) for position in zip(*shares, strict=False)]
+        means = [fmean(position) for position in zip(*by_plan[plan], strict=False)]
         axes.plot(range(1, len(means) + 1), means, **plans[plan], linewidth=1, clip_on=False)
     axes.set_xlabel("position in the draft (tokens)")
     axes.set_ylabel("accepted (share of drafts there)")

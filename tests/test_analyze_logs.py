@@ -1,84 +1,279 @@
-"""Tables from run logs: comparable runs are compared, and what cannot be read stops nothing."""
+"""From folders of logs to tables, files and lines that say what is missing."""
 
+import csv
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from made_up import AUTOREGRESSIVE, SPECULATIVE
+from test_older_logs import GENERATION, console, four
 
 import analyze_logs
 import benchmark
+from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan, random_plan
 from command_line import run_script
+from metrics import predicted_speedup
+from run_log import find_runs, read_record
 
-CELL = ["--sample", "false", "--max_steps", "8", "--num_samples", "2", "--dataset", "custom_jsonl"]
-SPECULATIVE = ["--generation_strategy", "self_speculative", "--exit_layer", "3"]
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def logs(checkpoint, rows, tmp_path):
+def analyze(tmp_path, capsys):
+    """Analyses the folder of logs; returns exit code, output and errors."""
+
+    def run(*flags, logs=None):
+        capsys.readouterr()
+        out = ["--output_dir", str(tmp_path / "out"), "--no_plots"]
+        code = run_script(analyze_logs.main, [str(logs or tmp_path / "logs"), *out, *flags])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def logs(tmp_path):
+    """A study of one data set: base, two angular plans and random ones of two seeds."""
     folder = tmp_path / "logs"
-    common = ["--model", str(checkpoint), "--data_path", str(rows), "--output_dir", str(folder)]
-    for flags in ([], [*SPECULATIVE, "--num_speculations", "2"], [*SPECULATIVE[2:]]):
-        assert run_script(benchmark.main, [*common, *CELL, *flags]) == 0
-    other = ["--prune_method", "random", "--dropout_threshold", "0.3", "--num_speculations", "2"]
-    assert run_script(benchmark.main, [*common, *CELL, *SPECULATIVE, *other]) == 0
+    randoms = [random_plan(0.2, seed) for seed in (1, 2)]
+    for plan in (base_plan(), angular_plan(2), angular_plan(10), *randoms):
+        speed = len(plan.kept_layers) / 32
+        for decoder, seconds in ((AUTOREGRESSIVE, 1.0), (SPECULATIVE, 0.5)):
+            MadeUpRun(plan=plan, seconds=seconds * speed, **decoder).write(folder)
     return folder
 
 
-def table(text):
-    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
-    header = [cell.strip() for cell in lines[0]]
-    cells = ([cell.strip() for cell in line] for line in lines[2:])
-    return [dict(zip(header, row, strict=True)) for row in cells]
+def tables(text):
+    """The Markdown tables by their titles, rows as dictionaries."""
+    found = {}
+    for part in text.split("## ")[1:]:
+        title, *lines = (line for line in part.splitlines() if line)
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        found[title] = [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+    return found
 
 
-def test_speculative_runs_stand_beside_plain_ones_of_their_plan(logs, capsys):
-    capsys.readouterr()
-    assert run_script(analyze_logs.main, [str(logs)]) == 0
-    rows = {row["strategy"] + row["approach"]: row for row in table(capsys.readouterr().out)}
-    assert len(rows) == 4
-    plain = rows["autoregressivebase"]
-    spoken = rows["self_speculative E=3 k=2base"]
-    assert plain["spec. / autoregr."] == plain["acceptance"] == "-"
-    ratio = float(spoken["tokens/s"]) / float(plain["tokens/s"])
-    assert float(spoken["spec. / autoregr."]) == pytest.approx(ratio, rel=0.05, abs=0.01)
-    # Early-exit inference is another model, and a pruned run has no plain one beside it here.
-    assert rows["autoregressive E=3base"]["spec. / autoregr."] == "-"
-    assert rows["self_speculative E=3 k=2random p=0.3 seed=42"]["spec. / autoregr."] == "-"
+def test_four_tables_in_order(logs, analyze):
+    code, out, err = analyze()
+    assert (code, err) == (0, "")
+    found = tables(out)
+    assert list(found) == [
+        "Metrics",
+        "Timing",
+        "Comparisons",
+        "Random plans, mean ± standard deviation",
+    ]
+    order = [(row["approach"], row["param"]) for row in found["Metrics"]]
+    assert list(dict.fromkeys(order)) == [
+        ("base", "-"),
+        ("random", "p=0.2 seed=1"),
+        ("random", "p=0.2 seed=2"),
+        ("angular", "n=2"),
+        ("angular", "n=10"),
+    ]
+    row = found["Comparisons"][-1]
+    assert row["layers"] == "22/32"
+    assert row["strategy"] == "self_speculative E=8 k=6"
+    assert row["equal outputs"] == "20/20"
+    assert float(row["parameters, M"]) == pytest.approx(7000 * 22 / 32)
+    for name in ("spec. / autoregr.", "pruned / base", "pruned spec. / base autoregr."):
+        value, low, high = (float(n.strip("[],")) for n in row[name].split())
+        assert low <= value <= high
+    assert row["predicted"] != "-"
+    seeds = found["Random plans, mean ± standard deviation"][0]
+    assert (seeds["param"], seeds["seeds"]) == ("p=0.2", "2")
+    assert all("±" in seeds[name] for name in ("layers", "ROUGE-L", "tokens/s", "pruned / base"))
 
 
-def test_what_cannot_be_read_is_named_and_left_out(logs, capsys):
+def test_files_keep_the_older_tools_names(logs, analyze, tmp_path):
+    analyze()
+    with (tmp_path / "out" / "summary_metrics.csv").open() as file:
+        metrics = list(csv.DictReader(file))
+    names = ["rouge-l", "rouge-1", "rouge-2", "bleu_score", "exact_match"]
+    expected = {"dataset", "approach", "param", "acceptance_rate_mean"}
+    assert expected | {f"predicted_text_{name}" for name in names} <= set(metrics[0])
+    with (tmp_path / "out" / "summary_timing.csv").open() as file:
+        timing = list(csv.DictReader(file))
+    means = {"total_time_mean", "time_per_token_mean", "tokens_per_second_mean"}
+    assert means | {"step_seconds_draft", "peak_memory_bytes"} <= set(timing[0])
+    record = read_record(logs / timing[0]["log"])
+    assert float(timing[0]["tokens_per_second_mean"]) == pytest.approx(
+        record.metrics["tokens_per_second"]["mean"]
+    )
+    with (tmp_path / "out" / "summary_comparison.csv").open() as file:
+        compared = list(csv.DictReader(file))
+    assert compared[-1]["pruned_over_base_baseline"] in {row["log"] for row in timing}
+    assert float(compared[-1]["pruned_over_base_low"]) < float(compared[-1]["pruned_over_base"])
+    assert (tmp_path / "out" / "summary_seeds.csv").is_file()
+
+
+def test_tables_may_be_csv_latex_and_json(logs, analyze):
+    code, out, _ = analyze("--format", "json")
+    found = json.loads(out)
+    assert code == 0
+    assert len(found["summary_metrics"]) == 10
+    assert found["summary_metrics"][0]["acceptance_rate_mean"] is None
+    _, out, _ = analyze("--format", "csv")
+    part = out.split("# Timing\n\n")[1].split("\n\n")[0]
+    assert len(list(csv.DictReader(part.splitlines()))) == 10
+    _, out, _ = analyze("--format", "latex")
+    assert out.count(r"\toprule") == out.count(r"\bottomrule") == 4
+    assert r"human\_eval" in out
+    assert run_script(analyze_logs.main, [str(logs), "--format", "xml"]) == 2
+
+
+def test_new_and_older_logs_share_a_table(logs, analyze):
+    (logs / "eval").mkdir()
+    (logs / "eval" / "benchmark_20250427_222420.json").write_text(four())
+    console(logs, "cnn_dm_summarization_results_angular_n2")  # the console of the same run
+    console(logs, "xsum_results_base_0", acceptance_rate={"mean": float("nan")})
+    code, out, err = analyze()
+    assert code == 0
+    rows = [row for row in tables(out)["Metrics"] if row["log"] == "older"]
+    assert [(row["dataset"], row["approach"], row["param"]) for row in rows] == [
+        ("cnn_dm_summarization", "angular", "n=2"),
+        ("xsum_summarization", "base", "-"),
+    ]
+    for row in rows:
+        assert (row["exact match"], row["edits"]) == ("-", "1698.8")
+    assert [row["acceptance"] for row in rows] == ["0.968", "-"]
+    assert "note: older logs call a mean edit distance exact_match" in err
+    assert len(tables(out)["Comparisons"]) == 9  # of the new runs alone
+
+
+def test_only_older_logs_make_two_tables(tmp_path, analyze):
+    (tmp_path / "logs").mkdir()
+    plain = GENERATION | {"generation_strategy": "autoregressive", "exit_layer": -1}
+    (tmp_path / "logs" / "benchmark_20250427_222420.json").write_text(four(generation=plain))
+    code, out, _ = analyze()
+    assert code == 0
+    found = tables(out)
+    assert list(found) == ["Metrics", "Timing"]
+    assert found["Metrics"][0]["acceptance"] == "-"
+    assert found["Timing"][0]["tokens/s"] == "52.28"
+
+
+def test_missing_baselines_are_told_once_each(tmp_path, analyze):
+    for n in (1, 2):
+        MadeUpRun(plan=angular_plan(n)).write(tmp_path / "logs")
+    MadeUpRun(runtime={"dtype": "float16"}).write(tmp_path / "logs")
+    code, out, err = analyze()
+    assert code == 0
+    assert err.splitlines() == [
+        "note: 2 runs have no base run of the same decoder: the nearest differs in dtype "
+        "(float16, not bfloat16)"
+    ]
+    assert [row["pruned / base"] for row in tables(out)["Comparisons"]] == ["-", "-"]
+
+
+def test_a_draft_that_cannot_pay_shows_its_bound(tmp_path, analyze):
+    """Exit layer 30 of 32 with six drafts: even if all were accepted, no more than 1.06x."""
+    MadeUpRun(**AUTOREGRESSIVE).write(tmp_path / "logs")
+    path = MadeUpRun(exit_layer=30, num_speculations=6).write(tmp_path / "logs")
+    log = json.loads(path.read_text())
+    bound = predicted_speedup(6, 1, 30 / 32, 1)
+    log["speedup_over_full_steps"] |= {"bound": bound}
+    path.write_text(json.dumps(log))
+    assert tables(analyze()[1])["Comparisons"][0]["at most"] == "1.06"
+
+
+def test_several_models_are_told_apart(tmp_path, analyze):
+    MadeUpRun().write(tmp_path / "logs")
+    path = MadeUpRun(identity={"model_fingerprint": "files 1"}).write(tmp_path / "logs")
+    log = json.loads(path.read_text())
+    log["model"]["name"] = "other-1B"
+    path.write_text(json.dumps(log))
+    rows = tables(analyze()[1])["Metrics"]
+    assert {row["model"] for row in rows} == {"made-up-7B", "other-1B"}
+
+
+def test_what_cannot_be_read_or_is_not_over_is_named(logs, analyze):
     (logs / "benchmark_1_broken.json").write_text('{"schema_version": 1')
     (logs / "benchmark_2_newer.json").write_text('{"schema_version": 2}')
-    whole = json.loads(analyze_logs.find_runs(logs)[-1].read_text())
-    (logs / "benchmark_3_empty.json").write_text(json.dumps(whole | {"identity": {}}))
-    capsys.readouterr()
-    assert run_script(analyze_logs.main, [str(logs)]) == 0
-    out, err = capsys.readouterr()
-    assert len(table(out)) == 4
-    assert err.count("warning: benchmark_") == 3
+    MadeUpRun(data_seed=5).write(logs, "running")
+    code, out, err = analyze()
+    assert code == 0
+    assert len(tables(out)["Metrics"]) == 10
+    lines = err.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("warning: ") for line in lines)
 
 
-def test_only_complete_baselines_count_and_the_newest_of_them(logs, capsys):
-    runs = [analyze_logs.read_record(path) for path in analyze_logs.find_runs(logs)]
-    base = [run for run in runs if run.plan["method"] == "base"]
-    spoken = next(
-        run for run in base if "self" in run.identity["generation"]["generation_strategy"]
+def test_folders_without_finished_runs_are_refused(tmp_path, analyze, capsys):
+    (tmp_path / "logs").mkdir()
+    code, out, err = analyze()
+    assert (code, out) == (2, "")
+    assert "no run logs found" in err
+    (tmp_path / "logs" / "benchmark_1_newer.json").write_text('{"schema_version": 2}')
+    MadeUpRun().write(tmp_path / "logs", "interrupted")
+    code, _, err = analyze()
+    assert code == 2
+    assert err.splitlines()[-1].endswith(
+        "no finished run: of the logs found, 1 cannot be read and 1 are not finished"
     )
-    log = next(run.to_dict() for run in base if run.exit_layer["kept"] is None)
-    rate = log["tokens_per_second"]
-    for name, factor, status in [("8_x", 2, "complete"), ("9_x", 50, "interrupted")]:
-        faster = rate | {"token_weighted": rate["token_weighted"] * factor}
-        changed = log | {"tokens_per_second": faster, "status": status}
-        (logs / f"benchmark_{name}.json").write_text(json.dumps(changed))
-    runs = [analyze_logs.read_record(path) for path in analyze_logs.find_runs(logs)]
-    found = analyze_logs._speedup(spoken, analyze_logs._baselines(runs))
-    own = spoken.metrics["tokens_per_second"]["token_weighted"]
-    assert found == pytest.approx(own / (2 * rate["token_weighted"]))
+    assert not (tmp_path / "out").exists()
 
 
-def test_folders_without_runs_are_refused(tmp_path, capsys):
-    assert run_script(analyze_logs.main, ["\udcff"]) == 2
-    assert "\\udcff: is not UTF-8 text" in capsys.readouterr().err
-    assert run_script(analyze_logs.main, [str(tmp_path / "none")]) == 2
-    assert "is no folder" in capsys.readouterr().err
-    assert run_script(analyze_logs.main, [str(tmp_path)]) == 2
-    assert "0 run logs found" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["\udcff"], "\\udcff: is not UTF-8 text"),
+        (["no_such_folder"], "log_dirs no_such_folder: is no folder"),
+        (["--output_dir", "/dev/null/x", "."], "--output_dir /dev/null/x: "),
+        (["--quality", "taste", "."], "--quality: invalid choice: 'taste'"),
+        (["--quantity", "1", "."], "unrecognized arguments: --quantity"),
+    ],
+)
+def test_bad_input_is_one_line(line, told, capsys):
+    assert run_script(analyze_logs.main, line) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert told in err
+
+
+def test_a_folder_that_cannot_be_written_is_refused(logs, tmp_path, analyze, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    code, _, err = analyze()
+    assert code == 2
+    assert "out: cannot be written (No space left on device)" in err
+
+
+def test_real_runs_are_analysed_as_they_are_written(checkpoint, rows, tmp_path, analyze):
+    flags = ["--model", str(checkpoint), "--dataset", "custom_jsonl", "--data_path", str(rows)]
+    flags += ["--num_samples", "3", "--max_steps", "8", "--sample", "false", "--dtype", "float64"]
+    spoken = ["--generation_strategy", "self_speculative", "--exit_layer", "3"]
+    dropped = ["--prune_method", "random", "--dropout_threshold", "0.3", "--prune_seed", "2"]
+    for plan in ([], dropped):
+        for decoder in ([], [*spoken, "--num_speculations", "2"]):
+            line = [*flags, *plan, *decoder, "--output_dir", str(tmp_path / "logs")]
+            assert run_script(benchmark.main, line) == 0
+    code, out, err = analyze()
+    assert (code, err) == (0, "")
+    rows = {row["approach"] + row["strategy"]: row for row in tables(out)["Comparisons"]}
+    spoken = rows["randomself_speculative E=3 k=2"]
+    assert spoken["equal outputs"] == "3/3"
+    rates = {
+        (record.plan["method"], record.exit_layer["original"]): record.metrics
+        for record in map(read_record, find_runs(tmp_path / "logs"))
+    }
+    speeds = {key: m["tokens_per_second"]["token_weighted"] for key, m in rates.items()}
+    for name, baseline in (
+        ("spec. / autoregr.", ("random", None)),
+        ("pruned / base", ("base", 3)),
+        ("pruned spec. / base autoregr.", ("base", None)),
+    ):
+        expected = speeds["random", 3] / speeds[baseline]
+        assert float(spoken[name].split()[0]) == pytest.approx(expected, abs=0.006)
+
+
+def test_it_neither_imports_torch_nor_reads_anything_at_import(tmp_path):
+    code = "import sys; import analyze_logs, plots; assert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

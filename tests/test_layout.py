@@ -34,9 +34,16 @@ ORDER = [
     "cell",
     "experiment",
     "benchmark",
+    "cell_status",
+    "older_logs",
+    "logged_runs",
+    "intervals",
+    "comparison",
+    "tables",
+    "plots",
     "analyze_logs",
 ]
-SCRIPTS = {"benchmark", "analyze_logs"}
+SCRIPTS = {"benchmark", "cell_status", "analyze_logs"}
 FORBIDDEN = {"eval", "exec", "pickle", "cPickle", "shelve", "marshal", "__import__"}
 
 

@@ -1,0 +1,157 @@
+"""Only runs that differ in the thing compared are compared, and what is missing is told."""
+
+import dataclasses
+
+import pytest
+from made_up import AUTOREGRESSIVE, SPECULATIVE, read
+
+from benchmarks.made_up_runs import MadeUpRun, angular_plan, random_plan
+from comparison import (
+    BOTH,
+    SAME_DECODER,
+    SAME_PLAN,
+    compare,
+    mean_and_deviation,
+    quality_intervals,
+    spread_over_seeds,
+)
+
+
+def study(tmp_path, **changes):
+    """Base and pruned, both decoders, of known speeds: 1, 2, 4 and 10 times the slowest."""
+    pruned = {"plan": angular_plan(2), "score": 0.4}
+    for run in (
+        MadeUpRun(seconds=4.0, **AUTOREGRESSIVE),
+        MadeUpRun(seconds=2.0, **SPECULATIVE),
+        MadeUpRun(seconds=1.0, **pruned, **AUTOREGRESSIVE),
+        MadeUpRun(seconds=0.4, **pruned, **SPECULATIVE),
+    ):
+        dataclasses.replace(run, **changes).write(tmp_path)
+    return {(one.run.method, one.run.strategy): one for one in compare(read(tmp_path))}
+
+
+def test_a_speed_up_has_three_meanings(tmp_path):
+    found = study(tmp_path)
+    pruned = found["angular", "self_speculative"]
+    values = {name: interval.value for name, interval in pruned.speedups.items()}
+    expected = {SAME_PLAN: 2.5, SAME_DECODER: 5, BOTH: 10}
+    assert values == pytest.approx(expected, rel=0.02)
+    for interval in pruned.speedups.values():
+        assert interval.low < interval.value < interval.high
+        assert interval.high - interval.low < 0.1 * interval.value  # pairs of like examples
+    plain = found["angular", "autoregressive"]
+    assert set(plain.speedups) == {SAME_DECODER}
+    assert plain.speedups[SAME_DECODER].value == pytest.approx(4, rel=0.02)
+    assert set(found["base", "self_speculative"].speedups) == {SAME_PLAN}
+    assert found["base", "autoregressive"].baselines == {}
+    assert all(one.missing == {} for one in found.values())
+
+
+def test_quality_changes_against_the_base_run_of_the_same_decoder(tmp_path):
+    found = study(tmp_path)
+    for decoder in ("autoregressive", "self_speculative"):
+        change = found["angular", decoder].quality_changes["rouge-l"]
+        assert change.value == pytest.approx(-0.1, abs=0.02)
+        assert change.low < change.value < change.high < 0
+        assert found["base", decoder].quality_changes == {}
+
+
+def test_outputs_of_both_decoders_are_counted_where_they_are_equal(tmp_path):
+    assert study(tmp_path)["angular", "self_speculative"].equal_outputs == (20, 20)
+
+
+@pytest.mark.parametrize("changes", [{"exit_layer": 16}, {"num_speculations": 4}])
+def test_base_runs_of_another_exit_layer_or_draft_length_are_no_baseline(tmp_path, changes):
+    """Exit layer 30 was once compared with a base run at 31."""
+    MadeUpRun(**SPECULATIVE).write(tmp_path)
+    MadeUpRun(plan=angular_plan(2), **SPECULATIVE | changes).write(tmp_path)
+    pruned = next(one for one in compare(read(tmp_path)) if one.run.method == "angular")
+    assert pruned.baselines == {}
+    assert pruned.missing[SAME_DECODER] == "there is none"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"runtime": {"dtype": "float16"}}, "dtype (bfloat16, not float16)"),
+        ({"runtime": {"device": "other"}}, "device (made up, not other)"),
+        ({"runtime": {"threads": 8}}, "threads (1, not 8)"),
+        ({"runtime": {"versions": {"torch": "3"}}}, "torch (2.13.0, not 3)"),
+        ({"identity": {"model_fingerprint": "files 1"}}, "model (files 0, not files 1)"),
+        ({"identity": {"truncate_prompt": True}}, "truncate_prompt (False, not True)"),
+        ({"generation": {"max_steps": 9}}, "max_steps (512, not 9)"),
+        ({"generation": {"seed": 1}}, "seed (None, not 1)"),
+        ({"examples": 10}, "num_samples (20, not 10)"),
+        ({"dataset": "top_v2"}, "dataset (human_eval, not top_v2)"),
+    ],
+)
+def test_runs_under_other_conditions_are_no_baseline_and_the_condition_is_named(
+    tmp_path, changes, told
+):
+    MadeUpRun(**AUTOREGRESSIVE).write(tmp_path)
+    MadeUpRun(plan=angular_plan(2), **AUTOREGRESSIVE, **changes).write(tmp_path)
+    pruned = next(one for one in compare(read(tmp_path)) if one.run.method == "angular")
+    assert pruned.baselines == {}
+    assert pruned.missing == {SAME_DECODER: f"the nearest differs in {told}"}
+
+
+def test_other_prompts_are_named_by_their_fingerprints(tmp_path):
+    MadeUpRun(**AUTOREGRESSIVE).write(tmp_path)
+    MadeUpRun(plan=angular_plan(2), data_seed=1, **AUTOREGRESSIVE).write(tmp_path)
+    pruned = next(one for one in compare(read(tmp_path)) if one.run.method == "angular")
+    assert pruned.missing[SAME_DECODER].startswith("the nearest differs in prompts (")
+
+
+def test_the_nearest_run_is_the_one_that_differs_least(tmp_path):
+    other = {"runtime": {"dtype": "float16"}, "identity": {"truncate_prompt": True}}
+    MadeUpRun(**AUTOREGRESSIVE, **other).write(tmp_path)
+    MadeUpRun(**AUTOREGRESSIVE, generation={"max_steps": 9}).write(tmp_path)
+    MadeUpRun(plan=angular_plan(2), **AUTOREGRESSIVE).write(tmp_path)
+    pruned = next(one for one in compare(read(tmp_path)) if one.run.method == "angular")
+    assert pruned.missing[SAME_DECODER] == "the nearest differs in max_steps (9, not 512)"
+
+
+def test_early_exit_inference_is_another_model_and_no_baseline(tmp_path):
+    MadeUpRun(exit_layer=8).write(tmp_path)
+    MadeUpRun(**SPECULATIVE).write(tmp_path)
+    spoken = next(one for one in compare(read(tmp_path)) if one.run.num_speculations)
+    assert spoken.missing == {SAME_PLAN: "there is none"}
+
+
+def test_the_newest_of_equal_baselines_counts(tmp_path):
+    for number, seconds in enumerate((8.0, 4.0)):
+        path = MadeUpRun(seconds=seconds, **AUTOREGRESSIVE).write(tmp_path / str(number))
+        name = f"benchmark_2026010{number}_000000_{path.name.rpartition('_')[2]}"
+        samples = path.with_suffix(".samples.jsonl")
+        path.rename(path.with_name(name))
+        samples.rename((path.parent / name).with_suffix(".samples.jsonl"))
+    MadeUpRun(plan=angular_plan(2), seconds=1.0, **AUTOREGRESSIVE).write(tmp_path)
+    pruned = next(one for one in compare(read(tmp_path)) if one.run.method == "angular")
+    assert pruned.speedups[SAME_DECODER].value == pytest.approx(4, rel=0.02)
+
+
+def test_without_samples_speed_ups_have_no_interval(tmp_path):
+    MadeUpRun(seconds=2.0, **AUTOREGRESSIVE).write(tmp_path)
+    path = MadeUpRun(plan=angular_plan(2), seconds=1.0, **AUTOREGRESSIVE).write(tmp_path)
+    path.with_suffix(".samples.jsonl").unlink()
+    pruned = next(one for one in compare(read(tmp_path)) if one.run.method == "angular")
+    interval = pruned.speedups[SAME_DECODER]
+    assert (interval.value, interval.low) == (pytest.approx(2, rel=0.02), None)
+    assert pruned.quality_changes == {}
+    assert quality_intervals(pruned.run) == {}
+
+
+def test_plans_of_other_seeds_are_gathered(tmp_path):
+    for seed in (1, 2, 3):
+        for decoder in (AUTOREGRESSIVE, SPECULATIVE):
+            MadeUpRun(plan=random_plan(0.2, seed), **decoder).write(tmp_path)
+    MadeUpRun(plan=random_plan(0.1, 1), **AUTOREGRESSIVE).write(tmp_path)
+    MadeUpRun(plan=random_plan(0.2, 4), runtime={"threads": 2}).write(tmp_path)
+    groups = spread_over_seeds(compare(read(tmp_path)))
+    seeds = [[one.run.prune_seed for one in group] for group in groups]
+    assert sorted(map(sorted, seeds)) == [[1, 2, 3], [1, 2, 3]]
+
+
+def test_mean_and_deviation_by_hand():
+    assert mean_and_deviation([1.0, None, 3.0]) == (2.0, pytest.approx(2**0.5))
+    assert mean_and_deviation([1.0, None]) is None
