@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 	$(CELL) $(ANGULAR)
 	$(CELL) $(ANGULAR) $(SPECULATIVE)
 	@echo
-	@$(BIN)/python analyze_logs.py $(DEMO)
+	@$(BIN)/python analyze_logs.py $(DEMO) --output_dir $(DEMO)/analysis
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -92,7 +92,7 @@ class _Index:
         differences = (_differences(run, other) for other in candidates.values())
         nearest = min(differences, key=len, default=None)
         if nearest is None:
-            return "there is none"
+            return "none is in these folders"
         return "the nearest differs in " + ", ".join(nearest)
 
 

@@ -88,7 +88,7 @@ def _metrics_table(runs: list[LoggedRun]) -> Table:
         "ROUGE-2": _number("predicted_text_rouge-2", ".3f"),
         "BLEU": _number("predicted_text_bleu_score", ".3f"),
         "exact match": _number("predicted_text_exact_match", ".3f"),
-        "edits": _number("predicted_text_edit_distance", ".1f"),
+        "edit distance": _number("predicted_text_edit_distance", ".1f"),
         "acceptance": _number("acceptance_rate_mean", ".3f"),
         "prompts": _number("num_samples", "d"),
     }

@@ -137,7 +137,7 @@ def test_new_and_older_logs_share_a_table(logs, analyze):
         ("xsum_summarization", "base", "-"),
     ]
     for row in rows:
-        assert (row["exact match"], row["edits"]) == ("-", "1698.8")
+        assert (row["exact match"], row["edit distance"]) == ("-", "1698.8")
     assert [row["acceptance"] for row in rows] == ["0.968", "-"]
     assert "note: older logs call a mean edit distance exact_match" in err
     assert len(tables(out)["Comparisons"]) == 9  # of the new runs alone

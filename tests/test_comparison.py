@@ -67,7 +67,7 @@ def test_base_runs_of_another_exit_layer_or_draft_length_are_no_baseline(tmp_pat
     MadeUpRun(plan=angular_plan(2), **SPECULATIVE | changes).write(tmp_path)
     pruned = next(one for one in compare(read(tmp_path)) if one.run.method == "angular")
     assert pruned.baselines == {}
-    assert pruned.missing[SAME_DECODER] == "there is none"
+    assert pruned.missing[SAME_DECODER] == "none is in these folders"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_early_exit_inference_is_another_model_and_no_baseline(tmp_path):
     MadeUpRun(exit_layer=8).write(tmp_path)
     MadeUpRun(**SPECULATIVE).write(tmp_path)
     spoken = next(one for one in compare(read(tmp_path)) if one.run.num_speculations)
-    assert spoken.missing == {SAME_PLAN: "there is none"}
+    assert spoken.missing == {SAME_PLAN: "none is in these folders"}
 
 
 def test_the_newest_of_equal_baselines_counts(tmp_path):
