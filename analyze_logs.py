@@ -86,8 +86,8 @@ def _of_older_logs(runs: list[LoggedRun]) -> list[str]:
     if not any(run.is_older for run in runs):
         return []
     return [
-        "older logs call a mean edit distance exact_match; it is shown as what it is. Their BLEU is "
-        "shown as they have it: 0, whatever the text"
+        "older logs call a mean edit distance exact_match; it is shown as what it is. Their BLEU "
+        "is shown as they have it: 0, whatever the text"
     ]
 
 

@@ -43,7 +43,8 @@ def print_summary(run: dict[str, Any], path: Path) -> None:
             f"drafts    {_shown(run['acceptance_rate']['token_weighted'], '.1%')} of "
             f"{counts['drafted_tokens']} accepted; against full steps "
             f"{_shown(speedup['measured'], '.2f')}x, "
-            f"predicted {_shown(speedup['predicted'], '.2f')}x"
+            f"predicted {_shown(speedup['predicted'], '.2f')}x, "
+            f"at most {_shown(speedup['bound'], '.2f')}x"
         )
     print(
         f"quality   ROUGE-L {_shown(text['rouge-l'], '.3f')}, "
