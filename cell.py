@@ -17,6 +17,10 @@ from run_log import content_hash, identity_hash
 from runtime import Checkpoint, Runtime, find_checkpoint, start
 from self_speculation.generator_base import ENGINE_VERSION
 
+# Which of the folder's weights are read, and where they lie. What else --model_args may say is
+# known otherwise, or changes neither tokens nor speed.
+_DECISIVE_MODEL_ARGS = ("variant", "device_map")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -41,8 +45,10 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """All that defines the run: the same identity, the same tokens at the same speed."""
         arguments, facts = self.arguments, self.runtime.facts()
+        extra = arguments.model.extra()
         return {
             "model_fingerprint": self.checkpoint.fingerprint,
+            "model_args": {key: extra[key] for key in _DECISIVE_MODEL_ARGS if key in extra},
             "dataset": arguments.data.dataset,
             "data_fingerprint": self.data_facts["evaluation"]["fingerprint"],
             "apply_chat_template": arguments.data.apply_chat_template,

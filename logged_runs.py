@@ -91,6 +91,7 @@ class LoggedRun:
         }
         return decoding | {
             "model": identity["model_fingerprint"],
+            "model_args": identity["model_args"],
             "dataset": identity["dataset"],
             "num_samples": record.data["evaluation"]["examples"],
             "n_shot": len(record.data["evaluation"]["shots"]),
@@ -104,6 +105,7 @@ class LoggedRun:
             "threads": timed.get("threads") or record.runtime["threads"],
             "ranks": timed.get("ranks") or record.runtime["ranks"],
             "torch": record.runtime["versions"]["torch"],
+            "transformers": record.runtime["versions"]["transformers"],
             "engine version": identity["engine_version"],
         }
 
@@ -256,10 +258,14 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _count_once(found: Found) -> None:
-    """Drops consoles whose run is there as a JSON file too: both print the same numbers."""
+    """Drops copies of a run's file, and consoles whose run is there as a JSON file too."""
     logged = [run for run in found.runs if run.is_older and run.model]
-    kept = []
+    kept, names = [], {}
     for run in found.runs:
+        first = names.setdefault(run.path.name, run)
+        if first is not run and not run.is_older:
+            found.warnings.append(f"{run.path} is a copy of {first.path}, counted once")
+            continue
         twin = next((r for r in logged if _is_same_run(run, r)), None) if run.is_older else None
         if twin is None or twin is run or run.model:
             kept.append(run)

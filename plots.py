@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ _METHOD_STYLES = {
     "angular": {"marker": "o", "color": "0.0", "markersize": 5},
     "random": {"marker": "s", "color": "0.5", "markersize": 5},
 }
+_BESIDE = 0.15  # layers
 _PLAN_MARKERS = "osv^DPX<>hp"
 _DECODERS = {"autoregressive": "autoregressive", "self_speculative": "self-speculative"}
 
@@ -86,22 +87,22 @@ def _quality_panels(runs: Runs, quality: str) -> list[Panel]:
 
 
 def _draw_quality(axes: Axes, runs: Runs, quality: str) -> None:
+    drawn: Counter[int] = Counter()
+    trend = []  # from the whole model through the angular plans
     for method, style in _METHOD_STYLES.items():
-        points = sorted(
-            ((run.removed_layers, quality_intervals(run)[quality]) for run in _texts(runs, method)),
-            key=lambda point: point[0],
-        )
-        # Beside the angular marks, so that bars of as many layers do not cover each other.
-        beside = 0.15 if method == "random" else 0.0
-        removed = [count + beside for count, _ in points]
-        values = [interval.value for _, interval in points]
-        bounds = [(i.value, i.value) if i.low is None else (i.low, i.high) for _, i in points]
-        bars = [[value - low for value, (low, _) in zip(values, bounds, strict=True)]]
-        bars += [[high - value for value, (_, high) in zip(values, bounds, strict=True)]]
-        line = "-" if method == "angular" else ""
-        axes.errorbar(removed, values, yerr=bars, capsize=2.5, linestyle=line, **style)
-        if method == "base" and values:
-            axes.axhline(values[0], color="0.75", linestyle=":", zorder=0)
+        for run in sorted(_texts(runs, method), key=lambda run: run.removed_layers):
+            score = quality_intervals(run)[quality]
+            low, high = (score.value, score.value) if score.low is None else (score.low, score.high)
+            # Bars of plans that remove as many layers stand beside each other.
+            place = run.removed_layers + _BESIDE * drawn[run.removed_layers]
+            drawn[run.removed_layers] += 1
+            bar = [[score.value - low], [high - score.value]]
+            axes.errorbar(place, score.value, yerr=bar, capsize=2.5, linestyle="", **style)
+            if method != "random":
+                trend.append((place, score.value))
+            if method == "base":
+                axes.axhline(score.value, color="0.75", linestyle=":", zorder=0)
+    axes.plot(*zip(*trend, strict=True), color="0.0", linewidth=1)
     axes.set_xlabel(f"layers removed, of {runs[0].original_layers}")
     axes.set_ylabel(QUALITIES[quality])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -76,7 +76,7 @@ class MadeUpRun:
             "dtype": "bfloat16",
             "threads": 1,
             "ranks": 1,
-            "versions": {"torch": "2.13.0"},
+            "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
         } | self.runtime
         generation = {
             "generation_strategy": self._strategy,
@@ -87,6 +87,7 @@ class MadeUpRun:
         } | self.generation
         identity = {
             "model_fingerprint": "files 0",
+            "model_args": {},
             "dataset": self.dataset,
             "data_fingerprint": content_hash(self.dataset, f"{self.data_seed} {self.examples}"),
             "apply_chat_template": False,

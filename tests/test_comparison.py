@@ -76,7 +76,14 @@ def test_base_runs_of_another_exit_layer_or_draft_length_are_no_baseline(tmp_pat
         ({"runtime": {"dtype": "float16"}}, "dtype (bfloat16, not float16)"),
         ({"runtime": {"device": "other"}}, "device (made up, not other)"),
         ({"runtime": {"threads": 8}}, "threads (1, not 8)"),
-        ({"runtime": {"versions": {"torch": "3"}}}, "torch (2.13.0, not 3)"),
+        (
+            {"runtime": {"versions": {"torch": "3", "transformers": "5.23.0"}}},
+            "torch (2.13.0, not 3)",
+        ),
+        (
+            {"identity": {"model_args": {"variant": "fp16"}}},
+            "model_args ({}, not {'variant': 'fp16'})",
+        ),
         ({"identity": {"model_fingerprint": "files 1"}}, "model (files 0, not files 1)"),
         ({"identity": {"truncate_prompt": True}}, "truncate_prompt (False, not True)"),
         ({"generation": {"max_steps": 9}}, "max_steps (512, not 9)"),

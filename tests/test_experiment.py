@@ -172,6 +172,7 @@ def test_the_run_id_follows_what_defines_the_run(run, rows, checkpoint, tmp_path
     assert run(*GREEDY)[1].run_id == base
     without_effect = ["--calibration_samples", "9", "--temperature", "3", "--seed", "1"]
     assert run(*GREEDY, *without_effect, "--num_speculations", "9")[1].run_id == base
+    dropped = ["--prune_method", "random", "--dropout_threshold", "0.01"]  # the same plan
     moved = shutil.copytree(checkpoint, tmp_path / "moved")
     assert run(*GREEDY, "--model", str(moved))[1].run_id == base
     others = [
@@ -181,7 +182,12 @@ def test_the_run_id_follows_what_defines_the_run(run, rows, checkpoint, tmp_path
         run(*GREEDY, samples="4"),
         run(*GREEDY, "--dtype", "float32"),
         run(*GREEDY, "--model_args", "attn_implementation=eager"),
+        run(*GREEDY, "--model_args", "device_map=cpu"),
         run(*GREEDY, *ANGULAR),
+        run(*GREEDY, *ANGULAR, "--prune_n", "3"),
+        run(*GREEDY, *ANGULAR, "--prune_seed", "1"),
+        run(*GREEDY, *dropped, "--prune_seed", "1"),
+        run(*GREEDY, *dropped, "--prune_seed", "5"),
     ]
     with monkeypatch.context() as patch:
         patch.setattr(cell, "ENGINE_VERSION", 0)

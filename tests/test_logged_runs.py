@@ -72,6 +72,15 @@ def test_folders_that_overlap_count_every_run_once(tmp_path):
     assert len(find_logged_runs(folders).runs) == 1
 
 
+def test_a_copied_file_counts_once(tmp_path):
+    path = MadeUpRun().write(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / path.name).write_text(path.read_text())
+    found = find_logged_runs([tmp_path])
+    assert [run.path for run in found.runs] == [path]
+    assert f"is a copy of {path}, counted once" in found.warnings[-1]
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
