@@ -228,8 +228,9 @@ def _compared_row(one: Comparison) -> Row:
 
 
 def _bounds(name: str, interval: Interval | None) -> Row:
-    value = interval or Interval(None)
-    return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+    names = name, f"{name}_low", f"{name}_high"
+    numbers = (interval.value, interval.low, interval.high) if interval else (None, None, None)
+    return dict(zip(names, numbers, strict=True))
 
 
 def _nested(run: LoggedRun, name: str) -> Row:

@@ -223,6 +223,18 @@ def test_a_cell_that_another_process_runs_is_waited_for(sweep, tmp_path):
     assert calls[1] == calls[2]
 
 
+def test_what_is_wrong_with_every_cell_is_said_once(sweep, tmp_path):
+    (tmp_path / "statuses").write_text("error\t0\t--num_samples 0: must be at least 1\n" * 2)
+    settings = {"DATASETS": "top_v2", "THRESHOLDS": "", "PRUNE_NS": "1"}
+    done = sweep(**settings)
+    assert done.returncode == 2
+    assert done.stderr == "run_tests: error: --num_samples 0: must be at least 1\n"
+    assert sweep.calls() == []
+    (tmp_path / "statuses").write_text("error\t0\tno hub\nmissing\t3\t\n")
+    assert sweep(**settings).returncode == 0
+    assert len(sweep.calls()) == 2  # by now there may be a hub
+
+
 def test_an_interruption_ends_the_sweep(sweep, tmp_path):
     (tmp_path / "codes").write_text(f"0\n{EXIT_INTERRUPTED}\n")
     done = sweep()
