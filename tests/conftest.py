@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import benchmark
+import experiment
 from arguments import DataArguments, PruneArguments
 from command_line import run_script
 from data import get_calibration_data, get_data
@@ -169,3 +170,20 @@ def chats(path, conversations):
         for name in conversations
     ]
     return write(path, [{"data": conversation} for conversation in turns])
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Makes the run stop with an error in the example after so many; returns how to undo it."""
+    ordinary = experiment.measure_example
+
+    def stop(count, error):
+        def stopped(arguments, generator, index, item):
+            if index == count:
+                raise error
+            return ordinary(arguments, generator, index, item)
+
+        monkeypatch.setattr(experiment, "measure_example", stopped)
+        return lambda: monkeypatch.setattr(experiment, "measure_example", ordinary)
+
+    return stop

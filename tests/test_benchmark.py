@@ -134,15 +134,8 @@ def test_what_does_not_fit_the_model_writes_nothing(run, flags, message, capsys,
     assert message in err
 
 
-def test_an_interruption_leaves_a_readable_log(run, monkeypatch):
-    ordinary = experiment.measure_example
-
-    def interrupted(arguments, generator, index, item):
-        if index == 2:
-            raise KeyboardInterrupt
-        return ordinary(arguments, generator, index, item)
-
-    monkeypatch.setattr(experiment, "measure_example", interrupted)
+def test_an_interruption_leaves_a_readable_log(run, stop_at):
+    stop_at(2, KeyboardInterrupt)
     code, record, samples = run(*GREEDY)
     assert code == 130
     assert record.status == "interrupted"

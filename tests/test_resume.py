@@ -70,33 +70,16 @@ def log(folder):
     return timeless(json.loads(path.read_text())), [timeless(json.loads(line)) for line in lines]
 
 
-def kill_at(monkeypatch, count):
-    """Kills the run in the example after so many."""
-    ordinary = experiment.measure_example
-    finish = run_writer.RunWriter.finish
-
-    def killed(arguments, generator, index, item):
-        if index == count:
-            monkeypatch.setattr(run_writer.RunWriter, "finish", lambda self, *_: self.close())
-            raise Killed
-        return ordinary(arguments, generator, index, item)
-
-    def revive():
-        monkeypatch.setattr(experiment, "measure_example", ordinary)
-        monkeypatch.setattr(run_writer.RunWriter, "finish", finish)
-
-    monkeypatch.setattr(experiment, "measure_example", killed)
-    return revive
-
-
 @pytest.fixture
-def killed_twice(start, tmp_path, monkeypatch):
+def killed_twice(start, stop_at, tmp_path, monkeypatch):
     """A run that was killed in its third and its fourth example."""
-    for count in (2, 3):
-        revive = kill_at(monkeypatch, count)
-        with pytest.raises(Killed):
-            start()
-        revive()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_writer.RunWriter, "finish", lambda self, *_: self.close())
+        for count in (2, 3):
+            undo = stop_at(count, Killed)
+            with pytest.raises(Killed):
+                start()
+            undo()
     (path,) = find_runs(tmp_path / "logs")
     assert read_record(path).status == "running"
     assert len(read_samples(path)) == 3
@@ -143,19 +126,12 @@ def test_a_complete_run_still_saves_its_model(start, tmp_path, checkpoint):
     assert log(tmp_path / "logs") == log(tmp_path / "unbroken")
 
 
-def test_an_interrupted_run_goes_on(start, tmp_path, monkeypatch):
-    ordinary = experiment.measure_example
-
-    def interrupted(arguments, generator, index, item):
-        if index == 1:
-            raise KeyboardInterrupt
-        return ordinary(arguments, generator, index, item)
-
-    monkeypatch.setattr(experiment, "measure_example", interrupted)
+def test_an_interrupted_run_goes_on(start, stop_at, tmp_path):
+    undo = stop_at(1, KeyboardInterrupt)
     assert start() == EXIT_INTERRUPTED
     (path,) = find_runs(tmp_path / "logs")
     assert read_record(path).status == "interrupted"
-    monkeypatch.setattr(experiment, "measure_example", ordinary)
+    undo()
     assert start() == 0
     assert start(folder="unbroken") == 0
     assert log(tmp_path / "logs") == log(tmp_path / "unbroken")
