@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,18 @@ from command_line import OneLineParser, UsageError, check_new_folder, reject, ru
 from comparison import BASELINES, QUALITIES, Comparison, compare
 from logged_runs import Found, LoggedRun, find_logged_runs
 from tables import FORMATS, Table, make_tables
+
+PLOTS = (
+    "quality_by_layers_removed",
+    "speed_and_quality",
+    "acceptance_by_draft_position",
+    "angular_distance",
+)
+TABLES = ("summary_metrics", "summary_timing", "summary_comparison", "summary_seeds")
+WRITTEN = (
+    *(f"{name}.csv" for name in TABLES),
+    *(f"{name}.{suffix}" for name in PLOTS for suffix in ("png", "pdf")),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,7 +64,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     arguments = parser.parse_args(argv)
     for folder in arguments.log_dirs:
-        if not Path(folder).is_dir():
+        if not os.path.isdir(folder):  # noqa: PTH112  False, too, for a name that is too long
             raise UsageError(f"log_dirs {folder}: is no folder")
     check_new_folder("output_dir", arguments.output_dir, may_exist=True)
     return arguments
@@ -96,6 +109,8 @@ def _write(arguments: argparse.Namespace, runs: list[LoggedRun], tables: list[Ta
     folder = Path(arguments.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in WRITTEN:  # those of an earlier study, of which this one may write fewer
+            (folder / name).unlink(missing_ok=True)
         for table in tables:
             (folder / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
         if arguments.no_plots:

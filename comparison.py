@@ -86,14 +86,24 @@ class _Index:
 
     def find(self, run: LoggedRun, plan: Any, decoder: tuple) -> LoggedRun | str:
         """The run with this plan and decoder under the same conditions, or what differs."""
-        candidates = self._found[plan, decoder]
-        if run.condition_key in candidates:
-            return candidates[run.condition_key]
-        differences = (_differences(run, other) for other in candidates.values())
+        alike = self._found.get((plan, decoder), {})
+        if run.condition_key in alike:
+            return alike[run.condition_key]
+        candidates = alike or self._of_other_decoders(plan, decoder)
+        differences = (_differences(run, decoder, other) for other in candidates.values())
         nearest = min(differences, key=len, default=None)
         if nearest is None:
             return "none is in these folders"
         return "the nearest differs in " + ", ".join(nearest)
+
+    def _of_other_decoders(self, plan: Any, decoder: tuple) -> dict[Any, LoggedRun]:
+        """Runs of the plan with the same strategy, of another exit layer or draft length."""
+        return {
+            (key, found): run
+            for (other_plan, other), runs in self._found.items()
+            if other_plan == plan and other[0] == decoder[0]
+            for key, (found, run) in enumerate(runs.items())
+        }
 
 
 def _compared(run: LoggedRun, index: _Index) -> Comparison:
@@ -108,7 +118,8 @@ def _compared(run: LoggedRun, index: _Index) -> Comparison:
         comparison.speedups[name] = _speedup(run, found, pair)
         if pair and name == SAME_DECODER:
             comparison.quality_changes = _quality_changes(pair)
-        if pair and name == SAME_PLAN:
+        # Sampled outputs follow the same law, and need not be the same.
+        if pair and name == SAME_PLAN and run.conditions["sample"] is False:
             equal = pair[0].outputs == pair[1].outputs
             comparison.equal_outputs = int(equal.sum()), len(equal)
     return comparison
@@ -130,8 +141,11 @@ def _decoder(run: LoggedRun) -> tuple[str | None, int | None, int | None]:
     return run.strategy, run.exit_layer, run.num_speculations
 
 
-def _differences(run: LoggedRun, other: LoggedRun) -> list[str]:
-    mine, its = run.conditions, other.conditions
+def _differences(run: LoggedRun, decoder: tuple, other: LoggedRun) -> list[str]:
+    """What keeps the other run from being the one with this decoder under this run's conditions."""
+    flags = ("strategy", "exit_layer", "num_speculations")
+    mine = dict(zip(flags, decoder, strict=True)) | run.conditions
+    its = dict(zip(flags, _decoder(other), strict=True)) | other.conditions
     names = [name for name in mine | its if mine.get(name) != its.get(name)]
     # Other counts of prompts, or of solved examples, are other prompts.
     if "prompts" in names and {"num_samples", "n_shot", "dataset"} & set(names):

@@ -33,7 +33,7 @@ def run_cell(cell: Cell, command: str) -> tuple[RunRecord, Path]:
     """
     output_dir, folder = cell.arguments.log.output_dir, cell.arguments.prune.save_pruned
     with claimed(output_dir, cell.run_id) as left:
-        if left and left.status == "complete" and (folder is None or Path(folder).exists()):
+        if left and left.status == "complete" and (folder is None or _has_saved(cell, left)):
             print(f"run {left.run_id} is complete; another --output_dir runs it again")
             return left, find_run(output_dir, cell.run_id)
         loaded = load_model(cell.arguments.model, cell.runtime, cell.checkpoint)
@@ -85,6 +85,11 @@ def save_pruned(cell: Cell, loaded: LoadedModel, pruned: PruneModel) -> None:
     folder = cell.arguments.prune.save_pruned
     if folder and not is_saved(folder, pruned.plan, loaded.fingerprint):
         pruned.save(loaded.tokenizer, folder, loaded.fingerprint)
+
+
+def _has_saved(cell: Cell, left: RunRecord) -> bool:
+    plan = PrunePlan.from_dict(left.plan)
+    return is_saved(cell.arguments.prune.save_pruned, plan, cell.checkpoint.fingerprint)
 
 
 def kept_exit_layer(arguments: GenerationArguments, plan: PrunePlan) -> int | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,7 @@ import numpy
 import orjson
 
 from older_logs import OlderLog, is_console, read_console, read_objects
-from run_log import RunRecord, record_of, samples_path
+from run_log import RunRecord, read_samples, record_of, samples_path
 
 # What a file of either tool can be wrong with, once it is no run that can be read.
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -91,7 +92,7 @@ class LoggedRun:
         }
         return decoding | {
             "model": identity["model_fingerprint"],
-            "model_args": identity["model_args"],
+            "model_args": identity.get("model_args", {}),
             "dataset": identity["dataset"],
             "num_samples": record.data["evaluation"]["examples"],
             "n_shot": len(record.data["evaluation"]["shots"]),
@@ -104,8 +105,8 @@ class LoggedRun:
             "compile": identity["compile"],
             "threads": timed.get("threads") or record.runtime["threads"],
             "ranks": timed.get("ranks") or record.runtime["ranks"],
-            "torch": record.runtime["versions"]["torch"],
-            "transformers": record.runtime["versions"]["transformers"],
+            "torch": _versions(record, "torch"),
+            "transformers": _versions(record, "transformers"),
             "engine version": identity["engine_version"],
         }
 
@@ -119,6 +120,12 @@ class LoggedRun:
         for key in keys:
             value = (value or {}).get(key)
         return value
+
+
+def _versions(record: RunRecord, package: str) -> str:
+    """The package's version, or all those that a run was taken up with."""
+    starts = [record.runtime, *(start["runtime"] for start in record.resumed)]
+    return ", then ".join(dict.fromkeys(str(one["versions"].get(package)) for one in starts))
 
 
 @dataclass
@@ -151,7 +158,8 @@ def find_logged_runs(folders: list[Path]) -> Found:
 
 
 def _log_files(folders: list[Path]) -> Iterator[Path]:
-    files = {path.resolve(): path for folder in folders for path in folder.rglob("*")}
+    # realpath, unlike resolve, has an answer for links that lead in a circle.
+    files = {os.path.realpath(path): path for folder in folders for path in folder.rglob("*")}
     for path in sorted(files.values(), key=lambda path: (path.name, path)):
         is_json = path.name.startswith("benchmark_") and path.suffix == ".json"
         if (is_json or is_console(path)) and path.is_file():
@@ -175,7 +183,7 @@ def _read(path: Path) -> tuple[LoggedRun | None, list[str]]:
 
 
 def _unfinished(path: Path, record: RunRecord) -> str:
-    done = sum(1 for _ in _lines(path))
+    done = len(read_samples(path))
     state = _UNFINISHED[record.status]
     total = record.data["evaluation"]["examples"]
     return f"{state}, {done} of {total} prompts done, and is left out; its command goes on with it"
@@ -260,8 +268,10 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _count_once(found: Found) -> None:
     """Drops copies of a run's file, and consoles whose run is there as a JSON file too."""
     logged = [run for run in found.runs if run.is_older and run.model]
-    kept, names = [], {}
-    for run in found.runs:
+    kept: list[LoggedRun] = []
+    names: dict[str, LoggedRun] = {}
+    # Of copies, the one that came with its samples counts.
+    for run in sorted(found.runs, key=lambda run: run.examples is None):
         first = names.setdefault(run.path.name, run)
         if first is not run and not run.is_older:
             found.warnings.append(f"{run.path} is a copy of {first.path}, counted once")
@@ -271,7 +281,7 @@ def _count_once(found: Found) -> None:
             kept.append(run)
         else:
             found.warnings.append(f"{run.path} is the console of {twin.path.name}, counted once")
-    found.runs = kept
+    found.runs = sorted(kept, key=lambda run: (run.path.name, run.path))
 
 
 def _is_same_run(console: LoggedRun, logged: LoggedRun) -> bool:

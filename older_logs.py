@@ -77,7 +77,7 @@ def read_objects(text: str) -> OlderLog:
         num_speculations=generation.get("num_speculations")
         if strategy == "self_speculative"
         else None,
-        num_samples=data.get("num_samples"),
+        num_samples=_finite(data.get("num_samples")),
     )
 
 
@@ -130,4 +130,6 @@ def _finite(value: Any) -> Any:
     """The value with None for what is not a number."""
     if isinstance(value, dict):
         return {key: _finite(held) for key, held in value.items()}
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        raise ValueError(f"has the metric {value!r}, which is no number")
     return None if isinstance(value, float) and not math.isfinite(value) else value

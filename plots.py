@@ -133,7 +133,8 @@ def _draw_speed(axes: Axes, runs: Runs, quality: str, plans: dict[str, dict]) ->
         axes.plot(speed, score, linestyle="", **plans[plan], **hollow)
     axes.set_xlabel("decoding speed (tokens/s)")
     axes.set_ylabel(QUALITIES[quality])
-    axes.set_xlim(left=0)
+    axes.margins(x=0.1)
+    axes.set_xlim(0, axes.get_xlim()[1])
     axes.margins(y=0.15)
 
 
@@ -290,7 +291,10 @@ def _common(runs: Runs) -> str:
 
 
 def _texts(runs: Runs, method: str) -> Runs:
-    """One run of every plan that has examples: both decoders write the same, up to rounding."""
+    """One run of every plan that has examples, the autoregressive one where there is one.
+
+    Both decoders write by the same law; greedily, the same text up to rounding.
+    """
     chosen: dict[tuple, LoggedRun] = {}
     for run in runs:
         is_whole = run.strategy == "self_speculative" or run.exit_layer is None

@@ -30,6 +30,8 @@ from self_speculation.llama_model_utils import (
     SUPPORTED_MODEL_TYPES,
 )
 
+# Weights, configuration, tokenizers of every kind and their chat templates.
+_FINGERPRINTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 _SAMPLED_BYTES = 1 << 16
 _LOCATION_ARGS = ("cache_dir", "local_files_only", "revision")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -277,9 +279,7 @@ def _fingerprint(source: str, config: Any) -> str:
         return f"commit {commit}"
     digest = hashlib.sha256()
     folder = Path(source)
-    for path in sorted(
-        [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.model")]
-    ):
+    for path in sorted(path for kind in _FINGERPRINTED for path in folder.glob(kind)):
         digest.update(f"{path.name} {path.stat().st_size} ".encode())
         if path.suffix == ".safetensors":
             _update_with_samples(digest, path)

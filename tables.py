@@ -42,7 +42,7 @@ class Table:
     columns: dict[str, Callable[[Row], str]]
 
     def csv(self) -> str:
-        return pandas.DataFrame(self.rows).to_csv(index=False)
+        return pandas.DataFrame(self.rows, dtype=object).to_csv(index=False)
 
     def text(self, form: str) -> str:
         """The columns to read, as Markdown or LaTeX; all raw numbers as CSV."""
@@ -90,7 +90,7 @@ def _metrics_table(runs: list[LoggedRun]) -> Table:
         "exact match": _number("predicted_text_exact_match", ".3f"),
         "edit distance": _number("predicted_text_edit_distance", ".1f"),
         "acceptance": _number("acceptance_rate_mean", ".3f"),
-        "prompts": _number("num_samples", "d"),
+        "prompts": _number("num_samples", "g"),
     }
     return Table("summary_metrics", "Metrics", rows, columns)
 
@@ -141,8 +141,8 @@ def _seeds_table(groups: list[list[Comparison]]) -> Table:
         "layers": lambda one: len(one.run.kept_layers),
         "rouge-l": lambda one: one.run.metric("predicted_text", "rouge-l"),
         "exact_match": lambda one: one.run.metric("predicted_text", "exact_match"),
-        "tokens_per_second": lambda one: one.run.metric("tokens_per_second", "token_weighted"),
-        "acceptance_rate": lambda one: one.run.metric("acceptance_rate", "token_weighted"),
+        "tokens_per_second": lambda one: one.run.metric("tokens_per_second", "mean"),
+        "acceptance_rate": lambda one: one.run.metric("acceptance_rate", "mean"),
     } | {name: _speedup_of(name) for name in BASELINES}
     rows = []
     for group in groups:

@@ -221,6 +221,7 @@ def test_folders_without_finished_runs_are_refused(tmp_path, analyze, capsys):
     [
         (["\udcff"], "\\udcff: is not UTF-8 text"),
         (["no_such_folder"], "log_dirs no_such_folder: is no folder"),
+        (["x" * 300], "x: is no folder"),
         (["--output_dir", "/dev/null/x", "."], "--output_dir /dev/null/x: "),
         (["--quality", "taste", "."], "--quality: invalid choice: 'taste'"),
         (["--quantity", "1", "."], "unrecognized arguments: --quantity"),
@@ -277,3 +278,13 @@ def test_it_neither_imports_torch_nor_reads_anything_at_import(tmp_path):
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_files_of_an_earlier_study_do_not_stay(logs, tmp_path, analyze):
+    analyze()
+    (tmp_path / "out" / "angular_distance.png").write_text("")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    MadeUpRun().write(tmp_path / "other")
+    analyze(logs=tmp_path / "other")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"summary_metrics.csv", "summary_timing.csv", "notes.txt"}

@@ -67,7 +67,9 @@ def test_base_runs_of_another_exit_layer_or_draft_length_are_no_baseline(tmp_pat
     MadeUpRun(plan=angular_plan(2), **SPECULATIVE | changes).write(tmp_path)
     pruned = next(one for one in compare(read(tmp_path)) if one.run.method == "angular")
     assert pruned.baselines == {}
-    assert pruned.missing[SAME_DECODER] == "none is in these folders"
+    ((name, value),) = changes.items()
+    told = f"the nearest differs in {name} ({SPECULATIVE[name]}, not {value})"
+    assert pruned.missing[SAME_DECODER] == told
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_early_exit_inference_is_another_model_and_no_baseline(tmp_path):
     MadeUpRun(exit_layer=8).write(tmp_path)
     MadeUpRun(**SPECULATIVE).write(tmp_path)
     spoken = next(one for one in compare(read(tmp_path)) if one.run.num_speculations)
-    assert spoken.missing == {SAME_PLAN: "none is in these folders"}
+    assert spoken.missing == {SAME_PLAN: "the nearest differs in exit_layer (8, not None)"}
 
 
 def test_the_newest_of_equal_baselines_counts(tmp_path):
@@ -162,3 +164,9 @@ def test_plans_of_other_seeds_are_gathered(tmp_path):
 def test_mean_and_deviation_by_hand():
     assert mean_and_deviation([1.0, None, 3.0]) == (2.0, pytest.approx(2**0.5))
     assert mean_and_deviation([1.0, None]) is None
+
+
+def test_sampled_outputs_need_not_be_equal_and_are_not_counted(tmp_path):
+    found = study(tmp_path, generation={"sample": True})
+    assert found["angular", "self_speculative"].equal_outputs is None
+    assert found["angular", "self_speculative"].speedups[SAME_PLAN] is not None

@@ -335,3 +335,13 @@ def test_float32_uses_full_precision_products(run):
     torch.set_float32_matmul_precision("high")
     run(*GREEDY, "--dtype", "float32")
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_another_chat_template_is_another_run(run, checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "chat")
+    flags = [*GREEDY, "--model", str(folder), "--apply_chat_template", "true"]
+    ids = set()
+    for template in (CHAT_TEMPLATE, f"hello {CHAT_TEMPLATE}"):
+        (folder / "chat_template.jinja").write_text(template)
+        ids.add(run(*flags)[1].run_id)
+    assert len(ids) == 2

@@ -165,3 +165,43 @@ def test_skipped_prompts_are_no_examples(tmp_path):
     (run,) = find_logged_runs([tmp_path]).runs
     assert 3 not in run.examples.indices
     assert len(run.examples.indices) == 19
+
+
+def test_logs_of_the_first_release_are_read(tmp_path):
+    """They know neither model_args nor the prompts that were timed."""
+    path = MadeUpRun().write(tmp_path)
+    log = json.loads(path.read_text())
+    del log["identity"]["model_args"], log["timed"], log["resumed"]
+    path.write_text(json.dumps(log))
+    (run,) = find_logged_runs([tmp_path]).runs
+    assert (run.conditions["model_args"], run.conditions["threads"]) == ({}, 1)
+
+
+def test_a_run_taken_up_with_another_torch_is_of_both(tmp_path):
+    path = MadeUpRun().write(tmp_path)
+    later = {"runtime": {"versions": {"torch": "9.0", "transformers": "5.23.0"}}}
+    rewritten(path, resumed=[later])
+    (run,) = find_logged_runs([tmp_path]).runs
+    assert run.conditions["torch"] == "2.13.0, then 9.0"
+    assert run.conditions["transformers"] == "5.23.0"
+
+
+def test_of_copies_the_one_with_samples_counts(tmp_path):
+    path = MadeUpRun().write(tmp_path / "b")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / path.name).write_text(path.read_text())
+    (run,) = find_logged_runs([tmp_path]).runs
+    assert run.path == path
+    assert run.examples is not None
+
+
+def test_links_that_lead_in_a_circle_stop_nothing(tmp_path):
+    MadeUpRun().write(tmp_path)
+    (tmp_path / "benchmark_loop.json").symlink_to(tmp_path / "benchmark_loop.json")
+    assert len(find_logged_runs([tmp_path]).runs) == 1
+
+
+def test_a_torn_line_is_no_finished_prompt(tmp_path):
+    samples = MadeUpRun(examples=5).write(tmp_path, "running").with_suffix(".samples.jsonl")
+    samples.write_text("".join(samples.read_text().splitlines(True)[:2]) + '{"index": 2, "ex')
+    assert "2 of 5 prompts done" in find_logged_runs([tmp_path]).warnings[0]

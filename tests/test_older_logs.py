@@ -107,6 +107,9 @@ def test_objects_may_stand_apart_and_hold_nan():
         ("", "neither one object nor the four"),
         ("[1]" * 4, "no object"),
         (four(data={"num_samples": 3}), "neither one object nor the four"),
+        (four(data=DATA | {"num_samples": "20"}), "'20', which is no number"),
+        (four(metrics=METRICS | {"total_time": {"mean": "9"}}), "'9', which is no number"),
+        (four(metrics=METRICS | {"total_time": [1.0]}), "which is no number"),
     ],
 )
 def test_other_texts_are_refused(text, reason):

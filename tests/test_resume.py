@@ -229,3 +229,12 @@ def test_sigkill_costs_the_example_in_progress(start, checkpoint, rows, tmp_path
     assert start("--max_steps", "200") == 0
     assert start("--max_steps", "200", folder="unbroken") == 0
     assert log(tmp_path / "logs") == log(tmp_path / "unbroken")
+
+
+def test_a_complete_run_does_not_pass_for_another_models_saved_one(start, tmp_path, checkpoint):
+    folder = tmp_path / "pruned"
+    assert start("--save_pruned", str(folder)) == 0
+    assert start("--save_pruned", str(folder)) == 0
+    other = ["--prune_n", "3", "--exit_layer", "4"]
+    assert start(*other) == 0
+    assert start(*other, "--save_pruned", str(folder)) == 2

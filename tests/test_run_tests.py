@@ -365,3 +365,12 @@ def test_a_sweep_killed_twice_ends_as_an_unbroken_one(checkpoint, tmp_path):
     )
     assert len(killed) == 2
     assert killed == unbroken
+
+
+@pytest.mark.parametrize("flag", ["--exit_layer", "--exit_layer=4", "--prune_method"])
+def test_flags_that_tell_cells_apart_come_from_the_environment(sweep, flag):
+    """An exit layer would make every autoregressive cell another model, and no baseline."""
+    done = sweep(flag, "4")
+    assert done.returncode == 2
+    assert "set it in the environment" in done.stderr
+    assert sweep.calls() == []
