@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 
 from intervals import Interval, mean_intervals, ratio_interval
-from logged_runs import Examples, LoggedRun
+from logged_runs import Decoder, Examples, LoggedRun
 
 # The three meanings of speed-up, by what a run is compared with.
 SAME_PLAN = "speculative_over_autoregressive"
@@ -20,8 +20,16 @@ BASELINES = {
     SAME_DECODER: "base run of the same decoder",
     BOTH: "base autoregressive run",
 }
-QUALITIES = ("rouge-l", "rouge-1", "rouge-2", "rouge-3", "exact_match", "edit_distance")
-_WHOLE_MODEL = ("autoregressive", None, None)
+# Scores of every example, and how they are called on an axis.
+QUALITIES = {
+    "rouge-l": "ROUGE-L (F-measure)",
+    "rouge-1": "ROUGE-1 (F-measure)",
+    "rouge-2": "ROUGE-2 (F-measure)",
+    "rouge-3": "ROUGE-3 (F-measure)",
+    "exact_match": "exact match (share of prompts)",
+    "edit_distance": "edit distance (characters)",
+}
+_WHOLE_MODEL = Decoder("autoregressive", None, None)
 
 
 @dataclass
@@ -55,7 +63,7 @@ def spread_over_seeds(comparisons: list[Comparison]) -> list[list[Comparison]]:
         run = one.run
         if run.method == "random":
             threshold = run.record.plan["dropout_threshold"]
-            groups[(run.condition_key, threshold, _decoder(run))][run.prune_seed] = one
+            groups[(run.condition_key, threshold, run.decoder)][run.prune_seed] = one
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
@@ -82,28 +90,28 @@ class _Index:
         for run in runs:
             if not run.is_older:
                 for plan in {run.kept_layers, run.method}:
-                    self._found[plan, _decoder(run)][run.condition_key] = run
+                    self._found[plan, run.decoder][run.condition_key] = run
 
-    def find(self, run: LoggedRun, plan: Any, decoder: tuple) -> LoggedRun | str:
+    def find(self, run: LoggedRun, plan: Any, decoder: Decoder) -> LoggedRun | str:
         """The run with this plan and decoder under the same conditions, or what differs."""
         alike = self._found.get((plan, decoder), {})
         if run.condition_key in alike:
             return alike[run.condition_key]
-        candidates = alike or self._of_other_decoders(plan, decoder)
-        differences = (_differences(run, decoder, other) for other in candidates.values())
+        candidates = list(alike.values()) or self._of_other_decoders(plan, decoder.strategy)
+        differences = (_differences(run, decoder, other) for other in candidates)
         nearest = min(differences, key=len, default=None)
         if nearest is None:
             return "none is in these folders"
         return "the nearest differs in " + ", ".join(nearest)
 
-    def _of_other_decoders(self, plan: Any, decoder: tuple) -> dict[Any, LoggedRun]:
+    def _of_other_decoders(self, plan: Any, strategy: str) -> list[LoggedRun]:
         """Runs of the plan with the same strategy, of another exit layer or draft length."""
-        return {
-            (key, found): run
-            for (other_plan, other), runs in self._found.items()
-            if other_plan == plan and other[0] == decoder[0]
-            for key, (found, run) in enumerate(runs.items())
-        }
+        return [
+            run
+            for (other_plan, decoder), runs in self._found.items()
+            if other_plan == plan and decoder.strategy == strategy
+            for run in runs.values()
+        ]
 
 
 def _compared(run: LoggedRun, index: _Index) -> Comparison:
@@ -125,27 +133,22 @@ def _compared(run: LoggedRun, index: _Index) -> Comparison:
     return comparison
 
 
-def _wanted(run: LoggedRun) -> dict[str, tuple[Any, tuple]]:
+def _wanted(run: LoggedRun) -> dict[str, tuple[Any, Decoder]]:
     """Plan and decoder of every baseline that the run has."""
     wanted, speculative = {}, run.strategy == "self_speculative"
     if speculative:
         wanted[SAME_PLAN] = run.kept_layers, _WHOLE_MODEL
     if run.method != "base":
-        wanted[SAME_DECODER] = "base", _decoder(run)
+        wanted[SAME_DECODER] = "base", run.decoder
         if speculative:
             wanted[BOTH] = "base", _WHOLE_MODEL
     return wanted
 
 
-def _decoder(run: LoggedRun) -> tuple[str | None, int | None, int | None]:
-    return run.strategy, run.exit_layer, run.num_speculations
-
-
-def _differences(run: LoggedRun, decoder: tuple, other: LoggedRun) -> list[str]:
+def _differences(run: LoggedRun, decoder: Decoder, other: LoggedRun) -> list[str]:
     """What keeps the other run from being the one with this decoder under this run's conditions."""
-    flags = ("strategy", "exit_layer", "num_speculations")
-    mine = dict(zip(flags, decoder, strict=True)) | run.conditions
-    its = dict(zip(flags, _decoder(other), strict=True)) | other.conditions
+    mine = decoder._asdict() | run.conditions
+    its = other.decoder._asdict() | other.conditions
     names = [name for name in mine | its if mine.get(name) != its.get(name)]
     # Other counts of prompts, or of solved examples, are other prompts.
     if "prompts" in names and {"num_samples", "n_shot", "dataset"} & set(names):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import orjson
@@ -48,6 +48,14 @@ class Examples:
         return Examples(scores={k: v[places] for k, v in self.scores.items()}, **arrays)
 
 
+class Decoder(NamedTuple):
+    """How a run decoded; numbers are None where they do not apply or are not known."""
+
+    strategy: str | None
+    exit_layer: int | None
+    num_speculations: int | None
+
+
 @dataclass(frozen=True)
 class LoggedRun:
     """One finished run. `record` and `examples` are None for what the older tool logged.
@@ -79,6 +87,15 @@ class LoggedRun:
     @property
     def removed_layers(self) -> int | None:
         return self.original_layers and self.original_layers - len(self.kept_layers)
+
+    @property
+    def decoder(self) -> Decoder:
+        return Decoder(self.strategy, self.exit_layer, self.num_speculations)
+
+    @property
+    def decodes_whole_model(self) -> bool:
+        """False for early-exit inference, which is another model."""
+        return self.strategy == "self_speculative" or self.exit_layer is None
 
     @cached_property
     def conditions(self) -> dict[str, Any]:
@@ -159,10 +176,14 @@ def find_logged_runs(folders: list[Path]) -> Found:
 
 def _log_files(folders: list[Path]) -> Iterator[Path]:
     # realpath, unlike resolve, has an answer for links that lead in a circle.
-    files = {os.path.realpath(path): path for folder in folders for path in folder.rglob("*")}
+    files = {
+        os.path.realpath(path): path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.match("benchmark_*.json") or is_console(path)
+    }
     for path in sorted(files.values(), key=lambda path: (path.name, path)):
-        is_json = path.name.startswith("benchmark_") and path.suffix == ".json"
-        if (is_json or is_console(path)) and path.is_file():
+        if path.is_file():
             yield path
 
 
@@ -276,8 +297,10 @@ def _count_once(found: Found) -> None:
         if first is not run and not run.is_older:
             found.warnings.append(f"{run.path} is a copy of {first.path}, counted once")
             continue
-        twin = next((r for r in logged if _is_same_run(run, r)), None) if run.is_older else None
-        if twin is None or twin is run or run.model:
+        is_from_console = run.is_older and not run.model
+        twins = (other for other in logged if is_from_console and _is_same_run(run, other))
+        twin = next(twins, None)
+        if twin is None:
             kept.append(run)
         else:
             found.warnings.append(f"{run.path} is the console of {twin.path.name}, counted once")

@@ -16,17 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from comparison import quality_intervals
+from comparison import QUALITIES, quality_intervals
 from logged_runs import LoggedRun
 
-QUALITIES = {
-    "rouge-l": "ROUGE-L (F-measure)",
-    "rouge-1": "ROUGE-1 (F-measure)",
-    "rouge-2": "ROUGE-2 (F-measure)",
-    "rouge-3": "ROUGE-3 (F-measure)",
-    "exact_match": "exact match (share of prompts)",
-    "edit_distance": "edit distance (characters)",
-}
 PANELS = 12
 _PANEL_INCHES = (4.2, 3.3)
 _METHOD_STYLES = {
@@ -36,7 +28,7 @@ _METHOD_STYLES = {
 }
 _BESIDE = 0.15  # layers
 _PLAN_MARKERS = "osv^DPX<>hp"
-_DECODERS = {"autoregressive": "autoregressive", "self_speculative": "self-speculative"}
+_DECODER_STYLES = {"autoregressive": {}, "self_speculative": {"markerfacecolor": "white"}}
 
 Runs = list[LoggedRun]
 
@@ -121,16 +113,12 @@ def _draw_speed(axes: Axes, runs: Runs, quality: str, plans: dict[str, dict]) ->
     for run in runs:
         speed = run.metric("tokens_per_second", "token_weighted")
         score = run.metric("predicted_text", quality)
-        if speed is not None and score is not None:
-            early = run.strategy == "autoregressive" and run.exit_layer
-            if not early:
-                points[_plan(run), run.strategy, run.exit_layer, run.num_speculations].append(
-                    (speed, score)
-                )
-    for (plan, strategy, *_), found in points.items():
+        if run.decodes_whole_model and speed is not None and score is not None:
+            points[_plan(run), run.decoder].append((speed, score))
+    for (plan, decoder), found in points.items():
         speed, score = (fmean(values) for values in zip(*found, strict=True))
-        hollow = {"markerfacecolor": "white"} if strategy == "self_speculative" else {}
-        axes.plot(speed, score, linestyle="", **plans[plan], **hollow)
+        style = plans[plan] | _DECODER_STYLES[decoder.strategy]
+        axes.plot(speed, score, linestyle="", **style)
     axes.set_xlabel("decoding speed (tokens/s)")
     axes.set_ylabel(QUALITIES[quality])
     axes.margins(x=0.1)
@@ -297,8 +285,7 @@ def _texts(runs: Runs, method: str) -> Runs:
     """
     chosen: dict[tuple, LoggedRun] = {}
     for run in runs:
-        is_whole = run.strategy == "self_speculative" or run.exit_layer is None
-        if run.method == method and run.examples is not None and is_whole:
+        if run.method == method and run.examples is not None and run.decodes_whole_model:
             key = run.param, run.kept_layers
             if key not in chosen or run.strategy == "autoregressive":
                 chosen[key] = run
@@ -336,10 +323,10 @@ def _method_keys(runs: Runs) -> list[Line2D]:
 
 
 def _decoder_keys() -> list[Line2D]:
-    filled = {"autoregressive": {}, "self_speculative": {"markerfacecolor": "white"}}
+    key = {"linestyle": "", "marker": "o", "color": "0.3"}
     return [
-        Line2D([], [], linestyle="", marker="o", color="0.3", label=label, **filled[strategy])
-        for strategy, label in _DECODERS.items()
+        Line2D([], [], label=strategy.replace("_", "-"), **key, **style)
+        for strategy, style in _DECODER_STYLES.items()
     ]
 
 

@@ -288,3 +288,9 @@ def test_files_of_an_earlier_study_do_not_stay(logs, tmp_path, analyze):
     analyze(logs=tmp_path / "other")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"summary_metrics.csv", "summary_timing.csv", "notes.txt"}
+
+
+def test_every_file_that_is_written_is_one_that_a_later_study_removes(logs, tmp_path):
+    out = tmp_path / "out"
+    assert run_script(analyze_logs.main, [str(logs), "--output_dir", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == set(analyze_logs.WRITTEN)

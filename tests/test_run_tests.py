@@ -1,6 +1,5 @@
 """The shell sweeps: which cells there are, and what becomes of those that fail or are killed."""
 
-import io
 import itertools
 import os
 import shlex
@@ -13,9 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import write
 
-import benchmark
-import cell_status
-from command_line import EXIT_BUSY, EXIT_INTERRUPTED, run_script
+from command_line import EXIT_BUSY, EXIT_INTERRUPTED
 from run_log import find_runs, read_record, read_samples
 
 ROOT = Path(__file__).parent.parent
@@ -261,6 +258,15 @@ def test_bad_settings_are_one_line(sweep, environment, told):
     assert sweep.calls() == []
 
 
+@pytest.mark.parametrize("flag", ["--exit_layer", "--exit_layer=4", "--prune_method"])
+def test_flags_that_tell_cells_apart_come_from_the_environment(sweep, flag):
+    """An exit layer would make every autoregressive cell another model, and no baseline."""
+    done = sweep(flag, "4")
+    assert done.returncode == 2
+    assert "set it in the environment" in done.stderr
+    assert sweep.calls() == []
+
+
 def test_help_names_every_setting(sweep):
     done = sweep("--help")
     assert done.returncode == 0
@@ -274,42 +280,6 @@ def test_more_processes_go_through_torchrun(sweep, tmp_path):
     assert done.returncode == 0
     line = (tmp_path / "calls").read_text().splitlines()[0]
     assert line.startswith("-m torch.distributed.run --standalone --nproc_per_node 2 ")
-
-
-def cell_flags(checkpoint, path, folder):
-    common = ["--model", str(checkpoint), "--dataset", "custom_jsonl", "--data_path", str(path)]
-    return [
-        *common,
-        *["--num_samples", "3", "--sample", "false", "--max_steps", "4"],
-        *["--output_dir", str(folder)],
-    ]
-
-
-def test_the_status_of_a_cell_is_that_of_its_run(checkpoint, rows, tmp_path, monkeypatch, capsys):
-    cell = cell_flags(checkpoint, rows, tmp_path / "logs")
-    angular = [*cell, "--prune_method", "angular", "--prune_n", "2", "--calibration_samples", "4"]
-    broken_off = [*cell, "--max_steps", "5"]
-    for flags in (angular, broken_off):
-        assert run_script(benchmark.main, flags) == 0
-    path = next(p for p in find_runs(tmp_path / "logs") if '"max_steps": 5' in p.read_text())
-    path.write_text(path.read_text().replace('"complete"', '"running"'))
-    samples = path.with_suffix(".samples.jsonl")
-    samples.write_text("".join(samples.read_text().splitlines(True)[:2]) + '{"torn')
-    bad = [*cell, "--exit_layer", "0"]
-    cells = [angular, broken_off, cell, bad]
-    text = "".join("".join(f"{flag}\037" for flag in flags) + "\036" for flags in cells)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-    capsys.readouterr()
-    assert run_script(cell_status.main, []) == 0
-    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert [line[:2] for line in lines] == [
-        ["complete", "0"],
-        ["partial", "1"],
-        ["missing", "3"],
-        ["error", "0"],
-    ]
-    assert lines[1][2] == str(path)
-    assert lines[3][2] == "--exit_layer 0: must be 1 to L - 1, or -1 for none"
 
 
 def test_a_sweep_killed_twice_ends_as_an_unbroken_one(checkpoint, tmp_path):
@@ -365,12 +335,3 @@ def test_a_sweep_killed_twice_ends_as_an_unbroken_one(checkpoint, tmp_path):
     )
     assert len(killed) == 2
     assert killed == unbroken
-
-
-@pytest.mark.parametrize("flag", ["--exit_layer", "--exit_layer=4", "--prune_method"])
-def test_flags_that_tell_cells_apart_come_from_the_environment(sweep, flag):
-    """An exit layer would make every autoregressive cell another model, and no baseline."""
-    done = sweep(flag, "4")
-    assert done.returncode == 2
-    assert "set it in the environment" in done.stderr
-    assert sweep.calls() == []
