@@ -32,6 +32,7 @@ MODEL_ARGS = (
 PLAN_FILE = "prune_plan.json"  # beside the weights of a checkpoint that was saved pruned
 PLACEHOLDER = "{message}"
 NO_STOP_WORDS = "none"
+DEFAULT_DATASET = "human_eval"
 
 
 @dataclass(frozen=True)
@@ -78,22 +79,9 @@ class ModelArguments:
 
 
 @dataclass(frozen=True)
-class DataArguments:
-    """Which prompts."""
+class PromptArguments:
+    """What becomes of a text on its way to the model."""
 
-    dataset: str = flag("human_eval", "the data set", tuple(DATASETS))
-    data_path: str | None = flag(
-        None,
-        "JSONL, JSONL.gz, CSV or Parquet file of the data set's rows, or a folder with a test and "
-        "a train file (default: the hub; for human_eval, a package)",
-    )
-    prompt_field: str = flag("prompt", "custom_jsonl: the field that holds the prompt")
-    response_field: str = flag("response", "custom_jsonl: the field that holds the reference")
-    num_samples: int | None = flag(None, "examples to evaluate (default: all)")
-    random_shuffle: bool = flag(True, "evaluate in an order drawn by --seed; false: as they come")
-    n_shot: int = flag(
-        0, "solved examples before every prompt, drawn by --seed from the training split"
-    )
     template: str | None = flag(
         None,
         r"text around every prompt, which takes the place of {message}; \n, \t and \\ understood",
@@ -104,17 +92,15 @@ class DataArguments:
     truncate_prompt: bool = flag(
         False,
         "keep the tail of a prompt that, with --max_steps, exceeds the positions, instead of "
-        "skipping it",
+        "leaving it out",
     )
+    prompt_field: str = flag("prompt", "custom_jsonl: the field that holds the prompt")
+    response_field: str = flag("response", "custom_jsonl: the field that holds the reference")
 
     def check(self) -> None:
-        if self.num_samples is not None and self.num_samples < 1:
-            reject("num_samples", self.num_samples, "must be at least 1")
-        if self.n_shot < 0:
-            reject("n_shot", self.n_shot, "must be 0 or more")
         if self.template is not None and PLACEHOLDER not in self.template:
             reject("template", repr(self.template), f"must hold {PLACEHOLDER}")
-        for name in ("data_path", "prompt_field", "response_field"):
+        for name in ("prompt_field", "response_field"):
             if getattr(self, name) == "":
                 reject(name, "''", "must not be empty")
 
@@ -130,14 +116,43 @@ class DataArguments:
 
 
 @dataclass(frozen=True)
-class PruneArguments:
-    """Which layers are removed before decoding."""
+class DataArguments(PromptArguments):
+    """Which prompts."""
 
-    prune_method: str = flag("base", "base removes nothing", PRUNE_METHODS)
-    prune_n: int | None = flag(None, "angular: number of consecutive layers to remove, 1 to L - 2")
-    dropout_threshold: float | None = flag(
-        None, "random: probability with which each layer is removed, in [0, 1)"
+    dataset: str = flag(DEFAULT_DATASET, "the data set", tuple(DATASETS))
+    data_path: str | None = flag(
+        None,
+        "JSONL, JSONL.gz, CSV or Parquet file of the data set's rows, or a folder with a test and "
+        "a train file (default: the hub; for human_eval, a package)",
     )
+    num_samples: int | None = flag(None, "examples to evaluate (default: all)")
+    random_shuffle: bool = flag(True, "evaluate in an order drawn by --seed; false: as they come")
+    n_shot: int = flag(
+        0, "solved examples before every prompt, drawn by --seed from the training split"
+    )
+    execute_code: bool = flag(
+        False,
+        "human_eval: run the data set's tests on every completion, code that a model wrote, in a "
+        "process of its own; gives pass@1",
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.num_samples is not None and self.num_samples < 1:
+            reject("num_samples", self.num_samples, "must be at least 1")
+        if self.n_shot < 0:
+            reject("n_shot", self.n_shot, "must be 0 or more")
+        if self.data_path == "":
+            reject("data_path", "''", "must not be empty")
+        if self.execute_code and DATASETS[self.dataset].tests is None:
+            having = ", ".join(name for name, one in DATASETS.items() if one.tests)
+            reject("execute_code", "true", f"--dataset {self.dataset} has no tests; {having} has")
+
+
+@dataclass(frozen=True)
+class CalibrationArguments:
+    """On what a plan is decided."""
+
     prune_seed: int = flag(
         42, "seed of the plan: which layers are dropped, or which examples calibrate"
     )
@@ -147,15 +162,37 @@ class PruneArguments:
     calibration_dataset: str | None = flag(
         None,
         "angular: data set to calibrate on (default: the one evaluated, its training split where "
-        "there is one)",
+        f"there is one; {DEFAULT_DATASET} where none is evaluated)",
         tuple(DATASETS),
     )
     calibration_path: str | None = flag(
         None, "angular: file or folder of calibration rows, as --data_path"
     )
+
+    def check(self) -> None:
+        if self.calibration_samples < 1:
+            reject("calibration_samples", self.calibration_samples, "must be at least 1")
+        if self.calibration_path == "":
+            reject("calibration_path", "''", "must not be empty")
+
+    def names_calibration(self) -> bool:
+        """Whether examples to calibrate on are named, and not those of the data evaluated."""
+        return (self.calibration_dataset or self.calibration_path) is not None
+
+
+@dataclass(frozen=True)
+class PruneArguments(CalibrationArguments):
+    """Which layers are removed before decoding."""
+
+    prune_method: str = flag("base", "base removes nothing", PRUNE_METHODS)
+    prune_n: int | None = flag(None, "angular: number of consecutive layers to remove, 1 to L - 2")
+    dropout_threshold: float | None = flag(
+        None, "random: probability with which each layer is removed, in [0, 1)"
+    )
     save_pruned: str | None = flag(None, "folder for the pruned model, an ordinary checkpoint")
 
     def check(self) -> None:
+        super().check()
         self._check_needed("prune_n", "angular")
         self._check_needed("dropout_threshold", "random")
         self._check_belongs("calibration_dataset", "angular")
@@ -164,10 +201,6 @@ class PruneArguments:
             reject("prune_n", self.prune_n, "must be 1 to L - 2, L being the model's layers")
         if self.dropout_threshold is not None and not 0 <= self.dropout_threshold < 1:
             reject("dropout_threshold", self.dropout_threshold, "must be in [0, 1)")
-        if self.calibration_samples < 1:
-            reject("calibration_samples", self.calibration_samples, "must be at least 1")
-        if self.calibration_path == "":
-            reject("calibration_path", "''", "must not be empty")
         if self.save_pruned is not None:
             # One that an earlier start has saved is told from others once the plan is known.
             check_new_folder("save_pruned", self.save_pruned, may_exist=True)
@@ -180,10 +213,6 @@ class PruneArguments:
     def calibrates(self) -> bool:
         """Whether the method measures something on examples."""
         return self.prune_method == "angular"
-
-    def names_calibration(self) -> bool:
-        """Whether examples to calibrate on are named, and not those of the data evaluated."""
-        return (self.calibration_dataset or self.calibration_path) is not None
 
     def _check_needed(self, name: str, method: str) -> None:
         if self.prune_method == method and getattr(self, name) is None:

@@ -85,16 +85,23 @@ class OneLineParser(argparse.ArgumentParser):
         raise UsageError(message.removeprefix("argument "))
 
 
-def parse(argv: list[str] | None, description: str, *groups: type) -> list[Any]:
+def parse(
+    argv: list[str] | None,
+    description: str,
+    *groups: type,
+    defaults: dict[str, Any] | None = None,
+) -> list[Any]:
     """Parses `argv` (default: the process's own) into one checked instance of each dataclass.
 
-    Raises `UsageError` for anything that no model is needed to see.
+    `defaults` are a script's own, in place of the fields'. Raises `UsageError` for anything that
+    no model is needed to see.
     """
     parser = OneLineParser(description=description, allow_abbrev=False)
     for group in groups:
         section = parser.add_argument_group(group.__doc__.rstrip("."))
         for item in dataclasses.fields(group):
-            _add_flag(section, item, typing.get_type_hints(group)[item.name])
+            hint = typing.get_type_hints(group)[item.name]
+            _add_flag(section, item, hint, (defaults or {}).get(item.name, _default(item)))
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         raise UsageError(_unknown_message(unknown[0], vars(values)))
@@ -129,14 +136,17 @@ def _unknown_message(unknown: str, known: dict[str, Any]) -> str:
     return f"{name}: no such flag{hint}"
 
 
-def _add_flag(section: Any, item: dataclasses.Field, hint: Any) -> None:
+def _default(item: dataclasses.Field) -> Any:
+    made = item.default_factory is not dataclasses.MISSING
+    return item.default_factory() if made else item.default
+
+
+def _add_flag(section: Any, item: dataclasses.Field, hint: Any, default: Any) -> None:
     kind, many = hint, False
     if isinstance(kind, types.UnionType):
         (kind,) = (option for option in typing.get_args(kind) if option is not type(None))
     if typing.get_origin(kind) is list:
         (kind,), many = typing.get_args(kind), True
-    made = item.default_factory is not dataclasses.MISSING
-    default = item.default_factory() if made else item.default
     shown = "" if default in (None, "", []) else f" (default: {default})"
     section.add_argument(
         f"--{item.name}",

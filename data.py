@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from arguments import DataArguments, PruneArguments
+from arguments import DataArguments, PromptArguments, PruneArguments
 from command_line import reject, warn
 from dataset_table import DATASETS, DataSet
 from rows import PathSource, Row, RowsError, Source, field_names
@@ -21,13 +21,15 @@ class EvaluationExample:
     """One prompt, and the text that a perfect model would answer.
 
     `content` is the example's own text, without few-shot examples or template: by it, what
-    pruning is calibrated on is told apart from what is evaluated.
+    pruning is calibrated on is told apart from what is evaluated. `tests` is the program that
+    judges a completion, where it is to be executed.
     """
 
     example_id: str
     prompt: str
     reference: str
     content: str = ""
+    tests: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,15 @@ def get_calibration_data(
     return Selection(examples, str(reader.source), split.name, len(split), shots)
 
 
+def get_calibration_alone(prompting: PromptArguments, pruning: PruneArguments) -> Selection | None:
+    """What pruning calibrates on where nothing is evaluated; None where it does not calibrate."""
+    if not pruning.calibrates():
+        return None
+    data = DataArguments(**dataclasses.asdict(prompting))
+    _check_renamed(data, [_Reader.of_calibration(data, pruning)])
+    return get_calibration_data(data, pruning, Selection([], "nothing", "none", 0))
+
+
 @dataclass(frozen=True)
 class _Reader:
     """One data set in one source, and the flags that named them, or could have."""
@@ -139,10 +150,12 @@ class _Reader:
     renamed: dict[str, str]
     name_flag: str = "dataset"
     path_flag: str = "data_path"
+    executes: bool = False
 
     @classmethod
     def of_evaluation(cls, arguments: DataArguments) -> "_Reader":
-        return cls(arguments.dataset, arguments.data_path, arguments.renamed_fields())
+        fields, executes = arguments.renamed_fields(), arguments.execute_code
+        return cls(arguments.dataset, arguments.data_path, fields, executes=executes)
 
     @classmethod
     def of_calibration(cls, arguments: DataArguments, pruning: PruneArguments) -> "_Reader":
@@ -228,10 +241,16 @@ class _Split:
 
     def evaluated(self, index: int) -> list[EvaluationExample]:
         """The examples of one row, none of which may have an empty prompt."""
-        examples = self[index]
+        row, examples = self.rows[index], self[index]
         if not all(example.prompt for example in examples):
-            self.reader.reject(f"{self.rows[index].place} makes an empty prompt")
-        return examples
+            self.reader.reject(f"{row.place} makes an empty prompt")
+        if not self.reader.executes:
+            return examples
+        try:
+            tests = self.reader.dataset.tests(row.values)
+        except RowsError as error:
+            self.reader.reject(f"{row.place} {error}")
+        return [dataclasses.replace(example, tests=tests) for example in examples]
 
     def drawn(self, seed: int, purpose: str, seen: set[str]) -> Iterator[EvaluationExample]:
         """Examples in an order drawn by `seed`, of content that is not empty and new to `seen`.

@@ -26,8 +26,9 @@ class DataSet:
     (prompt, reference) pairs; it may raise `RowsError`. `source` is where the rows are without
     `--data_path`; None where only the user knows. `stop_words` end an answer, unless
     `--stop_words` names others. `shot` writes a solved example into a few-shot prompt. `id_field`
-    names an example, where rows have it; others are counted from 1. The rows of a `renamable` data
-    set may call its fields as `--prompt_field` and `--response_field` say.
+    names an example, where rows have it; others are counted from 1. `tests` makes of a row the
+    program that, run after prompt and completion, fails where the completion is wrong. The rows
+    of a `renamable` data set may call its fields as `--prompt_field` and `--response_field` say.
     """
 
     fields: tuple[str, ...]
@@ -36,6 +37,7 @@ class DataSet:
     stop_words: tuple[str, ...] = ()
     shot: Callable[[str, str], str] = plain_shot
     id_field: str | None = None
+    tests: Callable[[dict[str, Any]], str] | None = None
     renamable: bool = False
 
 
@@ -73,6 +75,13 @@ def _turn(number: int, turn: Any) -> tuple[str, str]:
     return turn["role"], turn["message"]
 
 
+def _unit_tests(row: dict[str, Any]) -> str:
+    for name in ("test", "entry_point"):
+        if not isinstance(row.get(name), str):
+            raise RowsError(f"has no text field {name!r} to execute; it has: {field_names(row)}")
+    return f"{row['test']}\ncheck({row['entry_point']})\n"
+
+
 _CNN_DAILYMAIL = HubSource("abisee/cnn_dailymail", "3.0.0")
 
 DATASETS: dict[str, DataSet] = {
@@ -103,6 +112,7 @@ DATASETS: dict[str, DataSet] = {
         # Those of Codex (Chen et al. 2021): whatever begins after the function's body.
         stop_words=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
         id_field="task_id",
+        tests=_unit_tests,
     ),
     "top_v2": DataSet(
         fields=("utterance", "semantic_parse"),

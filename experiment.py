@@ -1,6 +1,7 @@
 """One cell: plan, prompts and decoder in, samples and a log out."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,38 +10,42 @@ from tqdm import tqdm
 
 from arguments import GenerationArguments
 from cell import Cell
-from command_line import UsageError, reject
+from command_line import UsageError
 from data import EvaluationExample
 from metrics import summarize, text_scores
-from prompt_encoding import encode
-from pruned_model import PruneModel, PrunePlan, count_parameters, is_saved, make_plan, weight_bytes
+from prepared_model import decide_plan, kept_exit_layer, make_generator, prune, save_as_asked
+from prompt_encoding import encode, fitted, longest_prompt
+from pruned_model import PruneModel, PrunePlan, count_parameters, is_saved, weight_bytes
 from run_log import RunRecord, SampleRecord, current_commit
 from run_writer import RunWriter, claimed, find_run, resume
 from runtime import LoadedModel, load_model
-from self_speculation.generator_base import Generation, GenerationConfig
+from self_speculation.generator_base import Generation
 from self_speculation.llama_model_utils import position_limit
-from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
 
 WARM_UP_STEPS = 8
 
 
-def run_cell(cell: Cell, command: str) -> tuple[RunRecord, Path]:
+Prepare = Callable[[Cell, RunRecord | None], tuple[LoadedModel, PruneModel]]
+
+
+def run_cell(cell: Cell, command: str, prepare: Prepare | None = None) -> tuple[RunRecord, Path]:
     """Loads, prunes, decodes, measures and logs; returns the run and its file.
 
     A run that an earlier start broke off goes on where it stopped, and one that is complete is
-    returned as it is.
+    returned as it is. `prepare` yields the model where it is not to be loaded for this cell alone.
     """
     output_dir, folder = cell.arguments.log.output_dir, cell.arguments.prune.save_pruned
     with claimed(output_dir, cell.run_id) as left:
         if left and left.status == "complete" and (folder is None or _has_saved(cell, left)):
             print(f"run {left.run_id} is complete; another --output_dir runs it again")
             return left, find_run(output_dir, cell.run_id)
-        loaded = load_model(cell.arguments.model, cell.runtime, cell.checkpoint)
-        pruned = prune(cell, loaded, left)
+        loaded, pruned = (prepare or _load_and_prune)(cell, left)
         encoded = encode_examples(cell, loaded)
-        generator = make_generator(cell, loaded, pruned.plan, encoded)
-        save_pruned(cell, loaded, pruned)
+        longest = max(len(item.prompt_ids) for item in encoded if item.prompt_ids)
+        flags, words = cell.arguments.generation, cell.arguments.stop_words
+        generator = make_generator(flags, loaded, pruned.plan, words, longest)
+        save_as_asked(cell.arguments.prune, loaded, pruned)
         record = make_record(cell, loaded, pruned.plan, command)
         writer = measure(cell, generator, encoded, resume(left, record) if left else record)
         return writer.record, writer.path
@@ -55,46 +60,22 @@ class EncodedExample:
     prompt_ids: list[int] | None
 
 
-def prune(cell: Cell, loaded: LoadedModel, left: RunRecord | None = None) -> PruneModel:
-    """Decides the plan, checks that the exit layer fits it, and removes the layers.
-
-    A run that was broken off keeps its plan. Long prompts calibrate with their tail.
-    """
+def _load_and_prune(cell: Cell, left: RunRecord | None) -> tuple[LoadedModel, PruneModel]:
+    """A run that was broken off keeps its plan."""
     arguments = cell.arguments
-
-    def calibration() -> list[torch.Tensor]:
-        limit = position_limit(loaded.model.config)
-        prompts = (example.prompt for example in cell.calibration.examples)
-        return [torch.tensor([encode(arguments.data, loaded, p)[-limit:]]) for p in prompts]
-
+    loaded = load_model(arguments.model, cell.runtime, cell.checkpoint)
     if left:
         plan = PrunePlan.from_dict(left.plan)
     else:
-        plan = make_plan(arguments.prune, loaded.model, calibration)
-    kept_exit_layer(arguments.generation, plan)  # refuses one that leaves no layers on a side
-    if arguments.prune.save_pruned:
-        is_saved(arguments.prune.save_pruned, plan, loaded.fingerprint)  # refuses another model's
-    pruned = PruneModel(loaded.model, plan)
-    pruned.prune()
+        plan = decide_plan(arguments.prune, arguments.data, loaded, cell.calibration)
+    pruned = prune(arguments.prune, arguments.generation, loaded, plan)
     print(pruned.report())
-    return pruned
-
-
-def save_pruned(cell: Cell, loaded: LoadedModel, pruned: PruneModel) -> None:
-    """Obeys `--save_pruned`, unless an earlier start has done so."""
-    folder = cell.arguments.prune.save_pruned
-    if folder and not is_saved(folder, pruned.plan, loaded.fingerprint):
-        pruned.save(loaded.tokenizer, folder, loaded.fingerprint)
+    return loaded, pruned
 
 
 def _has_saved(cell: Cell, left: RunRecord) -> bool:
     plan = PrunePlan.from_dict(left.plan)
     return is_saved(cell.arguments.prune.save_pruned, plan, cell.checkpoint.fingerprint)
-
-
-def kept_exit_layer(arguments: GenerationArguments, plan: PrunePlan) -> int | None:
-    """Kept layers that draft: None without `--exit_layer`, which counts original ones."""
-    return None if arguments.exit_layer == -1 else plan.kept_exit_layer(arguments.exit_layer)
 
 
 def encode_examples(cell: Cell, loaded: LoadedModel) -> list[EncodedExample]:
@@ -105,48 +86,17 @@ def encode_examples(cell: Cell, loaded: LoadedModel) -> list[EncodedExample]:
     """
     data, steps = cell.arguments.data, cell.arguments.generation.max_steps
     limit = position_limit(loaded.model.config)
-    if data.truncate_prompt and steps > limit:
-        reject("max_steps", steps, f"exceeds the model's {limit} positions; no prompt is left")
-    longest = limit - steps + 1 if data.truncate_prompt else limit
+    longest = longest_prompt(data, steps, limit)
     encoded = []
     for example in cell.evaluated.examples:
         ids = encode(data, loaded, example.prompt)
-        fits = len(ids) <= longest or data.truncate_prompt
-        encoded.append(EncodedExample(example, len(ids), ids[-longest:] if fits else None))
+        encoded.append(EncodedExample(example, len(ids), fitted(data, ids, longest)))
     if all(item.prompt_ids is None for item in encoded):
         raise UsageError(
             f"--dataset {data.dataset}: every prompt exceeds the model's {limit} positions; "
             "--truncate_prompt true keeps their tails"
         )
     return encoded
-
-
-def make_generator(
-    cell: Cell, loaded: LoadedModel, plan: PrunePlan, encoded: list[EncodedExample]
-) -> TextGenerator:
-    """The decoder of this cell, its cache sized for the longest prompt and output."""
-    flags, vocabulary = cell.arguments.generation, loaded.model.config.vocab_size
-    if max(flags.stop_token_ids, default=0) >= vocabulary:
-        reject("stop_token_ids", max(flags.stop_token_ids), f"must be below {vocabulary}")
-    config = GenerationConfig(
-        max_steps=flags.max_steps,
-        kept_exit_layer=kept_exit_layer(flags, plan),
-        num_speculations=flags.num_speculations,
-        sampling=SamplingRule(
-            flags.sample,
-            flags.temperature,
-            flags.top_k,
-            flags.top_p,
-            flags.no_repeat_ngram_size,
-        ),
-        stop_words=cell.arguments.stop_words,
-        stop_token_ids=tuple(flags.stop_token_ids),
-    )
-    longest = max(len(item.prompt_ids) for item in encoded if item.prompt_ids)
-    capacity = min(longest + flags.max_steps, position_limit(loaded.model.config))
-    return TextGenerator(
-        loaded.model, loaded.tokenizer, flags.generation_strategy, config, capacity
-    )
 
 
 def make_record(cell: Cell, loaded: LoadedModel, plan: PrunePlan, command: str) -> RunRecord:

@@ -1,11 +1,11 @@
 """From a prompt's text to the tokens that the model reads."""
 
-from arguments import DataArguments
+from arguments import PromptArguments
 from command_line import UsageError, reject
 from runtime import Checkpoint, LoadedModel
 
 
-def encode(arguments: DataArguments, named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
+def encode(arguments: PromptArguments, named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
     """The prompt's tokens; with `--apply_chat_template`, of a chat in which a user says it.
 
     Raises `UsageError` where that makes no token, or the template does not work.
@@ -19,7 +19,25 @@ def encode(arguments: DataArguments, named: Checkpoint | LoadedModel, prompt: st
     return ids
 
 
-def check_chat_template(arguments: DataArguments, checkpoint: Checkpoint) -> None:
+def longest_prompt(arguments: PromptArguments, max_steps: int, limit: int) -> int:
+    """Tokens of the longest prompt that a model of `limit` positions can read.
+
+    With `--truncate_prompt` it leaves room for all of `max_steps`, and `UsageError` says where
+    that leaves nothing.
+    """
+    if not arguments.truncate_prompt:
+        return limit
+    if max_steps > limit:
+        reject("max_steps", max_steps, f"exceeds the model's {limit} positions; no prompt is left")
+    return limit - max_steps + 1
+
+
+def fitted(arguments: PromptArguments, ids: list[int], longest: int) -> list[int] | None:
+    """The prompt, or its tail with `--truncate_prompt`; None where it is too long without."""
+    return ids[-longest:] if len(ids) <= longest or arguments.truncate_prompt else None
+
+
+def check_chat_template(arguments: PromptArguments, checkpoint: Checkpoint) -> None:
     """Refuses `--apply_chat_template` where the tokenizer's template does not work."""
     if arguments.apply_chat_template:
         encode(arguments, checkpoint, "Hello")

@@ -1,7 +1,10 @@
 """What every decoding strategy shares: configuration, the stop rule, the loop and its result."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -85,6 +88,25 @@ class StopRule:
         )
 
 
+class Streamer:
+    """Shows an output while it grows; this one shows nothing.
+
+    What it takes is no part of any time measured.
+    """
+
+    def begin(self, stop_rule: StopRule) -> None:
+        """A new output begins."""
+
+    def draft(self, output_ids: list[int]) -> None:
+        """Those of these ids that were not shown before are drafted, and may fall."""
+
+    def show(self, output_ids: list[int]) -> None:
+        """These ids stand."""
+
+    def end(self, text: str) -> None:
+        """The output is over, and this is its text."""
+
+
 class Output:
     """The tokens of one output as it grows; it stops growing at the first reason to."""
 
@@ -128,7 +150,11 @@ class GenerationStrategy(ABC):
         self.stop_rule = stop_rule
 
     def generate(
-        self, prompt_ids: list[int], generator: torch.Generator, max_steps: int | None = None
+        self,
+        prompt_ids: list[int],
+        generator: torch.Generator,
+        max_steps: int | None = None,
+        streamer: Streamer | None = None,
     ) -> Generation:
         """Generates up to `max_steps` tokens; the default is the configuration's.
 
@@ -141,31 +167,50 @@ class GenerationStrategy(ABC):
         room = engine.capacity - len(prompt_ids) + 1
         limit = min(max_steps or self.config.max_steps, room)
         output = Output(prompt_ids, limit, self.stop_rule)
-        self.begin(generator)
+        self.begin(generator, streamer)
+        self.streamer.begin(self.stop_rule)
 
         started = now(engine.device)
         output.extend([self.prefill(output)])
         prefilled = now(engine.device)
+        with self.unmeasured():
+            self.streamer.show(output.ids)
         while output.stop_reason is None:
             output.extend(self.round(output))
+            with self.unmeasured():
+                self.streamer.show(output.ids)
         ended = now(engine.device)
+        text = self.stop_rule.text(output.ids, output.stop_reason)
+        self.streamer.end(text)
         return Generation(
             output_ids=output.ids,
-            text=self.stop_rule.text(output.ids, output.stop_reason),
+            text=text,
             stop_reason=output.stop_reason,
             prompt_tokens=len(prompt_ids),
             prefill_seconds=prefilled - started,
-            decode_seconds=ended - prefilled,
+            decode_seconds=ended - prefilled - self._unmeasured_seconds,
             steps=self.stopwatch.steps(),
             rounds=self.rounds,
         )
 
-    def begin(self, generator: torch.Generator) -> None:
+    def begin(self, generator: torch.Generator, streamer: Streamer | None = None) -> None:
         """Forgets the last prompt."""
         self.engine.reset(self.config.kept_exit_layer)
         self.generator = generator
+        self.streamer = streamer or Streamer()
+        self._unmeasured_seconds = 0.0
         self.stopwatch = Stopwatch(self.engine.device)
         self.rounds: list[tuple[int, int]] = []
+
+    @contextmanager
+    def unmeasured(self) -> Iterator[None]:
+        """What is done inside is no part of the decoding's time.
+
+        It stands where tokens have just come off the device, which has nothing left to do.
+        """
+        started = perf_counter()
+        yield
+        self._unmeasured_seconds += perf_counter() - started
 
     def prefill(self, output: Output) -> int:
         """Runs the prompt through the model; returns the first token."""

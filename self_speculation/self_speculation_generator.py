@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from self_speculation.generator_base import GenerationStrategy, Output
+from self_speculation.generator_base import GenerationStrategy, Output, Streamer
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import SamplingRule, accept
 
@@ -58,8 +58,8 @@ class EarlyExitDrafter:
 class SelfSpeculativeGenerationStrategy(GenerationStrategy):
     """Drafts `num_speculations` tokens a round; its output is what the whole model would say."""
 
-    def begin(self, generator: torch.Generator) -> None:
-        super().begin(generator)
+    def begin(self, generator: torch.Generator, streamer: Streamer | None = None) -> None:
+        super().begin(generator, streamer)
         self.drafter: Drafter = EarlyExitDrafter(self.engine, self.config.sampling)
 
     def round(self, output: Output) -> list[int]:
@@ -73,6 +73,8 @@ class SelfSpeculativeGenerationStrategy(GenerationStrategy):
         with self.stopwatch.time("draft", calls=count):
             draft = self.drafter.propose(tokens, count, self.generator)
         drafted = draft.tokens_K.tolist()
+        with self.unmeasured():
+            self.streamer.draft(output.ids + drafted)
 
         block = tokens[-1:] + drafted
         with self.stopwatch.time("verify"):

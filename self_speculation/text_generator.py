@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from self_speculation import STRATEGIES
-from self_speculation.generator_base import Generation, GenerationConfig, StopRule
+from self_speculation.generator_base import Generation, GenerationConfig, StopRule, Streamer
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import seeded_generator
 from timing import StepTime, Stopwatch
@@ -42,10 +42,11 @@ class TextGenerator:
         seed: int = 0,
         example_id: str = "",
         max_steps: int | None = None,
+        streamer: Streamer | None = None,
     ) -> Generation:
         """Generates one output; the same seed and example id draw the same tokens."""
         generator = seeded_generator(self.engine.device, seed, example_id, "generate")
-        return self.strategy.generate(prompt_ids, generator, max_steps)
+        return self.strategy.generate(prompt_ids, generator, max_steps, streamer)
 
     def time_full_step(self, token_id: int, repeats: int = 2) -> StepTime:
         """Times full-depth steps at the end of the sequence just generated, and ends it.

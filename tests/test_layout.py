@@ -28,6 +28,7 @@ ORDER = [
     "runtime",
     "prompt_encoding",
     "pruned_model",
+    "prepared_model",
     "run_log",
     "run_writer",
     "metrics",

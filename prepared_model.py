@@ -1,0 +1,168 @@
+"""A model as the flags ask for it: loaded, pruned and with a decoder. All scripts go this way."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from arguments import GenerationArguments, ModelArguments, PromptArguments, PruneArguments
+from command_line import reject
+from data import Selection, get_calibration_alone
+from prompt_encoding import check_chat_template, encode, fitted, longest_prompt
+from pruned_model import PruneModel, PrunePlan, is_saved, make_plan
+from runtime import Checkpoint, LoadedModel, Runtime, find_checkpoint, load_model, start
+from self_speculation.generator_base import Generation, GenerationConfig, Streamer
+from self_speculation.llama_model_utils import position_limit
+from self_speculation.sampling import SamplingRule
+from self_speculation.text_generator import TextGenerator
+
+
+def decide_plan(
+    pruning: PruneArguments,
+    prompting: PromptArguments,
+    loaded: LoadedModel,
+    calibration: Selection | None,
+) -> PrunePlan:
+    """Which layers the flags remove. Long prompts calibrate with their tail."""
+
+    def prompts() -> list[torch.Tensor]:
+        limit = position_limit(loaded.model.config)
+        texts = (example.prompt for example in calibration.examples)
+        return [torch.tensor([encode(prompting, loaded, text)[-limit:]]) for text in texts]
+
+    return make_plan(pruning, loaded.model, prompts)
+
+
+def prune(
+    pruning: PruneArguments, generation: GenerationArguments, loaded: LoadedModel, plan: PrunePlan
+) -> PruneModel:
+    """Removes the layers, once it is sure that exit layer and `--save_pruned` fit the plan."""
+    kept_exit_layer(generation, plan)  # refuses one that leaves no layers on a side
+    if pruning.save_pruned:
+        is_saved(pruning.save_pruned, plan, loaded.fingerprint)  # refuses another model's
+    pruned = PruneModel(loaded.model, plan)
+    pruned.prune()
+    return pruned
+
+
+def save_as_asked(pruning: PruneArguments, loaded: LoadedModel, pruned: PruneModel) -> None:
+    """Obeys `--save_pruned`, unless an earlier start has done so."""
+    folder = pruning.save_pruned
+    if folder and not is_saved(folder, pruned.plan, loaded.fingerprint):
+        pruned.save(loaded.tokenizer, folder, loaded.fingerprint)
+
+
+def kept_exit_layer(flags: GenerationArguments, plan: PrunePlan) -> int | None:
+    """Kept layers that draft: None without `--exit_layer`, which counts original ones."""
+    return None if flags.exit_layer == -1 else plan.kept_exit_layer(flags.exit_layer)
+
+
+def make_generator(
+    flags: GenerationArguments,
+    loaded: LoadedModel,
+    plan: PrunePlan,
+    stop_words: tuple[str, ...],
+    prompt_tokens: int,
+) -> TextGenerator:
+    """The decoder that the flags describe, its cache sized for such a prompt and its output."""
+    vocabulary = loaded.model.config.vocab_size
+    if max(flags.stop_token_ids, default=0) >= vocabulary:
+        reject("stop_token_ids", max(flags.stop_token_ids), f"must be below {vocabulary}")
+    config = GenerationConfig(
+        max_steps=flags.max_steps,
+        kept_exit_layer=kept_exit_layer(flags, plan),
+        num_speculations=flags.num_speculations,
+        sampling=SamplingRule(
+            flags.sample,
+            flags.temperature,
+            flags.top_k,
+            flags.top_p,
+            flags.no_repeat_ngram_size,
+        ),
+        stop_words=stop_words,
+        stop_token_ids=tuple(flags.stop_token_ids),
+    )
+    capacity = min(prompt_tokens + flags.max_steps, position_limit(loaded.model.config))
+    return TextGenerator(
+        loaded.model, loaded.tokenizer, flags.generation_strategy, config, capacity
+    )
+
+
+@dataclass
+class PreparedModel:
+    """A model whose layers are removed; it answers prompts as any flags of decoding say.
+
+    `checkpoint` and `runtime` tell where it came from, `pruned` what was removed.
+    """
+
+    loaded: LoadedModel
+    pruned: PruneModel
+    prompting: PromptArguments
+    checkpoint: Checkpoint
+    runtime: Runtime
+
+    def __post_init__(self) -> None:
+        self._latest: tuple[GenerationArguments | None, TextGenerator | None] = None, None
+
+    @property
+    def plan(self) -> PrunePlan:
+        return self.pruned.plan
+
+    def encode(self, prompt: str, max_steps: int) -> list[int]:
+        """The tokens of a prompt, inside the template where there is one.
+
+        Raises `UsageError` for one that exceeds the model's positions.
+        """
+        limit = position_limit(self.loaded.model.config)
+        longest = longest_prompt(self.prompting, max_steps, limit)
+        ids = encode(self.prompting, self.loaded, self.prompting.filled_template(prompt))
+        fitting = fitted(self.prompting, ids, longest)
+        if fitting is None:
+            allowed = f"the model has {limit} positions; --truncate_prompt true keeps the tail"
+            reject("prompt", f"of {len(ids)} tokens", allowed)
+        return fitting
+
+    def generator(self, flags: GenerationArguments, prompt_tokens: int) -> TextGenerator:
+        """A decoder with room for such a prompt: the latest one where it will do."""
+        needed = min(prompt_tokens + flags.max_steps, position_limit(self.loaded.model.config))
+        known, latest = self._latest
+        if known == flags and latest.engine.capacity >= needed:
+            return latest
+        self._latest = None, None  # its cache goes before another is allocated
+        words = flags.chosen_stop_words() or ()
+        made = make_generator(flags, self.loaded, self.plan, words, prompt_tokens)
+        self._latest = dataclasses.replace(flags), made
+        return made
+
+    def generate(
+        self,
+        prompt: str,
+        flags: GenerationArguments,
+        name: str = "",
+        streamer: Streamer | None = None,
+    ) -> Generation:
+        """Answers a prompt. The same `--seed` and name draw the same tokens."""
+        ids = self.encode(prompt, flags.max_steps)
+        return self.generator(flags, len(ids)).generate(ids, flags.seed, name, streamer=streamer)
+
+
+def load_pruned(
+    model: ModelArguments,
+    pruning: PruneArguments,
+    prompting: PromptArguments | None = None,
+    generation: GenerationArguments | None = None,
+) -> PreparedModel:
+    """Loads a model and removes the layers that the flags say, where nothing is evaluated.
+
+    Raises `UsageError` for flags that the model does not allow, or an exit layer of `generation`
+    that the plan does not.
+    """
+    prompting = prompting or PromptArguments()
+    calibration = get_calibration_alone(prompting, pruning)
+    runtime, checkpoint = start(model), find_checkpoint(model)
+    check_chat_template(prompting, checkpoint)
+    loaded = load_model(model, runtime, checkpoint)
+    plan = decide_plan(pruning, prompting, loaded, calibration)
+    pruned = prune(pruning, generation or GenerationArguments(), loaded, plan)
+    save_as_asked(pruning, loaded, pruned)
+    return PreparedModel(loaded, pruned, prompting, checkpoint, runtime)
