@@ -5,12 +5,14 @@ that a run that was broken off is found again.
 """
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from arguments import CellArguments
+from arguments import CellArguments, GenerationArguments, ModelArguments, PruneArguments
 from data import Selection, get_prompts
 from prompt_encoding import check_chat_template
 from run_log import content_hash, identity_hash
@@ -36,56 +38,62 @@ class Cell:
     def data_facts(self) -> dict[str, Any]:
         """What a log says of the examples."""
         return {
-            "evaluation": _selection_facts(self.evaluated),
-            "calibration": self.calibration and _selection_facts(self.calibration),
+            "evaluation": selection_facts(self.evaluated),
+            "calibration": self.calibration and selection_facts(self.calibration),
             "stop_words": self.arguments.stop_words,
         }
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that defines the run: the same identity, the same tokens at the same speed."""
-        arguments, facts = self.arguments, self.runtime.facts()
-        extra = arguments.model.extra()
+        arguments, calibration = self.arguments, self.data_facts["calibration"]
         return {
-            "model_fingerprint": self.checkpoint.fingerprint,
-            "model_args": {key: extra[key] for key in _DECISIVE_MODEL_ARGS if key in extra},
             "dataset": arguments.data.dataset,
             "data_fingerprint": self.data_facts["evaluation"]["fingerprint"],
             "apply_chat_template": arguments.data.apply_chat_template,
             "truncate_prompt": arguments.data.truncate_prompt,
-            "plan": self._plan_identity(),
-            "generation": self._decoding_identity(),
-            "dtype": facts["dtype"],
-            "device": facts["device"],
-            "attention": self.checkpoint.attention,
-            "compile": False,
-            "engine_version": ENGINE_VERSION,
-        }
+            "plan": plan_identity(arguments.prune, calibration and calibration["fingerprint"]),
+            "generation": decoding_identity(arguments.generation, arguments.stop_words),
+        } | engine_identity(arguments.model, self.runtime, self.checkpoint)
 
     @property
     def run_id(self) -> str:
         return identity_hash(self.identity)
 
-    def _plan_identity(self) -> dict[str, Any]:
-        """What the plan is decided by; calibration examples by their texts, however drawn."""
-        flags = self.arguments.prune
-        calibration = self.data_facts["calibration"]
-        return {
-            "method": flags.prune_method,
-            "prune_n": flags.prune_n,
-            "dropout_threshold": flags.dropout_threshold,
-            "prune_seed": flags.prune_seed if flags.prune_method == "random" else None,
-            "calibration_fingerprint": calibration and calibration["fingerprint"],
-        }
 
-    def _decoding_identity(self) -> dict[str, Any]:
-        """The flags of decoding, those without effect on it set to None."""
-        flags = self.arguments.generation
-        idle = [] if flags.sample else ["temperature", "top_k", "top_p", "seed"]
-        if flags.generation_strategy == "autoregressive":
-            idle.append("num_speculations")
-        words = {"stop_words": self.arguments.stop_words}
-        return dataclasses.asdict(flags) | dict.fromkeys(idle) | words
+def engine_identity(
+    arguments: ModelArguments, runtime: Runtime, checkpoint: Checkpoint
+) -> dict[str, Any]:
+    """What decodes, on what."""
+    facts, extra = runtime.facts(), arguments.extra()
+    return {
+        "model_fingerprint": checkpoint.fingerprint,
+        "model_args": {key: extra[key] for key in _DECISIVE_MODEL_ARGS if key in extra},
+        "dtype": facts["dtype"],
+        "device": facts["device"],
+        "attention": checkpoint.attention,
+        "compile": False,
+        "engine_version": ENGINE_VERSION,
+    }
+
+
+def plan_identity(flags: PruneArguments, calibration: str | None) -> dict[str, Any]:
+    """What the plan is decided by; calibration examples by their texts, however drawn."""
+    return {
+        "method": flags.prune_method,
+        "prune_n": flags.prune_n,
+        "dropout_threshold": flags.dropout_threshold,
+        "prune_seed": flags.prune_seed if flags.prune_method == "random" else None,
+        "calibration_fingerprint": calibration,
+    }
+
+
+def decoding_identity(flags: GenerationArguments, stop_words: tuple[str, ...]) -> dict[str, Any]:
+    """The flags of decoding, those without effect on it set to None."""
+    idle = [] if flags.sample else ["temperature", "top_k", "top_p", "seed"]
+    if flags.generation_strategy == "autoregressive":
+        idle.append("num_speculations")
+    return dataclasses.asdict(flags) | dict.fromkeys(idle) | {"stop_words": stop_words}
 
 
 def find_cell(arguments: CellArguments, prompts: tuple[Selection, Selection | None] | None) -> Cell:
@@ -101,7 +109,29 @@ def find_cell(arguments: CellArguments, prompts: tuple[Selection, Selection | No
     return Cell(arguments, runtime, checkpoint, *found)
 
 
-def _selection_facts(selection: Selection) -> dict[str, Any]:
+def cell_finder() -> Callable[[CellArguments], Cell]:
+    """A function that makes cells of many, and finds a model and reads examples but once."""
+    checkpoint_of = functools.cache(find_checkpoint)
+    prompts_of = functools.cache(get_prompts)
+
+    def find(arguments: CellArguments) -> Cell:
+        runtime, checkpoint = start(arguments.model), checkpoint_of(arguments.model)
+        check_chat_template(arguments.data, checkpoint)
+        calibration = _what_calibrates(arguments.prune)
+        prompts = prompts_of(arguments.data, calibration, arguments.generation.seed)
+        return Cell(arguments, runtime, checkpoint, *prompts)
+
+    return find
+
+
+def _what_calibrates(flags: PruneArguments) -> PruneArguments:
+    """The flags that decide on which examples a plan calibrates, the others as they come."""
+    if not flags.calibrates():
+        return PruneArguments()
+    return dataclasses.replace(flags, prune_n=None, save_pruned=None)
+
+
+def selection_facts(selection: Selection) -> dict[str, Any]:
     """Where examples come from, and a fingerprint of their texts."""
     texts = ((e.example_id, e.prompt, e.reference) for e in selection.examples)
     return selection.facts() | {"fingerprint": content_hash(*itertools.chain(*texts))}

@@ -5,13 +5,11 @@ and every cell by the record separator. Writes a line for every cell, tabs betwe
 partial, missing or error; the prompts that are left; the run's file, or what is wrong.
 """
 
-import dataclasses
-import functools
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from arguments import CELL_GROUPS, CellArguments, PruneArguments
+from arguments import CELL_GROUPS, CellArguments
 from command_line import UsageError, parse, run_script
 from run_log import read_record, read_samples
 
@@ -33,19 +31,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_status() -> Callable[[CellArguments], Status]:
     """A function from a cell to its status, which finds a model and reads examples but once."""
-    from cell import Cell
-    from data import get_prompts
+    from cell import cell_finder
     from run_writer import find_run
-    from runtime import find_checkpoint, start
 
-    checkpoint_of = functools.cache(find_checkpoint)
-    prompts_of = functools.cache(get_prompts)
+    find_cell = cell_finder()
 
     def status_of(arguments: CellArguments) -> Status:
-        runtime, checkpoint = start(arguments.model), checkpoint_of(arguments.model)
-        calibration = _what_calibrates(arguments.prune)
-        prompts = prompts_of(arguments.data, calibration, arguments.generation.seed)
-        cell = Cell(arguments, runtime, checkpoint, *prompts)
+        cell = find_cell(arguments)
         path = find_run(arguments.log.output_dir, cell.run_id)
         count = len(cell.evaluated.examples)
         if path is None:
@@ -58,13 +50,6 @@ def make_status() -> Callable[[CellArguments], Status]:
             raise UsageError(f"{path}: {error}") from error
 
     return status_of
-
-
-def _what_calibrates(flags: PruneArguments) -> PruneArguments:
-    """The flags that decide on which examples a plan calibrates, the others as they come."""
-    if not flags.calibrates():
-        return PruneArguments()
-    return dataclasses.replace(flags, prune_n=None, save_pruned=None)
 
 
 if __name__ == "__main__":

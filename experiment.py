@@ -13,9 +13,16 @@ from cell import Cell
 from command_line import UsageError
 from data import EvaluationExample
 from metrics import summarize, text_scores
-from prepared_model import decide_plan, kept_exit_layer, make_generator, prune, save_as_asked
+from prepared_model import (
+    decide_plan,
+    exit_layer_facts,
+    make_generator,
+    model_facts,
+    prune,
+    save_as_asked,
+)
 from prompt_encoding import encode, fitted, longest_prompt
-from pruned_model import PruneModel, PrunePlan, count_parameters, is_saved, weight_bytes
+from pruned_model import PruneModel, PrunePlan, is_saved
 from run_log import RunRecord, SampleRecord, current_commit
 from run_writer import RunWriter, claimed, find_run, resume
 from runtime import LoadedModel, load_model
@@ -101,26 +108,14 @@ def encode_examples(cell: Cell, loaded: LoadedModel) -> list[EncodedExample]:
 
 def make_record(cell: Cell, loaded: LoadedModel, plan: PrunePlan, command: str) -> RunRecord:
     """What the log says before the first token: all that defines the run, and where it is."""
-    exit_layer = kept_exit_layer(cell.arguments.generation, plan)
     return RunRecord(
         identity=cell.identity,
         command=command,
         arguments=dataclasses.asdict(cell.arguments),
-        model={
-            "name": loaded.name,
-            "fingerprint": loaded.fingerprint,
-            "parameters": count_parameters(loaded.model),
-            "weight_bytes": weight_bytes(loaded.model),
-            "kept_layers": len(plan.kept_layers),
-            "original_layers": plan.original_layers,
-            "plan_of_origin": loaded.plan_of_origin,
-        },
+        model=model_facts(loaded, plan),
         data=cell.data_facts,
         plan=plan.to_dict(),
-        exit_layer={
-            "original": None if exit_layer is None else cell.arguments.generation.exit_layer,
-            "kept": exit_layer,
-        },
+        exit_layer=exit_layer_facts(cell.arguments.generation, plan),
         runtime=cell.runtime.facts(),
         commit=current_commit(),
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -9,7 +10,7 @@ from arguments import GenerationArguments, ModelArguments, PromptArguments, Prun
 from command_line import reject
 from data import Selection, get_calibration_alone
 from prompt_encoding import check_chat_template, encode, fitted, longest_prompt
-from pruned_model import PruneModel, PrunePlan, is_saved, make_plan
+from pruned_model import PruneModel, PrunePlan, count_parameters, is_saved, make_plan, weight_bytes
 from runtime import Checkpoint, LoadedModel, Runtime, find_checkpoint, load_model, start
 from self_speculation.generator_base import Generation, GenerationConfig, Streamer
 from self_speculation.llama_model_utils import position_limit
@@ -86,6 +87,25 @@ def make_generator(
     return TextGenerator(
         loaded.model, loaded.tokenizer, flags.generation_strategy, config, capacity
     )
+
+
+def model_facts(loaded: LoadedModel, plan: PrunePlan) -> dict[str, Any]:
+    """What a log says of the model, once its layers are removed."""
+    return {
+        "name": loaded.name,
+        "fingerprint": loaded.fingerprint,
+        "parameters": count_parameters(loaded.model),
+        "weight_bytes": weight_bytes(loaded.model),
+        "kept_layers": len(plan.kept_layers),
+        "original_layers": plan.original_layers,
+        "plan_of_origin": loaded.plan_of_origin,
+    }
+
+
+def exit_layer_facts(flags: GenerationArguments, plan: PrunePlan) -> dict[str, int | None]:
+    """The exit layer in layers of the original model, and in those that are left."""
+    kept = kept_exit_layer(flags, plan)
+    return {"original": None if kept is None else flags.exit_layer, "kept": kept}
 
 
 @dataclass
