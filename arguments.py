@@ -16,6 +16,7 @@ from dataset_table import DATASETS
 # table's keys.
 GENERATION_STRATEGIES = ("autoregressive", "self_speculative")
 PRUNE_METHODS = ("base", "angular", "random")
+STREAMERS = ("none", "standard", "speculative")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # What --model_args may hand to `from_pretrained`. Remote code and pickled weights stay out.
 MODEL_ARGS = (

@@ -121,12 +121,17 @@ def run_script(
     try:
         return main(argv)
     except UsageError as error:
-        line = " ".join(str(error).split())
-        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+        print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def print_error(error: UsageError) -> None:
+    """One line on stderr, under the script's name."""
+    line = " ".join(str(error).split())
+    print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
 
 
 def _unknown_message(unknown: str, known: dict[str, Any]) -> str:

@@ -78,6 +78,20 @@ class StopRule:
         text = self._decode(output_ids)
         return text[: self._cut(text)] if reason == "stop_word" else text
 
+    def settled(self, output_ids: list[int]) -> str:
+        """The beginning of the text that further tokens cannot change any more.
+
+        What is held back may become a character that lacks bytes yet, or a stop word.
+        """
+        ends = output_ids and output_ids[-1] in self._stop_token_ids
+        text = self._decode(output_ids[:-1] if ends else output_ids)
+        cut = self._cut(text)
+        if cut is not None:
+            return text[:cut]
+        text = text.rstrip("\ufffd")
+        held = max((_overlap(text, word) for word in self._stop_words), default=0)
+        return text[: len(text) - held]
+
     def _cut(self, text: str) -> int | None:
         """Where the first stop word begins."""
         return min((text.index(word) for word in self._stop_words if word in text), default=None)
@@ -88,6 +102,11 @@ class StopRule:
         )
 
 
+def _overlap(text: str, word: str) -> int:
+    """How many characters at the text's end are the beginning of the word, but not all of it."""
+    return next((size for size in range(len(word) - 1, 0, -1) if text.endswith(word[:size])), 0)
+
+
 class Streamer:
     """Shows an output while it grows; this one shows nothing.
 
@@ -95,7 +114,7 @@ class Streamer:
     """
 
     def begin(self, stop_rule: StopRule) -> None:
-        """A new output begins."""
+        """A new output begins; the last one may not have come to its end."""
 
     def draft(self, output_ids: list[int]) -> None:
         """Those of these ids that were not shown before are drafted, and may fall."""

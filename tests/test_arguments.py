@@ -12,6 +12,7 @@ import pruned_model
 import self_speculation
 from arguments import DataArguments, GenerationArguments, ModelArguments, PruneArguments
 from command_line import UsageError, parse, run_script
+from self_speculation import speculative_streamer
 
 ROOT = Path(__file__).parent.parent
 GROUPS = (ModelArguments, DataArguments, PruneArguments, GenerationArguments)
@@ -21,6 +22,7 @@ SPECULATIVE = ["--generation_strategy", "self_speculative"]
 def test_choices_are_the_tables_keys():
     assert tuple(pruned_model.CRITERIA) == arguments.PRUNE_METHODS
     assert tuple(self_speculation.STRATEGIES) == arguments.GENERATION_STRATEGIES
+    assert tuple(speculative_streamer.STREAMERS) == arguments.STREAMERS
 
 
 def test_defaults_are_those_of_layerskip():

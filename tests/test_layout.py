@@ -21,6 +21,7 @@ ORDER = [
     "self_speculation.llama_model_utils",
     "self_speculation.equality",
     "self_speculation.generator_base",
+    "self_speculation.speculative_streamer",
     "self_speculation.autoregressive_generator",
     "self_speculation.self_speculation_generator",
     "self_speculation",
@@ -29,6 +30,7 @@ ORDER = [
     "prompt_encoding",
     "pruned_model",
     "prepared_model",
+    "generate",
     "run_log",
     "run_writer",
     "metrics",
@@ -44,7 +46,7 @@ ORDER = [
     "plots",
     "analyze_logs",
 ]
-SCRIPTS = {"benchmark", "cell_status", "analyze_logs"}
+SCRIPTS = {"benchmark", "generate", "cell_status", "analyze_logs"}
 FORBIDDEN = {"eval", "exec", "pickle", "cPickle", "shelve", "marshal", "__import__"}
 
 

@@ -1,0 +1,169 @@
+"""Answers prompts: asked for in the terminal, given by --prompt, or piped in."""
+
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from arguments import (
+    STREAMERS,
+    GenerationArguments,
+    ModelArguments,
+    PromptArguments,
+    PruneArguments,
+)
+from command_line import (
+    EXIT_INTERRUPTED,
+    UsageError,
+    flag,
+    parse,
+    print_error,
+    reject,
+    run_script,
+)
+
+GROUPS = (ModelArguments, PruneArguments, GenerationArguments, PromptArguments)
+HELP = "An empty line or Ctrl-D sends a prompt, Ctrl-C stops an answer, Ctrl-D alone quits."
+
+
+@dataclass(frozen=True)
+class AnswerArguments:
+    """What is asked, and how the answer is shown."""
+
+    prompt: str | None = flag(
+        None, "one prompt, answered at once (default: what is piped in, or else asked for)"
+    )
+    streamer: str = flag(
+        "standard",
+        "none: the answer once it is over; standard: as it grows; speculative: with its drafts, in "
+        "a terminal",
+        STREAMERS,
+    )
+
+    def check(self) -> None:
+        if self.prompt == "":
+            reject("prompt", "''", "must not be empty")
+
+
+def main(argv: list[str] | None = None) -> int:
+    model, pruning, generation, prompting, answering = parse(
+        argv, __doc__, *GROUPS, AnswerArguments
+    )
+    prompt = answering.prompt
+    if prompt is None and not sys.stdin.isatty():
+        prompt = piped_prompt()
+
+    from prepared_model import load_pruned
+    from self_speculation.speculative_streamer import make_streamer
+
+    prepared = load_pruned(model, pruning, prompting, generation)
+    say(prepared.pruned.report())
+    sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal cannot show
+    respond = Responder(prepared, generation, make_streamer(answering.streamer))
+    if prompt is None:
+        return converse(respond)
+    return 0 if respond(prompt) else EXIT_INTERRUPTED
+
+
+class Responder:
+    """Answers one prompt after another, and tells what each took."""
+
+    def __init__(self, prepared: Any, flags: GenerationArguments, streamer: Any) -> None:
+        self._prepared = prepared
+        self._flags = flags
+        self._streamer = streamer
+        self._count = 0
+
+    def __call__(self, prompt: str) -> bool:
+        """Shows the answer; False where Ctrl-C stopped it."""
+        self._count += 1
+        started = time.perf_counter()
+        try:
+            made = self._prepared.generate(prompt, self._flags, str(self._count), self._streamer)
+        except KeyboardInterrupt:
+            self._streamer.abort()
+            seconds = time.perf_counter() - started
+            say(f"[stopped after {self._streamer.tokens} tokens and {seconds:.2f} s]")
+            return False
+        say(f"[{what_it_took(made)}]")
+        return True
+
+
+def what_it_took(made: Any) -> str:
+    """Tokens, seconds, speed of decoding and acceptance, in one line."""
+    tokens = len(made.output_ids)
+    parts = [
+        f"{tokens} tokens in {made.prefill_seconds + made.decode_seconds:.2f} s, of which the "
+        f"prompt's {made.prompt_tokens} took {made.prefill_seconds:.2f} s"
+    ]
+    if tokens > 1:
+        parts.append(f"{(tokens - 1) / made.decode_seconds:.1f} tokens/s")
+    drafted = sum(count for count, _ in made.rounds)
+    if drafted:
+        accepted = sum(count for _, count in made.rounds)
+        parts.append(f"{accepted / drafted:.1%} of {drafted} drafts accepted")
+    return "; ".join(parts)
+
+
+def converse(respond: Responder) -> int:
+    """Asks and answers until Ctrl-D."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  gives `input` its history and line editing
+    # What is no UTF-8 is told from text once the whole prompt is there.
+    sys.stdin.reconfigure(errors="surrogateescape")
+    say(HELP)
+    while (prompt := read_prompt()) is not None:
+        try:
+            respond(checked(prompt))
+        except UsageError as error:
+            print_error(error)
+    return 0
+
+
+def read_prompt() -> str | None:
+    """The lines up to an empty one or Ctrl-D; None for Ctrl-D alone. Ctrl-C begins anew."""
+    lines: list[str] = []
+    while True:
+        try:
+            line = input("... " if lines else ">>> ")
+        except EOFError:
+            print()
+            return "\n".join(lines) or None
+        except KeyboardInterrupt:
+            print()
+            lines = []
+            continue
+        if line:
+            lines.append(line)
+        elif lines:
+            return "\n".join(lines)
+
+
+def piped_prompt() -> str:
+    """All of standard input but the line break at its end."""
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        reject("prompt", None, f"standard input is not UTF-8 text (byte {error.start})")
+    if not text.strip():
+        reject("prompt", None, "standard input is empty")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def checked(prompt: str) -> str:
+    """The prompt, if it is one."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        reject("prompt", None, "what was typed is not UTF-8 text")
+    return prompt
+
+
+def say(line: str) -> None:
+    """Tells what is no part of an answer."""
+    print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

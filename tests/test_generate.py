@@ -1,0 +1,233 @@
+"""Prompts from the command line, a pipe and a terminal; answers, and what they took."""
+
+import io
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import generate
+from command_line import run_script
+from self_speculation.speculative_streamer import WholeText
+from self_speculation.text_generator import TextGenerator
+
+ROOT = Path(generate.__file__).parent
+SPECULATIVE = [
+    *["--generation_strategy", "self_speculative", "--exit_layer", "3"],
+    *["--num_speculations", "3"],
+]
+
+
+@pytest.fixture
+def ask(checkpoint, monkeypatch, capsys):
+    """Runs generate.py with these bytes piped in; returns exit code, answer and remarks."""
+
+    def start(*flags, piped=None):
+        pipe = io.TextIOWrapper(io.BytesIO(piped or b""), encoding="utf-8")
+        monkeypatch.setattr(sys, "stdin", pipe)
+        out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", out)
+            code = run_script(
+                generate.main,
+                ["--model", str(checkpoint), "--dtype", "float64", "--max_steps", "24", *flags],
+            )
+        out.flush()
+        return code, out.buffer.getvalue().decode(), capsys.readouterr().err
+
+    return start
+
+
+GREEDY = ["--sample", "false"]
+
+
+def test_both_strategies_and_all_streamers_give_the_same_answer(ask):
+    answers = set()
+    for decoder in ([], SPECULATIVE):
+        for streamer in ("none", "standard", "speculative"):
+            code, out, err = ask("--prompt", "hello", *GREEDY, *decoder, "--streamer", streamer)
+            assert code == 0
+            assert "base: all 6 layers kept" in err
+            answers.add(out)
+            took = (
+                r"\[24 tokens in [\d.]+ s, of which the prompt's 5 took [\d.]+ s; [\d.]+ tokens/s"
+            )
+            drafts = r"; [\d.]+% of \d+ drafts accepted\]" if decoder else r"\]"
+            assert re.search(took + drafts, err)
+    assert len(answers) == 1
+    assert answers.pop().strip()
+
+
+def test_a_pruned_model_answers_otherwise(ask):
+    _, whole, _ = ask("--prompt", "hello", *GREEDY)
+    angular = ["--prune_method", "angular", "--prune_n", "2", "--calibration_samples", "4"]
+    code, out, err = ask("--prompt", "hello", *GREEDY, *angular)
+    assert code == 0
+    assert "angular n=2: removed 2 of 6 layers" in err
+    assert out != whole
+
+
+def test_calibration_rows_may_be_named(ask, rows):
+    flags = ["--prune_method", "angular", "--prune_n", "2"]
+    custom = ["--calibration_dataset", "custom_jsonl", "--calibration_path", str(rows)]
+    assert ask("--prompt", "hello", *flags, *custom)[0] == 0
+    code, out, err = ask("--prompt", "hello", *flags, *custom, "--prompt_field", "q")
+    assert (code, out) == (2, "")
+    assert "line 1 has no field 'q'" in err
+
+
+def test_a_pipe_is_a_prompt(ask):
+    _, given, _ = ask("--prompt", "two\nlines", *GREEDY)
+    code, piped, _ = ask(*GREEDY, piped=b"two\nlines\n")
+    assert (code, piped) == (0, given)
+
+
+def test_answers_depend_on_the_seed_alone(ask):
+    _, one, _ = ask("--prompt", "hello")
+    assert ask("--prompt", "hello")[1] == one
+    assert ask("--prompt", "hello", "--seed", "7")[1] != one
+
+
+@pytest.mark.parametrize(
+    ("flags", "piped", "message"),
+    [
+        (["--prompt", ""], None, "--prompt '': must not be empty"),
+        ([], b"", "--prompt: standard input is empty"),
+        ([], b"ab\xff", "--prompt: standard input is not UTF-8 text (byte 2)"),
+        (["--prompt", "x" * 300], None, "--prompt of 300 tokens: the model has 256 positions; "),
+        (["--prompt", "x", "--streamer", "all"], None, "--streamer: invalid choice: 'all'"),
+        (["--prompt", "x", "--exit_layer", "6"], None, "--exit_layer 6: must be 1 to 5"),
+        (["--prompt", "x", "--stop_token_ids", "999"], None, "--stop_token_ids 999: must be below"),
+    ],
+)
+def test_bad_input_is_one_line(ask, flags, piped, message):
+    code, out, err = ask(*flags, piped=piped)
+    assert (code, out) == (2, "")
+    (line,) = [line for line in err.splitlines() if "error" in line]
+    assert message in line
+
+
+def test_a_long_prompt_keeps_its_tail_if_asked_to(ask):
+    code, out, err = ask("--prompt", "x" * 300, "--truncate_prompt", "true")
+    assert code == 0
+    assert "24 tokens in" in err
+    assert "the prompt's 233 took" in err
+
+
+class Typist:
+    """Stands in for `input`: answers its calls with lines, or raises what is no line."""
+
+    def __init__(self, *lines):
+        self.lines = list(lines)
+        self.seen = []
+
+    def __call__(self, prompt):
+        self.seen.append(prompt)
+        line = self.lines.pop(0)
+        if isinstance(line, type):
+            raise line
+        return line
+
+
+@pytest.mark.parametrize(
+    ("lines", "prompts"),
+    [
+        (["one", "", EOFError], ["one"]),
+        (["one", "two", "", "three", EOFError, EOFError], ["one\ntwo", "three"]),
+        (["", "", "one", EOFError, EOFError], ["one"]),
+        (["dropped", KeyboardInterrupt, "one", "", EOFError], ["one"]),
+        ([KeyboardInterrupt, EOFError], []),
+    ],
+)
+def test_an_empty_line_or_the_end_of_input_sends_a_prompt(lines, prompts, monkeypatch):
+    typist = Typist(*lines)
+    monkeypatch.setattr("builtins.input", typist)
+    found = []
+    while (prompt := generate.read_prompt()) is not None:
+        found.append(prompt)
+    assert found == prompts
+    assert typist.lines == []
+
+
+def test_a_bad_prompt_ends_nothing(ask, monkeypatch, capsys):
+    asked = []
+
+    def respond(prompt):
+        asked.append(prompt)
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    monkeypatch.setattr("builtins.input", Typist("\udcff", "", "good", "", EOFError))
+    assert generate.converse(respond) == 0
+    assert asked == ["good"]
+    assert "what was typed is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_an_interruption_stops_the_answer_and_not_the_program(ask, monkeypatch):
+    ordinary = WholeText.show
+
+    def stop(self, output_ids):
+        ordinary(self, output_ids)
+        if len(output_ids) > 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(WholeText, "show", stop)
+    code, out, err = ask("--prompt", "hello", "--streamer", "standard")
+    assert code == 130
+    assert re.search(r"\[stopped after 5 tokens and [\d.]+ s\]", err)
+    assert out.endswith("\n")
+
+
+def test_time_taken_by_the_terminal_is_no_part_of_the_speed(ask, monkeypatch):
+    made = []
+    ordinary, generate_text = WholeText.show, TextGenerator.generate
+
+    def slow(self, output_ids):
+        ordinary(self, output_ids)
+        time.sleep(0.05)
+
+    def watched(self, *arguments, **options):
+        made.append(generate_text(self, *arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(WholeText, "show", slow)
+    monkeypatch.setattr(TextGenerator, "generate", watched)
+    assert ask("--prompt", "hello", *GREEDY, *SPECULATIVE)[0] == 0
+    assert made[0].decode_seconds < 0.05 * len(made[0].rounds)
+
+
+def test_a_session_in_a_terminal(checkpoint):
+    master, slave = pty.openpty()
+    command = [sys.executable, "-B", str(ROOT / "generate.py"), "--model", str(checkpoint)]
+    flags = [*GREEDY, *SPECULATIVE, "--max_steps", "60", "--streamer", "speculative"]
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "40"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [*command, *flags], stdin=slave, stdout=slave, stderr=slave, env=environment, close_fds=True
+    )
+    os.close(slave)
+    seen = wait_for(master, b">>> ")
+    os.write(master, "日本\nзима\n\n".encode())
+    seen += wait_for(master, b"accepted]")
+    seen += wait_for(master, b">>> ")
+    os.write(master, b"\x04")
+    assert process.wait(timeout=60) == 0
+    os.close(master)
+    assert seen.count(b"\x1b7") == seen.count(b"\x1b8") > 0
+    # Three bytes a character of the first line, two of the second, and the line break.
+    assert b"[60 tokens in" in seen
+    assert b"the prompt's 15 took" in seen
+
+
+def wait_for(master, mark):
+    seen, deadline = b"", time.monotonic() + 90
+    while mark not in seen:
+        ready, _, _ = select.select([master], [], [], max(0, deadline - time.monotonic()))
+        assert ready, seen
+        seen += os.read(master, 65536)
+    return seen
