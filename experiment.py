@@ -47,7 +47,7 @@ def run_cell(cell: Cell, command: str, prepare: Prepare | None = None) -> tuple[
         if left and left.status == "complete" and (folder is None or _has_saved(cell, left)):
             print(f"run {left.run_id} is complete; another --output_dir runs it again")
             return left, find_run(output_dir, cell.run_id)
-        loaded, pruned = (prepare or _load_and_prune)(cell, left)
+        loaded, pruned = (prepare or load_and_prune)(cell, left)
         encoded = encode_examples(cell, loaded)
         longest = max(len(item.prompt_ids) for item in encoded if item.prompt_ids)
         flags, words = cell.arguments.generation, cell.arguments.stop_words
@@ -67,8 +67,8 @@ class EncodedExample:
     prompt_ids: list[int] | None
 
 
-def _load_and_prune(cell: Cell, left: RunRecord | None) -> tuple[LoadedModel, PruneModel]:
-    """A run that was broken off keeps its plan."""
+def load_and_prune(cell: Cell, left: RunRecord | None = None) -> tuple[LoadedModel, PruneModel]:
+    """The cell's model with its layers removed. A run that was broken off keeps its plan."""
     arguments = cell.arguments
     loaded = load_model(arguments.model, cell.runtime, cell.checkpoint)
     if left:

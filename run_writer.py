@@ -104,16 +104,21 @@ class RunWriter:
             raise
 
     def _replace(self) -> None:
-        text = _dump(self.record.to_dict(), indent=2) + "\n"
-        scratch = self.path.with_suffix(".json.partial")
-        try:
-            with scratch.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(self.path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        replace_json(self.path, self.record.to_dict())
+
+
+def replace_json(path: Path, values: dict[str, Any]) -> None:
+    """Makes the file hold these values, whole or not at all."""
+    text = _dump(values, indent=2) + "\n"
+    scratch = path.with_suffix(".json.partial")
+    try:
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def resume(left: RunRecord, new: RunRecord) -> RunRecord:

@@ -26,7 +26,7 @@ from metrics import predicted_speedup
 from pruned_model import PruneModel, angular_distances, make_plan, weight_bytes
 from run_log import current_commit
 from runtime import LoadedModel, load_model, start
-from self_speculation.equality import first_difference, ties_allowed
+from self_speculation.equality import first_difference, ties_allowed, verdict
 from self_speculation.generator_base import Generation, GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import SamplingRule
@@ -256,7 +256,7 @@ def equality(bench: Bench) -> list[dict[str, Any]]:
         for ids in bench.prompts:
             one, other = plain.generate(ids).output_ids, spoken.generate(ids).output_ids
             found = first_difference(model, ids, one, other)
-            verdicts["equal" if found is None else "tie" if found.tie else "wrong"] += 1
+            verdicts[verdict(found, model.dtype)] += 1
             tokens += len(one)
         rows.append({"plan": name, "removed": plan.removed_layers, "tokens": tokens} | verdicts)
     return rows

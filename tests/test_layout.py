@@ -21,6 +21,7 @@ ORDER = [
     "self_speculation.llama_model_utils",
     "self_speculation.equality",
     "self_speculation.generator_base",
+    "self_speculation.law",
     "self_speculation.speculative_streamer",
     "self_speculation.autoregressive_generator",
     "self_speculation.self_speculation_generator",
@@ -37,6 +38,8 @@ ORDER = [
     "cell",
     "experiment",
     "benchmark",
+    "lossless",
+    "correctness",
     "cell_status",
     "older_logs",
     "logged_runs",
@@ -46,7 +49,7 @@ ORDER = [
     "plots",
     "analyze_logs",
 ]
-SCRIPTS = {"benchmark", "generate", "cell_status", "analyze_logs"}
+SCRIPTS = {"benchmark", "correctness", "generate", "cell_status", "analyze_logs"}
 FORBIDDEN = {"eval", "exec", "pickle", "cPickle", "shelve", "marshal", "__import__"}
 
 

@@ -1,0 +1,95 @@
+"""Runs one program within limits; says that it ran to its end, in a way that it does not know.
+
+    echo WORD | python -I -B code_guard.py PROGRAM LIMITS
+
+LIMITS is JSON, as in {"CPU": 10}: the names of `resource.RLIMIT_*`. WORD comes back on stdout only
+once the program's last line has run. It is asked for no earlier, so that a program that ends the
+process before its tests has nothing to give back. What the program prints goes nowhere.
+
+The audit hook (PEP 578) refuses what a program has no need of to be judged: writing outside its
+own folder, processes, sockets, C. It holds a careless program, not one that is bent on getting
+out: for that one there are the limits of the system, and a machine that nothing is lost with.
+"""
+
+import faulthandler
+import json
+import os
+import resource
+import runpy
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+# All from `os`, but for those of a whole module. Folders and links are none of them needed, and
+# without them a path within the program's folder is a file.
+_REFUSED = (
+    *("os.chmod", "os.chown", "os.link", "os.mkdir", "os.removexattr", "os.rmdir", "os.setxattr"),
+    *("os.symlink", "os.truncate", "os.utime", "os.lockf", "os.chflags"),
+    *("os.exec", "os.fork", "os.forkpty", "os.kill", "os.killpg", "os.posix_spawn", "os.spawn"),
+    *("os.system", "pty.spawn", "resource.setrlimit", "signal.pthread_kill", "subprocess.Popen"),
+)
+_REFUSED_MODULES = ("ctypes.", "socket.")
+_PATHS_OF = {"open": 1, "os.remove": 1, "os.rename": 2}
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+def main() -> None:
+    program, limits = sys.argv[1], json.loads(sys.argv[2])
+    word_end, answer_end = os.dup(0), os.dup(1)
+    silence()
+    lower(limits)
+    # Ends the process even where the one that started it is gone and cannot.
+    faulthandler.dump_traceback_later(limits["CPU"], exit=True)
+    # As where there is no C library, which numpy, for one, can do without.
+    sys.modules["ctypes"] = None
+    sys.argv = [program]
+    sys.addaudithook(make_hook(os.path.dirname(os.path.realpath(program))))
+    runpy.run_path(program)
+    os.write(answer_end, os.read(word_end, 64))
+    os._exit(0)
+
+
+def silence() -> None:
+    """Connects the standard streams to nothing."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nothing, stream)
+
+
+def lower(limits: dict[str, int]) -> None:
+    """Lowers the limits of this process, for good."""
+    for name, value in limits.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
+        _, most = resource.getrlimit(kind)
+        if most != resource.RLIM_INFINITY:
+            value = min(value, most)
+        # macOS knows RLIMIT_AS and refuses to set it.
+        with suppress(ValueError, OSError):
+            resource.setrlimit(kind, (value, value))
+
+
+def make_hook(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
+    """An audit hook that refuses all but reading, and writing files in the folder."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _REFUSED or event.startswith(_REFUSED_MODULES):
+            raise PermissionError(f"{event} is refused")
+        if event not in _PATHS_OF or (event == "open" and not arguments[2] & _WRITING):
+            return
+        count = _PATHS_OF[event]
+        if not all(map(inside, arguments[:count])):
+            raise PermissionError(f"{event} is refused outside {folder}")
+        # A path relative to an open folder, of which the hook does not learn where it is.
+        if event != "open" and max(arguments[count:]) >= 0:
+            raise PermissionError(f"{event} is refused beside open folders")
+
+    def inside(path: Any) -> bool:
+        name = os.fsdecode(path)
+        return name == os.devnull or os.path.dirname(os.path.realpath(name)) == folder
+
+    return hook
+
+
+if __name__ == "__main__":
+    main()

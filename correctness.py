@@ -1,0 +1,96 @@
+"""Checks that self-speculative decoding says what plain decoding of the same model would."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from arguments import CELL_GROUPS, CellArguments
+from command_line import EXIT_INTERRUPTED, flag, parse, reject, run_script
+from data import get_local_prompts
+
+DEFAULTS = {"generation_strategy": "self_speculative", "sample": False}
+EXIT_WRONG = 1
+SHOWN_CHARACTERS = 70
+
+
+@dataclass(frozen=True)
+class CorrectnessArguments:
+    """How sampled outputs are tested."""
+
+    num_draws: int = flag(
+        2000, "--sample true: draws of every prompt, whose tokens 2 to 4 are held against the law"
+    )
+
+    def check(self) -> None:
+        if self.num_draws < 100:
+            reject("num_draws", self.num_draws, "must be at least 100, to tell anything")
+
+
+def main(argv: list[str] | None = None) -> int:
+    *groups, checking = parse(argv, __doc__, *CELL_GROUPS, CorrectnessArguments, defaults=DEFAULTS)
+    arguments = CellArguments(*groups)
+    strategy = arguments.generation.generation_strategy
+    if strategy != "self_speculative":
+        reject("generation_strategy", strategy, "only self_speculative can be checked")
+    prompts = get_local_prompts(arguments.data, arguments.prune, arguments.generation.seed)
+
+    from cell import find_cell
+    from lossless import check_cell
+
+    command = shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+    log, path = check_cell(find_cell(arguments, prompts), checking.num_draws, command)
+    print_summary(log)
+    print(f"log       {path}")
+    if log["status"] != "complete":
+        return EXIT_INTERRUPTED
+    return EXIT_WRONG if log["summary"]["lossless"] is False else 0
+
+
+def print_summary(log: dict[str, Any]) -> None:
+    """Every difference with both continuations, then the counts."""
+    for one in log["examples"]:
+        if one["verdict"] not in ("equal", "prompt_too_long"):
+            print(f"{one['verdict']}: {one['example_id']}, {_finding(one)}")
+    summary = log["summary"]
+    verdicts = ", ".join(f"{count} {name}" for name, count in sorted(summary["verdicts"].items()))
+    print(f"{log['status']}: {len(log['examples'])} prompts: {verdicts or 'none checked'}")
+    if "match_rate" in summary:
+        print(
+            f"match     {_shown(summary['match_rate'], '.1%')} of outputs, "
+            f"{_shown(summary['tokens_before_difference'], '.1%')} of {summary['tokens']} tokens "
+            f"before a first difference; largest logit gap "
+            f"{_shown(summary['largest_logit_gap'], '.2g')}"
+        )
+    else:
+        print(
+            f"law       {summary['draws']} draws; smallest p-value "
+            f"{_shown(summary['smallest_p_value'], '.2g')}, refused below {summary['level']:.2g}"
+        )
+    if summary["lossless"] is False:
+        print("WRONG     self-speculation changes what this model says")
+
+
+def _finding(one: dict[str, Any]) -> str:
+    if "draws" in one:
+        found = one["chi_square"]
+        if found is None or found["p_value"] is None:
+            return "which leaves no choice to test"
+        return (
+            f"chi-square {found['statistic']:.1f} of {found['degrees_of_freedom']} degrees of "
+            f"freedom, p = {found['p_value']:.2g}"
+        )
+    parted = one["difference"]
+    return (
+        f"token {parted['position'] + 1}, logit gap {_shown(parted['logit_gap'], '.2g')}\n"
+        f"    autoregressive    {parted['autoregressive'][:SHOWN_CHARACTERS]!r}\n"
+        f"    self_speculative  {parted['self_speculative'][:SHOWN_CHARACTERS]!r}"
+    )
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "none" if value is None else format(value, form)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

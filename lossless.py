@@ -1,0 +1,179 @@
+"""Self-speculative decoding held against plain decoding of the same model, prompt by prompt."""
+
+import dataclasses
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from arguments import GenerationArguments
+from cell import Cell
+from command_line import reject
+from experiment import EncodedExample, encode_examples, load_and_prune, make_record
+from prepared_model import make_generator, save_as_asked
+from pruned_model import PrunePlan
+from run_writer import replace_json, timestamp
+from runtime import LoadedModel
+from self_speculation.equality import TIE_GAPS, first_difference, ties_allowed, verdict
+from self_speculation.law import ALPHA, chi_square, needed_tokens, sampled_law
+from self_speculation.sampling import seeded_generator
+from self_speculation.text_generator import TextGenerator
+
+Result = dict[str, Any]
+
+
+def check_cell(cell: Cell, draws: int, command: str) -> tuple[Result, Path]:
+    """Checks all prompts of a cell; returns the log, which is written anew after every one."""
+    loaded, pruned = load_and_prune(cell)
+    encoded = encode_examples(cell, loaded)
+    save_as_asked(cell.arguments.prune, loaded, pruned)
+    record = make_record(cell, loaded, pruned.plan, command)
+    record.started = timestamp()
+    stem = f"correctness_{time.strftime('%Y%m%d_%H%M%S')}_{record.run_id}"
+    path = Path(cell.arguments.log.output_dir) / f"{stem}.json"
+    comparison = Comparison(cell, loaded, pruned.plan, encoded)
+    is_sampled = cell.arguments.generation.sample
+    found = comparison.sampled(draws) if is_sampled else comparison.greedy()
+    results: list[Result] = []
+    log = record.to_dict()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for one in tqdm(found, total=len(encoded), unit="prompt"):
+            results.append(one)
+            replace_json(path, log | {"examples": results})
+        record.status = "complete"
+    except KeyboardInterrupt:
+        record.status = "interrupted"
+    except OSError as error:
+        reject("output_dir", cell.arguments.log.output_dir, f"cannot be written ({error.strerror})")
+    summarize = summarize_sampled if is_sampled else summarize_greedy
+    summary = summarize(results, loaded.model.dtype)
+    record.ended = timestamp()
+    log = record.to_dict() | {"summary": summary, "examples": results}
+    replace_json(path, log)
+    return log, path
+
+
+class Comparison:
+    """Both decoders of one pruned model, and what is found of them on every prompt."""
+
+    def __init__(
+        self, cell: Cell, loaded: LoadedModel, plan: PrunePlan, encoded: list[EncodedExample]
+    ) -> None:
+        self._cell, self._loaded, self._plan = cell, loaded, plan
+        self._longest = max(len(item.prompt_ids) for item in encoded if item.prompt_ids)
+        self._encoded = encoded
+
+    def greedy(self) -> Iterator[Result]:
+        """The ids of both decoders, and where they part the model's gap between the tokens."""
+        flags = self._cell.arguments.generation
+        spoken = self._generator(flags)
+        plain = self._generator(plain_flags(flags))
+        for item in self._encoded:
+            yield self._compared(item, lambda i=item: self._parted(i.prompt_ids, plain, spoken))
+
+    def sampled(self, draws: int) -> Iterator[Result]:
+        """The law of what speculation draws, tested against the verifier's."""
+        flags = self._cell.arguments.generation
+        steps = max(flags.max_steps, needed_tokens(flags.num_speculations))
+        spoken = self._generator(dataclasses.replace(flags, max_steps=steps))
+        for item in self._encoded:
+            yield self._compared(item, lambda i=item: self._tested(i, spoken, draws))
+
+    def _generator(self, flags: GenerationArguments) -> TextGenerator:
+        words = self._cell.arguments.stop_words
+        return make_generator(flags, self._loaded, self._plan, words, self._longest)
+
+    def _compared(self, item: EncodedExample, compare: Callable[[], Result]) -> Result:
+        facts = {"example_id": item.example.example_id, "prompt_tokens": item.full_length}
+        return facts | (compare() if item.prompt_ids else {"verdict": "prompt_too_long"})
+
+    def _parted(self, ids: list[int], plain: TextGenerator, spoken: TextGenerator) -> Result:
+        one, other = plain.generate(ids).output_ids, spoken.generate(ids).output_ids
+        model, decode = self._loaded.model, self._loaded.tokenizer.decode
+        found = first_difference(model, ids, one, other)
+        result = {"verdict": verdict(found, model.dtype), "tokens": len(one), "difference": None}
+        if found:
+            result["difference"] = {
+                "position": found.position,
+                "logit_gap": found.logit_gap if found.logit_gap < float("inf") else None,
+                "autoregressive": decode(one[found.position :]),
+                "self_speculative": decode(other[found.position :]),
+            }
+        return result
+
+    def _tested(self, item: EncodedExample, spoken: TextGenerator, draws: int) -> Result:
+        strategy, ids = spoken.strategy, item.prompt_ids
+        needed = len(ids) + needed_tokens(strategy.config.num_speculations)
+        if needed > strategy.engine.capacity:
+            return {"verdict": "prompt_too_long"}
+        seed, name = self._cell.arguments.generation.seed, item.example.example_id
+        generator = seeded_generator(strategy.engine.device, seed, name, "law")
+        observed, law = sampled_law(strategy, ids, generator, draws)
+        result = {"draws": observed.total(), "sequences": len(observed)}
+        if not observed:
+            return result | {"verdict": "untested", "chi_square": None}
+        found = chi_square(observed, law)
+        state = "untested" if found.p_value is None else "tested"
+        return result | {"verdict": state, "chi_square": dataclasses.asdict(found)}
+
+
+def plain_flags(flags: GenerationArguments) -> GenerationArguments:
+    """The same decoding, without speculation."""
+    return dataclasses.replace(
+        flags, generation_strategy="autoregressive", exit_layer=-1, num_speculations=-1
+    )
+
+
+def summarize_greedy(results: list[Result], dtype: torch.dtype) -> Result:
+    """Verdicts counted, and the share of tokens before the first difference."""
+    compared = [one for one in results if "tokens" in one]
+    tokens = sum(one["tokens"] for one in compared)
+    parted = [one["difference"] for one in compared if one["difference"]]
+    gaps = [one["logit_gap"] for one in parted if one["logit_gap"] is not None]
+    lost = sum(
+        one["tokens"] - one["difference"]["position"] for one in compared if one["difference"]
+    )
+    counts = Counter(one["verdict"] for one in results)
+    return {
+        "verdicts": dict(counts),
+        "tokens": tokens,
+        "match_rate": counts["equal"] / len(compared) if compared else None,
+        "tokens_before_difference": 1 - lost / tokens if tokens else None,
+        "median_logit_gap": statistics.median(gaps) if gaps else None,
+        "largest_logit_gap": max(gaps, default=None),
+        "lossless": _proven(dtype, not counts["wrong"] and counts["tie"] <= ties_allowed(tokens)),
+    }
+
+
+def summarize_sampled(results: list[Result], dtype: torch.dtype) -> Result:
+    """Calls wrong what the law makes too unlikely; marks the results with it.
+
+    The level is shared by the prompts, so that all of them together are called wrong by mistake
+    with a probability of at most `ALPHA`. In half precision they are only told of, as both passes
+    round otherwise.
+    """
+    tested = [one for one in results if one["verdict"] == "tested"]
+    level = ALPHA / max(len(tested), 1)
+    refused = "wrong" if dtype in TIE_GAPS else "different"
+    for one in tested:
+        one["verdict"] = "equal" if one["chi_square"]["p_value"] >= level else refused
+    counts = Counter(one["verdict"] for one in results)
+    return {
+        "verdicts": dict(counts),
+        "draws": sum(one.get("draws", 0) for one in results),
+        "alpha": ALPHA,
+        "level": level,
+        "smallest_p_value": min((one["chi_square"]["p_value"] for one in tested), default=None),
+        "lossless": _proven(dtype, not counts["wrong"]),
+    }
+
+
+def _proven(dtype: torch.dtype, holds: bool) -> bool | None:
+    """Half precision proves nothing."""
+    return holds if dtype in TIE_GAPS else None

@@ -1,0 +1,198 @@
+"""correctness.py: verdicts, log and exit code, on a sound decoder and on broken ones."""
+
+import json
+
+import pytest
+
+import correctness
+import lossless
+from command_line import run_script
+from self_speculation import self_speculation_generator
+from self_speculation.llama_model_utils import CachedLlama
+
+SPECULATIVE = ["--exit_layer", "3", "--num_speculations", "3", "--max_steps", "16"]
+
+
+@pytest.fixture
+def check(checkpoint, rows, tmp_path):
+    """Runs correctness.py; returns exit code and log."""
+
+    def start(*flags, samples="3"):
+        folder = tmp_path / f"logs{len(list(tmp_path.iterdir()))}"
+        code = run_script(
+            correctness.main,
+            ["--model", str(checkpoint), "--dtype", "float64", "--dataset", "custom_jsonl"]
+            + ["--data_path", str(rows), "--output_dir", str(folder), "--num_samples", samples]
+            + [*SPECULATIVE, *flags],
+        )
+        logs = list(folder.glob("correctness_*.json")) if folder.exists() else []
+        return code, json.loads(logs[0].read_text()) if logs else None
+
+    return start
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A verifier that accepts whatever was drafted."""
+    monkeypatch.setattr(
+        self_speculation_generator,
+        "accept",
+        lambda tokens, probs, target, generator: (len(tokens), int(target[-1].argmax())),
+    )
+
+
+@pytest.mark.parametrize("plan", [[], ["--prune_method", "angular", "--prune_n", "2"]])
+def test_what_is_equal_is_called_so(check, plan, capsys):
+    code, log = check(*plan)
+    assert code == 0
+    assert log["status"] == "complete"
+    assert [one["verdict"] for one in log["examples"]] == ["equal"] * 3
+    assert log["summary"] == {
+        "verdicts": {"equal": 3},
+        "tokens": 48,
+        "match_rate": 1.0,
+        "tokens_before_difference": 1.0,
+        "median_logit_gap": None,
+        "largest_logit_gap": None,
+        "lossless": True,
+    }
+    assert log["plan"]["method"] == (plan[1] if plan else "base")
+    assert "complete: 3 prompts: 3 equal" in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_shown_and_fails(check, broken, capsys):
+    code, log = check()
+    assert code == 1
+    assert log["summary"]["lossless"] is False
+    out = capsys.readouterr().out
+    wrong = [one for one in log["examples"] if one["verdict"] == "wrong"]
+    assert wrong
+    for one in wrong:
+        parted = one["difference"]
+        assert parted["logit_gap"] > 1e-3
+        assert parted["autoregressive"] != parted["self_speculative"]
+        assert f"wrong: {one['example_id']}, token {parted['position'] + 1}, logit gap" in out
+    assert "self-speculation changes what this model says" in out
+
+
+def test_in_half_precision_differences_are_told_and_prove_nothing(check, broken):
+    code, log = check("--dtype", "bfloat16")
+    assert code == 0
+    assert log["summary"]["lossless"] is None
+    assert log["summary"]["verdicts"]["different"] >= 1
+    assert log["summary"]["match_rate"] < 1
+    assert 0 < log["summary"]["tokens_before_difference"] < 1
+    assert log["summary"]["largest_logit_gap"] >= log["summary"]["median_logit_gap"] > 0
+
+
+def test_more_ties_than_rounding_explains_fail(check, broken, monkeypatch):
+    monkeypatch.setattr(lossless, "verdict", lambda found, dtype: "tie" if found else "equal")
+    code, log = check()
+    assert log["summary"]["verdicts"]["tie"] > 1
+    assert code == 1
+
+
+def test_an_output_that_ends_early_has_no_gap(check, monkeypatch):
+    ordinary = lossless.Comparison._generator
+
+    def shorter(self, flags):
+        made = ordinary(self, flags)
+        if flags.generation_strategy == "autoregressive":
+            made.strategy.stop_rule.reason = lambda ids: "stop_token" if len(ids) == 5 else None
+        return made
+
+    monkeypatch.setattr(lossless.Comparison, "_generator", shorter)
+    code, log = check(samples="1")
+    assert code == 1
+    assert log["examples"][0]["difference"]["logit_gap"] is None
+    assert log["examples"][0]["difference"]["position"] == 5
+
+
+LAW = ["--sample", "true", "--top_k", "3", "--temperature", "0.5", "--num_draws", "150"]
+
+
+def test_the_law_holds(check, capsys):
+    code, log = check(*LAW, samples="2")
+    assert code == 0
+    assert log["summary"]["verdicts"] == {"equal": 2}
+    assert log["summary"]["draws"] == 300
+    assert log["summary"]["level"] == pytest.approx(0.001 / 2)
+    for one in log["examples"]:
+        assert one["sequences"] > 3
+        assert one["chi_square"]["p_value"] > 0.001 / 2
+    assert check(*LAW, samples="2")[1]["examples"] == log["examples"]  # the seed is fixed
+    assert "law       300 draws; smallest p-value" in capsys.readouterr().out
+
+
+def test_a_broken_law_fails(check, broken, capsys):
+    code, log = check(*LAW)
+    assert code == 1
+    assert log["summary"]["verdicts"]["wrong"] >= 1
+    assert "chi-square" in capsys.readouterr().out
+
+
+def test_a_law_without_choice_is_untested(check, capsys):
+    code, log = check(*LAW, "--top_k", "1")
+    assert code == 0
+    assert log["summary"]["verdicts"] == {"untested": 3}
+    assert "which leaves no choice to test" in capsys.readouterr().out
+
+
+def test_prompts_beyond_the_positions_are_named(check, rows):
+    rows.write_text(
+        json.dumps({"prompt": "x" * 300, "response": ""})
+        + "\n"
+        + json.dumps({"prompt": "x", "response": ""})
+    )
+    for flags in ([], LAW):
+        code, log = check(*flags, "--random_shuffle", "false", samples="2")
+        assert code == 0
+        assert [one["verdict"] for one in log["examples"]] == ["prompt_too_long", "equal"]
+    rows.write_text(json.dumps({"prompt": "x" * 254, "response": ""}))
+    assert check(*LAW, samples="1")[1]["summary"]["verdicts"] == {"prompt_too_long": 1}
+
+
+def test_an_interruption_keeps_what_was_found(check, monkeypatch):
+    calls = 0
+    ordinary = CachedLlama.verify
+
+    def stop(self, *arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == 40:
+            raise KeyboardInterrupt
+        return ordinary(self, *arguments, **options)
+
+    monkeypatch.setattr(CachedLlama, "verify", stop)
+    code, log = check(samples="12")
+    assert code == 130
+    assert log["status"] == "interrupted"
+    assert 1 <= len(log["examples"]) < 12
+
+
+def test_every_prompt_is_on_disk_as_soon_as_it_is_done(check, tmp_path, monkeypatch):
+    written = []
+    ordinary = lossless.replace_json
+
+    def watched(path, values):
+        ordinary(path, values)
+        found = json.loads(path.read_text())
+        written.append((found["status"], len(found["examples"])))
+
+    monkeypatch.setattr(lossless, "replace_json", watched)
+    check()
+    assert written == [("running", 1), ("running", 2), ("running", 3), ("complete", 3)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--generation_strategy", "autoregressive"], "only self_speculative can be checked"),
+        (["--num_draws", "5"], "--num_draws 5: must be at least 100"),
+        (["--exit_layer", "-1"], "--exit_layer -1: "),
+        (["--exit_layer", "6"], "--exit_layer 6: must be 1 to 5"),
+    ],
+)
+def test_bad_flags_are_one_line(check, flags, message, capsys):
+    assert check(*flags) == (2, None)
+    assert message in capsys.readouterr().err

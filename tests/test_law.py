@@ -1,0 +1,114 @@
+"""Sampled sequences against the verifier's law: what is lossless passes, what is not is found."""
+
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+from conftest import END, random_prompt
+
+from self_speculation import law as law_module
+from self_speculation import self_speculation_generator
+from self_speculation.generator_base import GenerationConfig
+from self_speculation.law import LENGTH, ChiSquare, chi_square, sampled_law
+from self_speculation.sampling import SamplingRule
+from self_speculation.text_generator import TextGenerator
+
+PROMPT = random_prompt(8)
+
+
+@pytest.fixture
+def strategy(model, tokenizer):
+    def make(rule=None, stop_token_ids=(), k=3):
+        rule = rule or SamplingRule(True, temperature=0.6, top_k=4)
+        config = GenerationConfig(24, 2, k, rule, stop_token_ids=stop_token_ids)
+        return TextGenerator(model, tokenizer, "self_speculative", config, 64).strategy
+
+    return make
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def first_token(strategy):
+    """The one that a generator of this seed draws."""
+    logits = strategy.engine.forward(strategy.column(PROMPT))
+    strategy.engine.reset()
+    return int(strategy.config.sampling.pick(logits, PROMPT, seeded())[0])
+
+
+def test_the_law_is_that_of_transformers_own_passes(model, strategy):
+    tested = strategy()
+    first = first_token(tested)
+    _, law = sampled_law(tested, PROMPT, seeded(), draws=300)
+    rule, total = tested.config.sampling, 0.0
+    for sequence, probability in law.items():
+        expected, tokens = 1.0, [*PROMPT, first]
+        for token in sequence:
+            logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1:]
+            expected *= float(rule.probabilities(logits, tokens)[0, token])
+            tokens.append(token)
+        assert probability == pytest.approx(expected, rel=1e-5)
+        assert probability >= law_module.LEAST_EXPECTED / 300
+        total += probability
+    assert len(law) > 5
+    assert total <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("rule", [{"top_k": 4}, {"top_p": 0.7}, {"no_repeat_ngram_size": 1}])
+def test_speculation_passes(strategy, rule, k):
+    tested = strategy(SamplingRule(True, **{"temperature": 0.4, **rule}), k=k)
+    observed, law = sampled_law(tested, PROMPT, seeded(), draws=400)
+    assert observed.total() == 400
+    found = chi_square(observed, law)
+    assert found.degrees_of_freedom > 3
+    assert found.p_value > law_module.ALPHA
+
+
+def test_accepting_all_drafts_is_found(strategy, monkeypatch):
+    def accept_all(draft_tokens, draft_probs, target_probs, generator):
+        return len(draft_tokens), int(torch.multinomial(target_probs[-1], 1, generator=generator))
+
+    monkeypatch.setattr(self_speculation_generator, "accept", accept_all)
+    observed, law = sampled_law(strategy(), PROMPT, seeded(), draws=400)
+    assert chi_square(observed, law).p_value < 1e-9
+
+
+def test_a_replacement_from_the_wrong_distribution_is_found(strategy, monkeypatch):
+    """Drawn from p where it should be drawn from p less q, which only a joint law can tell."""
+    monkeypatch.setattr("self_speculation.sampling._residual", lambda p_V, q_V, drafted: p_V)
+    observed, law = sampled_law(strategy(), PROMPT, seeded(), draws=800)
+    assert chi_square(observed, law).p_value < 1e-6
+
+
+def test_sequences_end_at_a_stop(strategy):
+    _, law = sampled_law(strategy(), PROMPT, seeded(), draws=300)
+    stop = max(law, key=law.get)[0]
+    observed, law = sampled_law(strategy(stop_token_ids=(stop,)), PROMPT, seeded(), draws=300)
+    lengths = {len(sequence) for sequence in law}
+    assert 1 in lengths
+    assert lengths <= set(range(1, LENGTH + 1))
+    assert all((stop in s[:-1]) is False for s in itertools.chain(observed, law))
+    assert chi_square(observed, law).p_value > law_module.ALPHA
+
+
+def test_an_output_of_one_token_leaves_nothing_to_draw(strategy):
+    first = first_token(strategy())
+    assert sampled_law(strategy(stop_token_ids=(first,)), PROMPT, seeded(), 100) == (Counter(), {})
+    assert first != END
+
+
+def test_unlikely_sequences_share_a_bin():
+    observed = Counter({(1,): 60, (2,): 30, (3,): 4, (4,): 6})
+    assert chi_square(observed, {(1,): 0.6, (2,): 0.3}) == ChiSquare(0.0, 2, 1.0)
+    # Expected 4 times together, the others join the rarest sequence.
+    found = chi_square(Counter({(1,): 50, (2,): 50}), {(1,): 0.6, (2,): 0.36})
+    assert found.degrees_of_freedom == 1
+    assert found.statistic == pytest.approx(100 / 60 + 100 / 40)
+    assert found.p_value == pytest.approx(0.0412, abs=1e-4)
+
+
+def test_one_possible_sequence_is_no_choice():
+    assert chi_square(Counter({(1,): 100}), {(1,): 1.0}).p_value is None
