@@ -3,8 +3,6 @@
 import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,15 +10,14 @@ from typing import Any
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from comparison import QUALITIES, quality_intervals
+from figures import Panel, Runs, common_heading, group_titles, make_figure, save_figure
 from logged_runs import LoggedRun
 
 PANELS = 12
-_PANEL_INCHES = (4.2, 3.3)
 _METHOD_STYLES = {
     "base": {"marker": "*", "color": "0.0", "markersize": 10},
     "angular": {"marker": "o", "color": "0.0", "markersize": 5},
@@ -29,16 +26,6 @@ _METHOD_STYLES = {
 _BESIDE = 0.15  # layers
 _PLAN_MARKERS = "osv^DPX<>hp"
 _DECODER_STYLES = {"autoregressive": {}, "self_speculative": {"markerfacecolor": "white"}}
-
-Runs = list[LoggedRun]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One data set under one set of conditions: its title, and how it is drawn."""
-
-    title: str
-    draw: Callable[[Axes], Any]
 
 
 def make_plots(runs: Runs, quality: str, folder: Path) -> list[str]:
@@ -65,7 +52,7 @@ def make_plots(runs: Runs, quality: str, folder: Path) -> list[str]:
                 "folders to see others"
             )
         if panels:
-            _save(_figure(panels[:PANELS], keys, _common(runs)), folder / name)
+            save_figure(make_figure(panels[:PANELS], keys, common_heading(runs)), folder / name)
     return notes
 
 
@@ -164,7 +151,7 @@ def _distance_panels(runs: Runs) -> list[Panel]:
     for run in runs:
         if run.method == "angular":
             maps[json.dumps(run.record.plan["scores"]["distances"])].append(run)
-    titles = _titles(runs)
+    titles = group_titles(runs)
     return [
         Panel(
             titles[group[0].condition_key],
@@ -207,75 +194,14 @@ _BLOCK = {
 }
 
 
-def _figure(panels: list[Panel], keys: list[Line2D], heading: str) -> Figure:
-    columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
-    rows = -(-len(panels) // columns)
-    width, height = columns * _PANEL_INCHES[0], rows * _PANEL_INCHES[1] + 0.6
-    figure = Figure(figsize=(width, height), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, panel in zip(grid, panels, strict=False):
-        panel.draw(axes)
-        axes.set_title(panel.title, fontsize=10)
-    for axes in list(grid)[len(panels) :]:
-        axes.set_visible(False)
-    figure.suptitle(heading, fontsize=9, color="0.3")
-    figure.legend(
-        handles=keys, loc="outside lower center", ncols=2 * columns, fontsize=8, frameon=False
-    )
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Writes PNG and PDF; the panels are laid out but once, which takes most of the time."""
-    figure.get_layout_engine().execute(figure)
-    figure.set_layout_engine("none")
-    figure.savefig(path.with_suffix(".png"), dpi=150)
-    figure.savefig(path.with_suffix(".pdf"))
-
-
 def _settings(runs: Runs) -> list[tuple[str, Runs]]:
     """Runs that may be compared, under a title that tells them from the other groups."""
     groups: dict[str, Runs] = defaultdict(list)
     for run in runs:
         groups[run.condition_key].append(run)
-    titles = _titles(runs)
+    titles = group_titles(runs)
     named = [(titles[key], group) for key, group in groups.items()]
     return sorted(named, key=lambda setting: setting[0])
-
-
-def _titles(runs: Runs) -> dict[str, str]:
-    """The data set of every group of runs, and what else tells groups of that data set apart."""
-    groups = {run.condition_key: run for run in runs}
-    by_dataset: dict[str, Runs] = defaultdict(list)
-    for run in groups.values():
-        by_dataset[run.dataset].append(run)
-    titles = {}
-    for dataset, alike in by_dataset.items():
-        facts = {run.condition_key: _plain_facts(run) for run in alike}
-        varying = [
-            name
-            for name in _plain_facts(alike[0])
-            if len({str(found[name]) for found in facts.values()}) > 1
-        ]
-        for key, found in facts.items():
-            others = [f"{name} {found[name]}" for name in varying]
-            lines = (", ".join(others[at : at + 2]) for at in range(0, len(others), 2))
-            titles[key] = "\n".join([dataset, *lines])
-    return titles
-
-
-def _plain_facts(run: LoggedRun) -> dict[str, Any]:
-    """The run's conditions, its model by name; a fingerprint says nothing to a reader."""
-    return run.conditions | {"model": run.model, "prompts": run.conditions["prompts"][:6]}
-
-
-def _common(runs: Runs) -> str:
-    """What all runs share of model and machine."""
-    shared = []
-    for name in ("model", "dtype", "device"):
-        found = {str(_plain_facts(run)[name]) for run in runs}
-        shared += found if len(found) == 1 else []
-    return ", ".join(shared)
 
 
 def _texts(runs: Runs, method: str) -> Runs:

@@ -4,7 +4,8 @@ import json
 import math
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -91,21 +92,58 @@ class PruneModel:
 
     def prune(self) -> None:
         """Drops the layers, renumbers the kept ones and frees the memory."""
-        decoder, config = self.model.model, self.model.config
-        layers = list(decoder.layers)
-        kept = [layers[index] for index in self.plan.kept_layers]
+        layers = list(self.model.model.layers)
         removed = [layers[index] for index in self.plan.removed_layers]
-        decoder.layers = nn.ModuleList(kept)
-        for index, layer in enumerate(kept):
-            layer.self_attn.layer_idx = index
-        config.num_hidden_layers = len(kept)
-        if getattr(config, "layer_types", None):
-            config.layer_types = [config.layer_types[index] for index in self.plan.kept_layers]
+        self._hold([layers[index] for index in self.plan.kept_layers], self.plan.kept_layers)
         self.parameters_after = count_parameters(self.model)
         self._verify(layers, sum(count_parameters(layer) for layer in removed))
         del layers, removed
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    @contextmanager
+    def for_a_while(self) -> Iterator[None]:
+        """Prunes, and makes the model whole again at the end.
+
+        Meanwhile the removed layers wait in the host's memory: `frees_memory` says whether that
+        is another than the model's.
+        """
+        layers, types = list(self.model.model.layers), self._layer_types()
+        removed = [layers[index] for index in self.plan.removed_layers]
+        device, moves = self.model.device, self.frees_memory
+        try:
+            for layer in removed if moves else []:
+                layer.to("cpu")
+            self.prune()
+            yield
+        finally:
+            for layer in removed if moves else []:
+                layer.to(device)
+            self._hold(layers, range(len(layers)), types)
+
+    @property
+    def frees_memory(self) -> bool:
+        """Whether layers that are removed for a while make room on the model's device.
+
+        Layers that accelerate has placed stay where they are.
+        """
+        return self.model.device.type == "cuda" and not hasattr(self.model, "hf_device_map")
+
+    def _hold(
+        self, layers: list[nn.Module], indices: Iterable[int], types: list[str] | None = None
+    ) -> None:
+        """Makes the model consist of these layers, `indices` of those whose `types` it has."""
+        config = self.model.config
+        types = types or self._layer_types()
+        self.model.model.layers = nn.ModuleList(layers)
+        for index, layer in enumerate(layers):
+            layer.self_attn.layer_idx = index
+        config.num_hidden_layers = len(layers)
+        if types:
+            config.layer_types = [types[index] for index in indices]
+
+    def _layer_types(self) -> list[str] | None:
+        return getattr(self.model.config, "layer_types", None)
 
     def report(self) -> str:
         """Which layers went, by original index and parameter count."""

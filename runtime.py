@@ -40,10 +40,14 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Runtime:
-    """The device and dtype of a run."""
+    """The device and dtype of a run.
+
+    `holds_more`: other weights than the run's lie in the same memory, whose peak says nothing then.
+    """
 
     device: torch.device
     dtype: torch.dtype
+    holds_more: bool = False
 
     def facts(self) -> dict[str, Any]:
         """What a reader of the log must know of the machine and its software."""
@@ -65,11 +69,13 @@ class Runtime:
             # 5 resets the peak of the resident set (proc(5)).
             _CLEAR_REFS.write_text("5")
 
-    def peak_memory_bytes(self) -> int:
+    def peak_memory_bytes(self) -> int | None:
         """The most memory held since the reset: by CUDA's allocator, or resident on a CPU.
 
         Where no system file tells the resident peak, it is that of the process's whole life.
         """
+        if self.holds_more:
+            return None
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         if _STATUS.exists():

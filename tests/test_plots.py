@@ -15,13 +15,13 @@ from plots import make_plots
 @pytest.fixture
 def figures(monkeypatch):
     """Every figure that is made, by its name, kept as it was laid out."""
-    kept, save = {}, plots._save
+    kept, save = {}, plots.save_figure
 
     def keep(figure, path):
         save(figure, path)
         kept[path.name] = figure
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save_figure", keep)
     return kept
 
 
