@@ -49,6 +49,11 @@ class Comparison:
     equal_outputs: tuple[int, int] | None = None
     missing: dict[str, str] = field(default_factory=dict)
 
+    def speedup(self, name: str) -> float | None:
+        """One of the three speed-ups; None without its baseline."""
+        found = self.speedups.get(name)
+        return found and found.value
+
 
 def compare(runs: list[LoggedRun]) -> list[Comparison]:
     """Compares all runs of this tool among which there can be a baseline, oldest first."""

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from logged_runs import LoggedRun
 
+PANELS = 12  # in one figure
 _PANEL_INCHES = (4.2, 3.3)
 
 Runs = list[LoggedRun]

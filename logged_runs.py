@@ -174,6 +174,14 @@ def find_logged_runs(folders: list[Path]) -> Found:
     return found
 
 
+def read_runs(paths: list[Path]) -> list[LoggedRun]:
+    """The runs in these files of complete runs. Raises ValueError for what is none."""
+    runs = [_read(path)[0] for path in paths]
+    if None in runs:
+        raise ValueError(f"{paths[runs.index(None)]} is not complete")
+    return runs
+
+
 def _log_files(folders: list[Path]) -> Iterator[Path]:
     # realpath, unlike resolve, has an answer for links that lead in a circle.
     files = {

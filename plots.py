@@ -14,10 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from comparison import QUALITIES, quality_intervals
-from figures import Panel, Runs, common_heading, group_titles, make_figure, save_figure
+from figures import PANELS, Panel, Runs, common_heading, group_titles, make_figure, save_figure
 from logged_runs import LoggedRun
 
-PANELS = 12
 _METHOD_STYLES = {
     "base": {"marker": "*", "color": "0.0", "markersize": 10},
     "angular": {"marker": "o", "color": "0.0", "markersize": 5},

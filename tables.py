@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas
@@ -64,6 +65,40 @@ def make_tables(runs: list[LoggedRun], comparisons: list[Comparison]) -> list[Ta
     if groups:
         tables.append(_seeds_table(groups))
     return tables
+
+
+def sweep_table(comparisons: list[Comparison]) -> Table:
+    """A row for every point of a grid; of every plan and data set, the fastest is marked."""
+    drafting = [one for one in comparisons if one.run.num_speculations]
+    fastest: dict[tuple, float] = {}
+    rows = []
+    for one in sorted(drafting, key=lambda one: _order(one.run)):
+        row = _facts(one.run) | {
+            "tokens_per_second": one.run.metric("tokens_per_second", "token_weighted"),
+            "acceptance_rate": one.run.metric("acceptance_rate", "token_weighted"),
+            "predicted_speedup": one.run.metric("speedup_over_full_steps", "predicted"),
+            "speedup_bound": one.run.metric("speedup_over_full_steps", "bound"),
+        }
+        rows.append(row | _bounds(SAME_PLAN, one.speedups.get(SAME_PLAN)))
+    for row in rows:
+        speed = row["tokens_per_second"] or 0
+        fastest[_study(row)] = max(speed, fastest.get(_study(row), 0))
+    for row in rows:
+        row["best"] = row["tokens_per_second"] == fastest[_study(row)]
+    columns = _names([one.run for one in drafting]) | {
+        "tokens/s": _number("tokens_per_second", ".2f"),
+        "spec. / autoregr.": _interval(SAME_PLAN, ".2f"),
+        "predicted": _number("predicted_speedup", ".2f"),
+        "at most": _number("speedup_bound", ".2f"),
+        "acceptance": _number("acceptance_rate", ".3f"),
+        "best": lambda row: "*" if row["best"] else "",
+    }
+    return Table("sweep", "Sweep", rows, columns)
+
+
+def _study(row: Row) -> tuple:
+    """The plan and data set that a row is of."""
+    return row["dataset"], row["approach"], row["param"], row["n_shot"], row["model"]
 
 
 def flattened(values: Row, prefix: str) -> Row:
@@ -143,7 +178,7 @@ def _seeds_table(groups: list[list[Comparison]]) -> Table:
         "exact_match": lambda one: one.run.metric("predicted_text", "exact_match"),
         "tokens_per_second": lambda one: one.run.metric("tokens_per_second", "mean"),
         "acceptance_rate": lambda one: one.run.metric("acceptance_rate", "mean"),
-    } | {name: _speedup_of(name) for name in BASELINES}
+    } | {name: partial(Comparison.speedup, name=name) for name in BASELINES}
     rows = []
     for group in groups:
         run = group[0].run
@@ -236,14 +271,6 @@ def _bounds(name: str, interval: Interval | None) -> Row:
 def _nested(run: LoggedRun, name: str) -> Row:
     value = run.metrics.get(name)
     return flattened(value, name) if isinstance(value, dict) else {name: value}
-
-
-def _speedup_of(name: str) -> Callable[[Comparison], float | None]:
-    def value(one: Comparison) -> float | None:
-        found = one.speedups.get(name)
-        return found and found.value
-
-    return value
 
 
 def _order(run: LoggedRun) -> tuple:

@@ -46,10 +46,15 @@ ORDER = [
     "intervals",
     "comparison",
     "tables",
+    "figures",
     "plots",
     "analyze_logs",
+    "heat_maps",
+    "sweep_grid",
+    "sweep_runs",
+    "sweep",
 ]
-SCRIPTS = {"benchmark", "correctness", "generate", "cell_status", "analyze_logs"}
+SCRIPTS = {"benchmark", "correctness", "generate", "cell_status", "analyze_logs", "sweep"}
 FORBIDDEN = {"eval", "exec", "pickle", "cPickle", "shelve", "marshal", "__import__"}
 
 

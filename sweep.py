@@ -1,0 +1,57 @@
+"""Runs a grid of exit layers, draft lengths, prune plans and data sets with one loaded model."""
+
+import shlex
+import sys
+import typing
+from pathlib import Path
+
+from command_line import EXIT_INTERRUPTED, parse, run_script
+from data import get_local_prompts
+from sweep_grid import SweepArguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_sweep(argv)
+    for cell in arguments.baselines():
+        get_local_prompts(cell.data, cell.prune, cell.generation.seed)
+
+    from sweep_runs import SweepRunner, worst
+
+    runner = SweepRunner(arguments)
+    for study in runner.studies:
+        for reason in study.skipped:
+            print(f"skipped: {study.name}, {reason}")
+    command = shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+    outcome = runner.run(command)
+    report(outcome.paths, Path(arguments.log.output_dir))
+    print(f"{len(outcome.paths)} of {runner.cells} cells are complete")
+    if outcome.interrupted:
+        print("interrupted; the same command goes on")
+        return EXIT_INTERRUPTED
+    return worst(outcome.failed)
+
+
+def parse_sweep(argv: list[str] | None) -> SweepArguments:
+    """The flags of a sweep, checked as far as no model is needed."""
+    hints = typing.get_type_hints(SweepArguments)
+    return SweepArguments(*parse(argv, __doc__, *hints.values()))
+
+
+def report(paths: list[Path], folder: Path) -> None:
+    """Prints the best cells, and writes table and heat maps of those that are complete."""
+    from comparison import compare
+    from heat_maps import make_heat_maps
+    from logged_runs import read_runs
+    from tables import sweep_table
+
+    if not paths:
+        return
+    comparisons = compare(read_runs(paths))
+    table = sweep_table(comparisons)
+    print(table.text("markdown"))
+    (folder / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+    make_heat_maps(comparisons, folder)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,124 @@
+"""Runs the cells of a sweep with one model, loaded once and pruned plan by plan."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from arguments import CellArguments
+from cell import Cell, cell_finder
+from command_line import BusyError, UsageError, print_error, reject
+from experiment import run_cell
+from prepared_model import decide_plan
+from pruned_model import PruneModel, PrunePlan
+from runtime import load_model
+from sweep_grid import SweepArguments
+
+
+@dataclass(frozen=True)
+class Study:
+    """One plan on one data set: its baseline, and the points of the grid that it allows.
+
+    `skipped` says of every other exit layer why it cannot draft.
+    """
+
+    baseline: Cell
+    plan: PrunePlan
+    speculative: list[CellArguments]
+    skipped: list[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.baseline.arguments.data.dataset}, {self.plan.approach}"
+
+
+@dataclass
+class Outcome:
+    """The files of the cells that are complete, and what became of the others."""
+
+    paths: list[Path] = field(default_factory=list)
+    failed: list[UsageError] = field(default_factory=list)
+    interrupted: bool = False
+
+
+class SweepRunner:
+    """The studies of a sweep, decided before the first is run."""
+
+    def __init__(self, arguments: SweepArguments) -> None:
+        self._arguments = arguments
+        self._find_cell = cell_finder()
+        baselines = [self._find_cell(one) for one in arguments.baselines()]
+        first = baselines[0]
+        self._loaded = load_model(first.arguments.model, first.runtime, first.checkpoint)
+        self.studies = [self._study(cell) for cell in baselines]
+        if not any(study.speculative for study in self.studies):
+            grid = arguments.grid
+            reject("exit_layer_first", grid.exit_layer_first, self.studies[0].skipped[0])
+
+    @property
+    def cells(self) -> int:
+        return sum(1 + len(study.speculative) for study in self.studies)
+
+    def run(self, command: str) -> Outcome:
+        """Runs all cells that are not complete yet; a cell that cannot run stops no other."""
+        outcome = Outcome()
+        for number, (name, run) in enumerate(self._cells(command), start=1):
+            print(f"cell {number} of {self.cells}: {name}")
+            try:
+                record, path = run()
+            except UsageError as error:
+                print_error(error)
+                outcome.failed.append(error)
+                continue
+            if record.status != "complete":
+                outcome.interrupted = True
+                break
+            outcome.paths.append(path)
+        return outcome
+
+    def _study(self, baseline: Cell) -> Study:
+        arguments, model = baseline.arguments, self._loaded.model
+        plan = decide_plan(arguments.prune, arguments.data, self._loaded, baseline.calibration)
+        speculative, skipped = [], []
+        for exit_layer in self._arguments.grid.exit_layers(model.config.num_hidden_layers):
+            try:
+                plan.kept_exit_layer(exit_layer)
+            except UsageError as error:
+                skipped.append(str(error))
+                continue
+            for drafts in self._arguments.grid.draft_lengths():
+                speculative.append(self._arguments.speculative(arguments, exit_layer, drafts))
+        return Study(baseline, plan, speculative, skipped)
+
+    def _cells(self, command: str) -> Iterator[tuple[str, Callable]]:
+        """Every cell with its name, while the model is pruned for it."""
+        for study in self.studies:
+            pruned = PruneModel(self._loaded.model, study.plan)
+            with pruned.for_a_while():
+                print(pruned.report())
+
+                def prepare(cell: Cell, _: object, pruned: PruneModel = pruned) -> tuple:
+                    return self._loaded, pruned
+
+                for arguments in [study.baseline.arguments, *study.speculative]:
+                    cell = self._placed(self._find_cell(arguments), pruned)
+                    yield _name(study, arguments), lambda c=cell, p=prepare: run_cell(c, command, p)
+
+    def _placed(self, cell: Cell, pruned: PruneModel) -> Cell:
+        """The cell, knowing whether removed layers still share the memory of its model."""
+        holds_more = bool(pruned.plan.removed_layers) and not pruned.frees_memory
+        runtime = dataclasses.replace(cell.runtime, holds_more=holds_more)
+        return dataclasses.replace(cell, runtime=runtime)
+
+
+def _name(study: Study, arguments: CellArguments) -> str:
+    flags = arguments.generation
+    if flags.exit_layer == -1:
+        return f"{study.name}, autoregressive"
+    return f"{study.name}, exit layer {flags.exit_layer}, {flags.num_speculations} drafts"
+
+
+def worst(failed: list[UsageError]) -> int:
+    """The exit code of a sweep in which these cells failed."""
+    other = [error for error in failed if not isinstance(error, BusyError)]
+    return (other or failed)[0].exit_code if failed else 0

@@ -1,0 +1,250 @@
+"""A grid of cells on one loaded model: what is run, skipped, resumed, and written of it."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import matplotlib.image
+import pytest
+from conftest import numbered
+
+import experiment
+import sweep
+import sweep_runs
+from command_line import UsageError, run_script
+from run_log import find_runs, read_record, read_samples
+from sweep_grid import GridArguments
+
+GRID = [
+    *["--exit_layer_first", "2", "--exit_layer_last", "4", "--exit_layer_step", "2"],
+    *["--num_speculations_first", "1", "--num_speculations_last", "3"],
+    *["--num_speculations_step", "2", "--sample", "false", "--max_steps", "8"],
+]
+PLANS = ["--prune_methods", "base", "angular", "--prune_ns", "2", "--calibration_samples", "4"]
+MAPS = ("sweep_tokens_per_second", "sweep_speedup", "sweep_acceptance")
+
+
+@pytest.fixture
+def start(checkpoint, rows, tmp_path):
+    """Runs sweep.py; returns exit code and the folder of its logs."""
+
+    def run(*flags, folder="logs"):
+        common = ["--model", str(checkpoint), "--dtype", "float64", "--dataset", "custom_jsonl"]
+        data = ["--data_path", str(rows), "--num_samples", "2"]
+        logs = ["--output_dir", str(tmp_path / folder)]
+        return run_script(sweep.main, [*common, *data, *logs, *GRID, *flags]), tmp_path / folder
+
+    return run
+
+
+def records(folder):
+    return [read_record(path) for path in find_runs(folder)]
+
+
+def cells(folder):
+    return sorted(
+        (
+            record.plan["approach"],
+            record.exit_layer["original"] or 0,
+            record.identity["generation"]["num_speculations"] or 0,
+        )
+        for record in records(folder)
+    )
+
+
+POINTS = [(0, 0), (2, 1), (2, 3), (4, 1), (4, 3)]
+
+
+def test_every_plan_has_every_point_and_its_baseline(start, capsys):
+    code, folder = start(*PLANS)
+    assert code == 0
+    assert cells(folder) == [(plan, *point) for plan in ("angular n=2", "base") for point in POINTS]
+    assert {record.status for record in records(folder)} == {"complete"}
+    prompts = {record.identity["data_fingerprint"] for record in records(folder)}
+    assert len(prompts) == 1
+    assert "10 of 10 cells are complete" in capsys.readouterr().out
+
+
+def test_a_cell_is_what_the_benchmark_makes_of_it(start, run):
+    """The same tokens, id and log, though the model was pruned before and is whole again."""
+    methods = ["angular", "random", "base"]
+    dropped = ["--dropout_thresholds", "0.3", "--prune_seed", "3"]
+    code, folder = start(*PLANS, "--prune_methods", *methods, *dropped)
+    assert code == 0
+    found = {record.run_id: path for path in find_runs(folder) for record in [read_record(path)]}
+    assert len(found) == 15
+    plans = {
+        "angular": ["--prune_n", "2", "--calibration_samples", "4"],
+        "random": ["--dropout_threshold", "0.3"],
+        "base": [],
+    }
+    for method, flags in plans.items():
+        greedy = ["--sample", "false", "--max_steps", "8", "--random_shuffle", "true"]
+        decoder = ["--generation_strategy", "self_speculative", "--exit_layer", "4"]
+        plan = ["--prune_method", method, *flags, "--prune_seed", "3"]
+        _, alone, samples = run(*greedy, *decoder, "--num_speculations", "3", *plan, samples="2")
+        path = found[alone.run_id]
+        swept = read_record(path)
+        assert swept.plan == alone.plan
+        assert swept.model == alone.model
+        assert [s.output_ids for s in read_samples(path)] == [s.output_ids for s in samples]
+
+
+def test_memory_that_removed_layers_share_is_not_called_the_runs(start):
+    _, folder = start(*PLANS)
+    for record in records(folder):
+        known = record.metrics["peak_memory_bytes"] is not None
+        assert known == (record.plan["method"] == "base")
+
+
+def test_the_model_is_loaded_once(start, monkeypatch):
+    loads = []
+    ordinary = sweep_runs.load_model
+
+    def counted(*arguments):
+        loads.append(arguments)
+        return ordinary(*arguments)
+
+    monkeypatch.setattr(sweep_runs, "load_model", counted)
+    monkeypatch.setattr(experiment, "load_model", None)
+    assert start(*PLANS)[0] == 0
+    assert len(loads) == 1
+
+
+def test_table_and_maps_tell_of_the_grid(start, capsys):
+    code, folder = start(*PLANS)
+    with (folder / "sweep.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(r["approach"], int(r["exit_layer"]), int(r["num_speculations"])) for r in table] == [
+        (plan, *point) for plan in ("base", "angular") for point in POINTS[1:]
+    ]
+    for plan in ("base", "angular"):
+        rows = [row for row in table if row["approach"] == plan]
+        speeds = [float(row["tokens_per_second"]) for row in rows]
+        assert [row["best"] == "True" for row in rows] == [s == max(speeds) for s in speeds]
+        assert all(float(row["speculative_over_autoregressive"]) > 0 for row in rows)
+    for name in MAPS:
+        assert matplotlib.image.imread(folder / f"{name}.png").size
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert "| best" in capsys.readouterr().out
+
+
+def test_a_sweep_that_was_stopped_goes_on(start, stop_at, capsys):
+    undo = stop_at(1, KeyboardInterrupt)
+    code, folder = start()
+    assert code == 130
+    assert "interrupted; the same command goes on" in capsys.readouterr().out
+    undo()
+    assert start()[0] == 0
+    assert cells(folder) == [("base", *point) for point in POINTS]
+    (resumed,) = [record for record in records(folder) if record.resumed]
+    assert resumed.status == "complete"
+    _, unbroken = start(folder="unbroken")
+    for one, other in zip(find_runs(folder), find_runs(unbroken), strict=True):
+        assert [s.output_ids for s in read_samples(one)] == [
+            s.output_ids for s in read_samples(other)
+        ]
+
+
+def test_complete_cells_are_not_run_again(start, monkeypatch):
+    start()
+    monkeypatch.setattr(experiment, "measure_example", None)
+    assert start()[0] == 0
+
+
+def test_exit_layers_without_layers_on_a_side_are_named_and_skipped(start, capsys):
+    flags = ["--exit_layer_first", "1", "--exit_layer_last", "7", "--exit_layer_step", "1"]
+    drafts = ["--num_speculations_first", "2", "--num_speculations_last", "2"]
+    dropped = ["--prune_methods", "random", "--dropout_thresholds", "0.5", "--prune_seed", "1"]
+    code, folder = start(*flags, *drafts, *dropped)
+    assert code == 0
+    kept = records(folder)[0].plan["kept_layers"]
+    usable = [e for e in range(1, 6) if 0 < sum(layer < e for layer in kept) < len(kept)]
+    assert [exit_layer for _, exit_layer, _ in cells(folder)] == [0, *usable]
+    out = capsys.readouterr().out
+    for exit_layer in {*range(1, 8)} - {*usable}:
+        assert f"skipped: custom_jsonl, random p=0.5 seed=1, --exit_layer {exit_layer}: " in out
+
+
+def test_no_exit_layer_left_is_an_error(start, capsys):
+    code, folder = start("--exit_layer_first", "6", "--exit_layer_last", "9")
+    assert (code, folder.exists()) == (2, False)
+    assert "--exit_layer_first 6: " in (err := capsys.readouterr().err)
+    assert "must be 1 to 5" in err
+
+
+def test_a_cell_that_fails_stops_no_other(start, monkeypatch, capsys):
+    ordinary = sweep_runs.run_cell
+
+    def failing(cell, command, prepare):
+        if cell.arguments.generation.exit_layer == 2:
+            raise UsageError("this one cannot run")
+        return ordinary(cell, command, prepare)
+
+    monkeypatch.setattr(sweep_runs, "run_cell", failing)
+    code, folder = start()
+    assert code == 2
+    assert cells(folder) == [("base", *point) for point in [(0, 0), (4, 1), (4, 3)]]
+    found = capsys.readouterr()
+    assert found.err.count("this one cannot run") == 2
+    assert "3 of 5 cells are complete" in found.out
+
+
+def test_data_sets_lie_in_one_folder(start, tmp_path, checkpoint):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    numbered(folder / "custom_jsonl.jsonl", range(6))
+    (folder / "xsum.jsonl").write_text(
+        "".join(json.dumps({"document": f"d{i}", "summary": f"s{i}"}) + "\n" for i in range(4))
+    )
+    code = run_script(
+        sweep.main,
+        ["--model", str(checkpoint), "--datasets", "custom_jsonl", "xsum_summarization"]
+        + ["--data_dir", str(folder), "--num_samples", "2", *GRID]
+        + ["--output_dir", str(tmp_path / "logs")],
+    )
+    assert code == 0
+    assert len(records(tmp_path / "logs")) == 10
+    named = {record.identity["dataset"] for record in records(tmp_path / "logs")}
+    assert named == {"custom_jsonl", "xsum_summarization"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--exit_layer_last", "1"],
+            "--exit_layer_last 1: is below --exit_layer_first 2: the range",
+        ),
+        (["--num_speculations_last", "0"], "--num_speculations_last 0: is below"),
+        (["--exit_layer_step", "0"], "--exit_layer_step 0: must be at least 1"),
+        (["--exit_layer_first", "0"], "--exit_layer_first 0: must be at least 1"),
+        (["--prune_ns", "2"], "--prune_ns 2: only with --prune_methods angular"),
+        (["--prune_methods", "angular"], "--prune_methods angular: needs --prune_ns"),
+        (["--prune_methods", "random"], "--prune_methods random: needs --dropout_thresholds"),
+        (["--prune_methods", "angular", "--prune_ns", "9"], "--prune_n 9: must be 1 to 4"),
+        (["--exit_layer", "3"], "--exit_layer 3: the grid sets it"),
+        (["--generation_strategy", "self_speculative"], "--exit_layer -1: "),
+        (["--datasets", "custom_jsonl", "human_eval"], "is of one data set; name a --data_dir"),
+        (["--data_dir", "/nowhere"], "--data_dir /nowhere: is no folder"),
+        (["--data_dir", "."], "--data_dir .: contradicts --data_path"),
+        (["--calibration_dataset", "human_eval"], "only with --prune_methods angular"),
+        (["--dropout_thresholds", "2", "--prune_methods", "random"], "must be in [0, 1)"),
+    ],
+)
+def test_bad_grids_are_one_line(start, flags, message, capsys):
+    code, folder = start(*flags)
+    assert (code, folder.exists()) == (2, False)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert message in line
+
+
+def test_ranges_hold_both_ends():
+    grid = GridArguments(2, 8, 3, 1, 5, 2)
+    assert (grid.exit_layers(99), grid.draft_lengths()) == ([2, 5, 8], [1, 3, 5])
+    assert GridArguments().exit_layers(4) == [1, 2, 3]
+
+
+def test_the_exit_code_is_that_of_a_real_failure():
+    busy, bad = SimpleNamespace(exit_code=75), UsageError("bad")
+    assert [sweep_runs.worst(failed) for failed in ([], [bad], [busy, bad])] == [0, 2, 75]
