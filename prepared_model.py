@@ -144,6 +144,7 @@ class PreparedModel:
 
     def generator(self, flags: GenerationArguments, prompt_tokens: int) -> TextGenerator:
         """A decoder with room for such a prompt: the latest one where it will do."""
+        flags.check()
         needed = min(prompt_tokens + flags.max_steps, position_limit(self.loaded.model.config))
         known, latest = self._latest
         if known == flags and latest.engine.capacity >= needed:
@@ -177,12 +178,14 @@ def load_pruned(
     Raises `UsageError` for flags that the model does not allow, or an exit layer of `generation`
     that the plan does not.
     """
-    prompting = prompting or PromptArguments()
+    prompting, generation = prompting or PromptArguments(), generation or GenerationArguments()
+    for flags in (model, pruning, prompting, generation):
+        flags.check()
     calibration = get_calibration_alone(prompting, pruning)
     runtime, checkpoint = start(model), find_checkpoint(model)
     check_chat_template(prompting, checkpoint)
     loaded = load_model(model, runtime, checkpoint)
     plan = decide_plan(pruning, prompting, loaded, calibration)
-    pruned = prune(pruning, generation or GenerationArguments(), loaded, plan)
+    pruned = prune(pruning, generation, loaded, plan)
     save_as_asked(pruning, loaded, pruned)
     return PreparedModel(loaded, pruned, prompting, checkpoint, runtime)

@@ -1,0 +1,86 @@
+"""What commands without evaluated examples share: a pruned model that answers as flags say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from arguments import GenerationArguments, ModelArguments, PromptArguments, PruneArguments
+from command_line import UsageError
+from prepared_model import load_pruned
+
+README = Path(__file__).parent.parent / "README.md"
+GREEDY = GenerationArguments(max_steps=12, sample=False)
+
+
+@pytest.fixture
+def load(checkpoint):
+    def start(generation=None, prompting=None, **pruning):
+        model = ModelArguments(str(checkpoint), dtype="float64")
+        return load_pruned(model, PruneArguments(**pruning), prompting, generation)
+
+    return start
+
+
+def test_the_readmes_ten_lines_work(checkpoint, capsys):
+    (code,) = re.findall(r"```python\n(from arguments.*?)```", README.read_text(), re.DOTALL)
+    assert len(code.strip().splitlines()) <= 11
+    for name, tiny in (("smollm2-135m", str(checkpoint)), ("exit_layer=24", "exit_layer=3")):
+        assert name in code
+        code = code.replace(name, tiny)
+    names = {}
+    exec(compile(code, str(README), "exec"), names)
+    assert names["pruned"].plan.approach == "angular n=4"
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+    assert names["made"].rounds
+
+
+def test_decoders_are_kept_while_they_will_do(load):
+    pruned = load()
+    first = pruned.generator(GREEDY, 8)
+    assert pruned.generator(GREEDY, 4) is first
+    longer = pruned.generator(GREEDY, 9)
+    assert (longer is not first, longer.engine.capacity) == (True, 21)
+    changed = GenerationArguments(max_steps=6, sample=False)
+    assert pruned.generator(changed, 4) is not longer
+    ids = pruned.encode("ab", GREEDY.max_steps)
+    assert pruned.generate("ab", GREEDY).output_ids == first.generate(ids).output_ids
+
+
+def test_flags_changed_after_use_are_not_taken_for_the_old_ones(load):
+    pruned, flags = load(), GenerationArguments(max_steps=12, sample=False)
+    assert len(pruned.generate("ab", flags).output_ids) == 12
+    flags.max_steps = 5
+    assert len(pruned.generate("ab", flags).output_ids) == 5
+
+
+def test_a_template_goes_around_the_prompt(load):
+    plain = load().generate("[ab]", GREEDY).output_ids
+    framed = load(prompting=PromptArguments(template="[{message}]")).generate("ab", GREEDY)
+    assert framed.output_ids == plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prune_method": "angular"}, "--prune_method angular: needs --prune_n"),
+        ({"prompting": PromptArguments(template="x")}, "--template 'x': must hold {message}"),
+        ({"prompting": PromptArguments(apply_chat_template=True)}, "has no template"),
+        ({"generation": GenerationArguments(exit_layer=6)}, "--exit_layer 6: must be 1 to 5"),
+        ({"generation": GenerationArguments("self_speculative")}, "--exit_layer -1: "),
+    ],
+)
+def test_flags_that_cannot_work_are_refused_in_python_too(load, changes, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        load(**changes)
+
+
+def test_a_pruned_model_is_saved_once(load, tmp_path):
+    folder = tmp_path / "pruned"
+    plan = {"prune_method": "random", "dropout_threshold": 0.3, "save_pruned": str(folder)}
+    saved = load(**plan).generate("ab", GREEDY).output_ids
+    load(**plan)
+    again = load_pruned(ModelArguments(str(folder), dtype="float64"), PruneArguments())
+    assert again.generate("ab", GREEDY).output_ids == saved
+    with pytest.raises(UsageError, match="exists already"):
+        load(**plan, prune_seed=1)
