@@ -36,9 +36,9 @@ def check_cell(cell: Cell, draws: int, command: str) -> tuple[Result, Path]:
     record.started = timestamp()
     stem = f"correctness_{time.strftime('%Y%m%d_%H%M%S')}_{record.run_id}"
     path = Path(cell.arguments.log.output_dir) / f"{stem}.json"
-    comparison = Comparison(cell, loaded, pruned.plan, encoded)
+    pair = DecoderPair(cell, loaded, pruned.plan, encoded)
     is_sampled = cell.arguments.generation.sample
-    found = comparison.sampled(draws) if is_sampled else comparison.greedy()
+    found = pair.sampled(draws) if is_sampled else pair.greedy()
     results: list[Result] = []
     log = record.to_dict()
     try:
@@ -59,7 +59,7 @@ def check_cell(cell: Cell, draws: int, command: str) -> tuple[Result, Path]:
     return log, path
 
 
-class Comparison:
+class DecoderPair:
     """Both decoders of one pruned model, and what is found of them on every prompt."""
 
     def __init__(

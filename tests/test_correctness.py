@@ -93,7 +93,7 @@ def test_more_ties_than_rounding_explains_fail(check, broken, monkeypatch):
 
 
 def test_an_output_that_ends_early_has_no_gap(check, monkeypatch):
-    ordinary = lossless.Comparison._generator
+    ordinary = lossless.DecoderPair._generator
 
     def shorter(self, flags):
         made = ordinary(self, flags)
@@ -101,7 +101,7 @@ def test_an_output_that_ends_early_has_no_gap(check, monkeypatch):
             made.strategy.stop_rule.reason = lambda ids: "stop_token" if len(ids) == 5 else None
         return made
 
-    monkeypatch.setattr(lossless.Comparison, "_generator", shorter)
+    monkeypatch.setattr(lossless.DecoderPair, "_generator", shorter)
     code, log = check(samples="1")
     assert code == 1
     assert log["examples"][0]["difference"]["logit_gap"] is None

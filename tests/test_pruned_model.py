@@ -62,6 +62,27 @@ def test_removed_equals_zeroed(model, removed):
     assert len(cache.layers) == len(kept)
 
 
+@pytest.mark.parametrize("kept", [(0, 2, 5), (1,), tuple(range(LAYERS))])
+def test_what_is_pruned_for_a_while_is_whole_again(model, kept):
+    whole, layers = logits(model), list(model.model.layers)
+    plan = PrunePlan("test", LAYERS, kept)
+    with pytest.raises(KeyError), PruneModel(model, plan).for_a_while():
+        assert model.config.num_hidden_layers == len(model.model.layers) == len(kept)
+        pruned = logits(model)
+        raise KeyError
+    assert torch.equal(logits(model), whole)
+    assert all(one is other for one, other in zip(model.model.layers, layers, strict=True))
+    assert [layer.self_attn.layer_idx for layer in layers] == list(range(LAYERS))
+    PruneModel(model, plan).prune()
+    assert torch.equal(logits(model), pruned)
+
+
+def test_layers_wait_elsewhere_only_where_that_makes_room(model):
+    """Moving them on a CPU, or those that accelerate has placed, would be of no use."""
+    surgery = PruneModel(model, PrunePlan("test", LAYERS, (0, 2)))
+    assert not surgery.frees_memory
+
+
 def test_distances_are_those_of_the_definition(model):
     """Against the residual stream that transformers itself returns, at the last token."""
     found = angular_distances(model, PROMPTS)
@@ -241,6 +262,13 @@ def test_layer_types_are_pruned_along():
     model.config.layer_types = [str(index) for index in range(LAYERS)]
     PruneModel(model, PrunePlan("test", LAYERS, (0, 2, 5))).prune()
     assert model.config.layer_types == ["0", "2", "5"]
+
+
+def test_layer_types_come_back(model):
+    model.config.layer_types = [str(index) for index in range(LAYERS)]
+    with PruneModel(model, PrunePlan("test", LAYERS, (0, 2, 5))).for_a_while():
+        assert model.config.layer_types == ["0", "2", "5"]
+    assert model.config.layer_types == [str(index) for index in range(LAYERS)]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Loading: whatever is wrong with a model gets one line that names it."""
 
+import dataclasses
 import json
 import mmap
 import shutil
@@ -174,6 +175,7 @@ def test_the_peak_of_memory_can_begin_anew():
         before = CPU.peak_memory_bytes()
     CPU.reset_peak_memory()
     assert CPU.peak_memory_bytes() < before - 100e6
+    assert dataclasses.replace(CPU, holds_more=True).peak_memory_bytes() is None
 
 
 def test_unknown_attention_kernels_are_refused(checkpoint):
