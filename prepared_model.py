@@ -112,7 +112,8 @@ def exit_layer_facts(flags: GenerationArguments, plan: PrunePlan) -> dict[str, i
 class PreparedModel:
     """A model whose layers are removed; it answers prompts as any flags of decoding say.
 
-    `checkpoint` and `runtime` tell where it came from, `pruned` what was removed.
+    `checkpoint` and `runtime` tell where it came from, `pruned` what was removed, `calibration`
+    the examples that decided on it; None where nothing was measured.
     """
 
     loaded: LoadedModel
@@ -120,6 +121,7 @@ class PreparedModel:
     prompting: PromptArguments
     checkpoint: Checkpoint
     runtime: Runtime
+    calibration: Selection | None = None
 
     def __post_init__(self) -> None:
         self._latest: tuple[GenerationArguments | None, TextGenerator | None] = None, None
@@ -188,4 +190,4 @@ def load_pruned(
     plan = decide_plan(pruning, prompting, loaded, calibration)
     pruned = prune(pruning, generation, loaded, plan)
     save_as_asked(pruning, loaded, pruned)
-    return PreparedModel(loaded, pruned, prompting, checkpoint, runtime)
+    return PreparedModel(loaded, pruned, prompting, checkpoint, runtime, calibration)

@@ -6,6 +6,8 @@ a mask or a position.
 Shapes: T new tokens, M positions whose logits are read, V vocabulary; the batch is always 1.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,32 @@ def position_limit(config) -> int:
     """
     window = getattr(config, "sliding_window", None)
     return min(config.max_position_embeddings, window or config.max_position_embeddings)
+
+
+def early_exit_view(model: nn.Module, kept_exit_layer: int) -> nn.Module:
+    """A model of the first layers alone, then norm and head; early-exit inference for batches.
+
+    It shares every weight with `model`, which stays as it is.
+    """
+    view, decoder = _shallow_copy(model), _shallow_copy(model.model)
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = kept_exit_layer
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:kept_exit_layer]
+    view.config = decoder.config = config
+    decoder.layers = decoder.layers[:kept_exit_layer]
+    view.model = decoder
+    return view
+
+
+def _shallow_copy(module: nn.Module) -> nn.Module:
+    """Another module with the same parts, in which one can be replaced."""
+    other = copy.copy(module)
+    other._modules = dict(module._modules)
+    # accelerate's hooks replace `forward` by one that is bound to the module it was put on.
+    for name in ("forward", "_old_forward", "_hf_hook"):
+        other.__dict__.pop(name, None)
+    return other
 
 
 class KeyValueCache:

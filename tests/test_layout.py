@@ -53,8 +53,14 @@ ORDER = [
     "sweep_grid",
     "sweep_runs",
     "sweep",
+    "harness_arguments",
+    "harness_requests",
+    "harness_tasks",
+    "harness_model",
+    "harness_run",
+    "eval",
 ]
-SCRIPTS = {"benchmark", "correctness", "generate", "cell_status", "analyze_logs", "sweep"}
+SCRIPTS = {"benchmark", "correctness", "generate", "cell_status", "analyze_logs", "sweep", "eval"}
 FORBIDDEN = {"eval", "exec", "pickle", "cPickle", "shelve", "marshal", "__import__"}
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from conftest import LAYERS, VOCABULARY, random_prompt, tiny_config
 from transformers import (
     LlamaForCausalLM,
@@ -13,7 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from self_speculation.llama_model_utils import CachedLlama, position_limit
+from self_speculation.llama_model_utils import CachedLlama, early_exit_view, position_limit
 
 IDS = random_prompt(24)
 FAMILIES = {
@@ -192,3 +193,26 @@ def test_unknown_attention_kernel_is_refused(model):
 
 def test_logits_have_one_row_a_position(model):
     assert CachedLlama(model, 32).forward(row(IDS), count=3).shape == (3, VOCABULARY)
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_view_of_early_layers_is_a_model_of_its_own(family, depth):
+    config_class, model_class = FAMILIES[family]
+    values = {**tiny_config().to_dict(), "model_type": family, "tie_word_embeddings": True}
+    torch.manual_seed(1)
+    model = model_class(config_class(**values)).double().eval()
+    before = reference(model, IDS)
+    view = early_exit_view(model, depth)
+    view.tie_weights()
+    early = CachedLlama(model, capacity=32).forward(row(IDS), count=24, depth=depth)
+    same(reference(view, IDS), early)
+    same(reference(model, IDS), before)
+    assert len(model.model.layers) == model.config.num_hidden_layers == LAYERS
+    assert view.lm_head.weight is view.model.embed_tokens.weight is model.lm_head.weight
+
+
+def test_a_view_is_not_led_back_by_hooks_of_the_whole_model(model):
+    for module in (model, model.model):
+        add_hook_to_module(module, AlignDevicesHook(io_same_device=True))
+    same(reference(early_exit_view(model, 2), IDS), early_reference(model, IDS, 2))

@@ -1,0 +1,37 @@
+"""Scores a pruned model, with either strategy, on tasks of lm-evaluation-harness."""
+
+import shlex
+import sys
+import typing
+from importlib.util import find_spec
+
+from command_line import UsageError, parse, run_script
+from harness_arguments import DEFAULTS, EvaluationArguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_evaluation(argv)
+    if find_spec("lm_eval") is None:
+        raise UsageError(
+            "lm-evaluation-harness is not installed; pip install -r requirements-eval.txt"
+        )
+
+    from harness_run import run_evaluation, tables
+
+    command = shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+    record, path = run_evaluation(arguments, command)
+    print(tables(record))
+    print(f"log       {path}")
+    return 0
+
+
+def parse_evaluation(argv: list[str] | None) -> EvaluationArguments:
+    """The flags of an evaluation, checked as far as neither model nor tasks are needed."""
+    groups = typing.get_type_hints(EvaluationArguments).values()
+    arguments = EvaluationArguments(*parse(argv, __doc__, *groups, defaults=DEFAULTS))
+    arguments.check()
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,165 @@
+"""One evaluation by lm-evaluation-harness: flags in, scores and a log out."""
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lm_eval
+from lm_eval.utils import handle_non_serializable, make_table
+
+from cell import decoding_identity, engine_identity, plan_identity, selection_facts
+from command_line import reject, warn
+from harness_arguments import EvaluationArguments
+from harness_model import HarnessModel, summarize_requests
+from harness_requests import decoding_of
+from harness_tasks import check_runnable, find_tasks, load_tasks, single_tasks, task_facts
+from prepared_model import PreparedModel, exit_layer_facts, load_pruned, model_facts
+from run_log import RunRecord, current_commit
+from run_writer import replace_json, timestamp
+from runtime import find_checkpoint, start
+
+_SPECULATIVE_WARNING = (
+    "the exit layer of self-speculation only drafts: log-likelihoods are those of the whole model"
+)
+
+
+def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRecord, Path]:
+    """Loads tasks, then the model; evaluates and logs. Returns the run and its file.
+
+    Raises `UsageError` for tasks that are unknown, lack their data or ask for what cannot be done.
+    """
+    # The harness warns of a model that is handed over loaded, and of every prompt that it cuts.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    flags = arguments.harness
+    manager = find_tasks(flags.tasks, flags.include_path)
+    start(arguments.model)
+    find_checkpoint(arguments.model)  # a model that is not there should not cost a download
+    loaded = load_tasks(manager, flags.tasks)
+    tasks = single_tasks(manager, loaded)
+    check_runnable(tasks, flags.confirm_run_unsafe_code)
+    for name, task in tasks.items():
+        if task.OUTPUT_TYPE == "generate_until":
+            decoding_of(arguments.generation, task.config.generation_kwargs or {}, name)
+    if arguments.generation.generation_strategy == "self_speculative":
+        warn(_SPECULATIVE_WARNING)
+    facts = {name: task_facts(task) for name, task in tasks.items()}
+
+    prepared = load_pruned(arguments.model, arguments.prune, arguments.prompt, arguments.generation)
+    print(prepared.pruned.report())
+    record = make_record(arguments, prepared, facts, command)
+    path = claim_path(arguments.log.output_dir, record)
+    model = HarnessModel(prepared, arguments.generation, flags.batch_size)
+    results = evaluate(arguments, model, manager, loaded)
+    record.metrics = {"harness": plain(results), "generation": generation_facts(model, flags)}
+    record.status, record.ended = "complete", timestamp()
+    replace_json(path, record.to_dict())
+    return record, path
+
+
+def evaluate(
+    arguments: EvaluationArguments, model: HarnessModel, manager: Any, loaded: list[Any]
+) -> dict[str, Any]:
+    """The harness's own results of these tasks."""
+    flags, seed = arguments.harness, arguments.generation.seed
+    return lm_eval.simple_evaluate(
+        model=model,
+        tasks=loaded,
+        task_manager=manager,
+        num_fewshot=flags.num_fewshot,
+        limit=flags.limit,
+        batch_size=flags.batch_size,
+        apply_chat_template=arguments.prompt.apply_chat_template,
+        system_instruction=flags.system_instruction,
+        log_samples=flags.log_samples,
+        confirm_run_unsafe_code=flags.confirm_run_unsafe_code,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
+        fewshot_random_seed=seed,
+    )
+
+
+def make_record(
+    arguments: EvaluationArguments,
+    prepared: PreparedModel,
+    tasks: dict[str, dict[str, Any]],
+    command: str,
+) -> RunRecord:
+    """What the log says beside the scores: all that defines the evaluation, and where it is."""
+    calibration = prepared.calibration and selection_facts(prepared.calibration)
+    generation, flags = arguments.generation, arguments.harness
+    identity = {
+        "tasks": {name: facts["fingerprint"] for name, facts in tasks.items()},
+        "num_fewshot": flags.num_fewshot,
+        "limit": flags.limit,
+        "batch_size": flags.batch_size,
+        "system_instruction": flags.system_instruction,
+        "apply_chat_template": arguments.prompt.apply_chat_template,
+        "harness_seed": generation.seed,  # of few-shot examples too
+        "harness_version": lm_eval.__version__,
+        "plan": plan_identity(arguments.prune, calibration and calibration["fingerprint"]),
+        "generation": decoding_identity(generation, ()),
+    }
+    return RunRecord(
+        identity=identity | engine_identity(arguments.model, prepared.runtime, prepared.checkpoint),
+        command=command,
+        arguments=dataclasses.asdict(arguments),
+        model=model_facts(prepared.loaded, prepared.plan),
+        data={"tasks": tasks, "calibration": calibration},
+        plan=prepared.plan.to_dict(),
+        exit_layer=exit_layer_facts(generation, prepared.plan),
+        runtime=prepared.runtime.facts(),
+        commit=current_commit(),
+        started=timestamp(),
+    )
+
+
+def claim_path(output_dir: str, record: RunRecord) -> Path:
+    """The evaluation's file, in a folder that is there by then."""
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
+    return Path(output_dir) / f"eval_{time.strftime('%Y%m%d_%H%M%S')}_{record.run_id}.json"
+
+
+def generation_facts(model: HarnessModel, flags: Any) -> dict[str, Any]:
+    """Speed and acceptance of generated texts; of every one, where samples are logged."""
+    facts = summarize_requests(model.generated)
+    if flags.log_samples:
+        facts["samples"] = [dataclasses.asdict(request) for request in model.generated]
+    return facts
+
+
+def tables(record: RunRecord) -> str:
+    """The harness's tables of the scores, and the speed of generated texts."""
+    results, generation = record.metrics["harness"], record.metrics["generation"]
+    parts = [make_table(results)]
+    if results.get("groups"):
+        parts.append(make_table(results, "groups"))
+    if generation["tokens_per_second"] is not None:
+        parts.append(f"speed     {generation['tokens_per_second']:.1f} tokens/s")
+    if generation["drafted_tokens"]:
+        drafted = generation["drafted_tokens"]
+        parts.append(f"drafts    {generation['acceptance_rate']:.1%} of {drafted} accepted")
+    return "\n".join(parts)
+
+
+def plain(values: Any) -> Any:
+    """The values as JSON holds them; what is no finite number is None."""
+    values = json.loads(json.dumps(values, default=handle_non_serializable))
+    return _finite(values)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

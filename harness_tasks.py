@@ -1,0 +1,102 @@
+"""Tasks of lm-evaluation-harness by name, with their data, before any model is loaded."""
+
+import difflib
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from datasets.exceptions import DatasetsError
+from lm_eval.tasks import TaskManager
+
+from command_line import UsageError, reject
+from run_log import content_hash
+
+
+def find_tasks(names: list[str], include_path: str | None) -> TaskManager:
+    """An index of tasks that holds these names. Raises `UsageError` for one that nobody knows.
+
+    The harness's own tasks, some ten thousand files, are read only where a name, or a group that
+    may refer to them, needs it.
+    """
+    if include_path is not None:
+        local = TaskManager(include_path=include_path, include_defaults=False)
+        if set(names) <= set(local.all_tasks) - set(local.all_groups):
+            return local
+    manager = TaskManager(include_path=include_path)
+    for name in names:
+        if name not in manager.task_index:
+            reject("tasks", name, _unknown_message(name, manager))
+    return manager
+
+
+def load_tasks(manager: TaskManager, names: list[str]) -> list[Any]:
+    """The tasks and groups of these names with their data, as the harness evaluates them.
+
+    Raises `UsageError` for a task that cannot be loaded, foremost for want of its data.
+    """
+    top: list[Any] = []
+    for name in dict.fromkeys(names):
+        try:
+            loaded = manager.load([name])
+        except Exception as error:
+            # A task is a program with a data set, written by others, and fails in its own ways.
+            reject("tasks", name, _reason(error))
+        inner = set(itertools.chain(*loaded["group_map"].values()))
+        members = loaded["groups"] | loaded["tasks"]
+        top += [member for key, member in members.items() if key not in inner]
+    try:
+        manager.load(top)
+    except ValueError as error:
+        raise UsageError(f"--tasks {' '.join(names)}: {error}") from error
+    return top
+
+
+def single_tasks(manager: TaskManager, loaded: list[Any]) -> dict[str, Any]:
+    """All tasks, those in groups included, by name."""
+    return manager.load(loaded)["tasks"]
+
+
+def check_runnable(tasks: dict[str, Any], may_run_code: bool) -> None:
+    """Refuses tasks that are not about text, and those that run code without leave."""
+    for name, task in tasks.items():
+        if getattr(task, "MULTIMODAL", False):
+            reject("tasks", name, "shows images or sounds, which the model cannot see")
+        if getattr(task, "UNSAFE_CODE", False) and not may_run_code:
+            allowed = "runs code that the model writes; --confirm_run_unsafe_code true allows it"
+            reject("tasks", name, allowed)
+
+
+def task_facts(task: Any) -> dict[str, Any]:
+    """What a log says of a task: its kind, and a hash of its definition and its documents."""
+    definition, documents = task.dump_config(), task.eval_docs
+    definition["metadata"] = (definition.get("metadata") or {}) | {"config_source": None}
+    texts = (json.dumps(one, sort_keys=True, default=str) for one in (definition, *documents))
+    return {
+        "output_type": task.OUTPUT_TYPE,
+        "version": task.VERSION,
+        "documents": len(documents),
+        "fingerprint": content_hash(*texts),
+    }
+
+
+def _unknown_message(name: str, manager: TaskManager) -> str:
+    close = difflib.get_close_matches(name, manager.all_tasks, n=3)
+    if close:
+        return f"no such task; did you mean {' or '.join(close)}?"
+    return f"none of the {len(manager.all_tasks)} tasks known; --include_path adds your own"
+
+
+def _reason(error: Exception) -> str:
+    """One line for whatever kept a task from loading."""
+    about_data = any(isinstance(one, OSError | DatasetsError) for one in _causes(error))
+    what = "its data cannot be loaded" if about_data else "cannot be loaded"
+    lines = (line.strip() for line in str(error).splitlines())
+    first = next((line for line in lines if any(map(str.isalnum, line))), "no reason given")
+    return f"{what} ({type(error).__name__}: {first})"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
