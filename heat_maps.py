@@ -20,7 +20,7 @@ Measure = Callable[[Comparison], float | None]
 MEASURES: dict[str, tuple[str, str, Measure]] = {
     "sweep_tokens_per_second": (
         "decoding speed (tokens/s)",
-        ".3g",
+        ".1f",
         lambda one: one.run.metric("tokens_per_second", "token_weighted"),
     ),
     "sweep_speedup": (
