@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments import CELL_GROUPS, CellArguments
-from command_line import EXIT_INTERRUPTED, parse, run_script
+from command_line import EXIT_INTERRUPTED, parse, run_script, shown, warn
 from data import get_local_prompts
 
 
@@ -15,11 +15,15 @@ def main(argv: list[str] | None = None) -> int:
     # What needs neither torch nor a download comes first, so that it is refused within a second.
     prompts = get_local_prompts(arguments.data, arguments.prune, arguments.generation.seed)
 
+    import code_execution
     from cell import find_cell
     from experiment import run_cell
 
     command = shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
-    record, path = run_cell(find_cell(arguments, prompts), command)
+    cell = find_cell(arguments, prompts)
+    if arguments.data.execute_code:
+        warn(code_execution.warning())
+    record, path = run_cell(cell, command)
     print_summary(record.to_dict(), path)
     return 0 if record.status == "complete" else EXIT_INTERRUPTED
 
@@ -33,37 +37,34 @@ def print_summary(run: dict[str, Any], path: Path) -> None:
         + (f"; {skipped} skipped, longer than the model's positions" if skipped else "")
     )
     print(
-        f"speed     {_shown(run['tokens_per_second']['token_weighted'], '.1f')} tokens/s, "
-        f"{_shown(run['time_per_token']['mean'], '.4f')} s/token after a prefill of "
-        f"{_shown(run['prefill_seconds']['mean'], '.3f')} s"
+        f"speed     {shown(run['tokens_per_second']['token_weighted'], '.1f')} tokens/s, "
+        f"{shown(run['time_per_token']['mean'], '.4f')} s/token after a prefill of "
+        f"{shown(run['prefill_seconds']['mean'], '.3f')} s"
     )
     if counts["drafted_tokens"]:
         speedup = run["speedup_over_full_steps"]
         print(
-            f"drafts    {_shown(run['acceptance_rate']['token_weighted'], '.1%')} of "
+            f"drafts    {shown(run['acceptance_rate']['token_weighted'], '.1%')} of "
             f"{counts['drafted_tokens']} accepted; against full steps "
-            f"{_shown(speedup['measured'], '.2f')}x, "
-            f"predicted {_shown(speedup['predicted'], '.2f')}x, "
-            f"at most {_shown(speedup['bound'], '.2f')}x"
+            f"{shown(speedup['measured'], '.2f')}x, "
+            f"predicted {shown(speedup['predicted'], '.2f')}x, "
+            f"at most {shown(speedup['bound'], '.2f')}x"
         )
     print(
-        f"quality   ROUGE-L {_shown(text['rouge-l'], '.3f')}, "
-        f"BLEU {_shown(text['bleu_score'], '.3f')}, "
-        f"exact match {_shown(text['exact_match'], '.3f')}"
+        f"quality   ROUGE-L {shown(text['rouge-l'], '.3f')}, "
+        f"BLEU {shown(text['bleu_score'], '.3f')}, "
+        f"exact match {shown(text['exact_match'], '.3f')}"
+        + (f", pass@1 {text['pass@1']:.3f}" if "pass@1" in text else "")
     )
     print(
-        f"memory    {_shown(_gigabytes(run['peak_memory_bytes']), '.2f')} GB at peak, "
-        f"{_shown(_gigabytes(run['model']['weight_bytes']), '.2f')} GB of weights"
+        f"memory    {shown(_gigabytes(run['peak_memory_bytes']), '.2f')} GB at peak, "
+        f"{shown(_gigabytes(run['model']['weight_bytes']), '.2f')} GB of weights"
     )
     print(f"log       {path}")
 
 
 def _gigabytes(count: int | None) -> float | None:
     return None if count is None else count / 1e9
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "none" if value is None else format(value, form)
 
 
 if __name__ == "__main__":

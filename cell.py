@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import code_execution
 from arguments import CellArguments, GenerationArguments, ModelArguments, PruneArguments
 from data import Selection, get_prompts
 from prompt_encoding import check_chat_template
@@ -41,20 +42,39 @@ class Cell:
             "evaluation": selection_facts(self.evaluated),
             "calibration": self.calibration and selection_facts(self.calibration),
             "stop_words": self.arguments.stop_words,
-        }
+        } | ({"execution": code_execution.isolation()} if self._executes else {})
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that defines the run: the same identity, the same tokens at the same speed."""
+        """All that defines the run: the same identity, the same tokens at the same speed.
+
+        And the same scores: tests that are executed are part of it.
+        """
         arguments, calibration = self.arguments, self.data_facts["calibration"]
-        return {
-            "dataset": arguments.data.dataset,
-            "data_fingerprint": self.data_facts["evaluation"]["fingerprint"],
-            "apply_chat_template": arguments.data.apply_chat_template,
-            "truncate_prompt": arguments.data.truncate_prompt,
-            "plan": plan_identity(arguments.prune, calibration and calibration["fingerprint"]),
-            "generation": decoding_identity(arguments.generation, arguments.stop_words),
-        } | engine_identity(arguments.model, self.runtime, self.checkpoint)
+        return (
+            {
+                "dataset": arguments.data.dataset,
+                "data_fingerprint": self.data_facts["evaluation"]["fingerprint"],
+                "apply_chat_template": arguments.data.apply_chat_template,
+                "truncate_prompt": arguments.data.truncate_prompt,
+                "plan": plan_identity(arguments.prune, calibration and calibration["fingerprint"]),
+                "generation": decoding_identity(arguments.generation, arguments.stop_words),
+            }
+            | engine_identity(arguments.model, self.runtime, self.checkpoint)
+            | self._tests_identity
+        )
+
+    @property
+    def _executes(self) -> bool:
+        return self.arguments.data.execute_code
+
+    @property
+    def _tests_identity(self) -> dict[str, str]:
+        """Empty where no tests are run, so that such a run is called as it always was."""
+        if not self._executes:
+            return {}
+        tests = (example.tests for example in self.evaluated.examples)
+        return {"tests_fingerprint": content_hash(*tests)}
 
     @property
     def run_id(self) -> str:

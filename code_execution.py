@@ -22,14 +22,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _GUARD = Path(__file__).with_name("code_guard.py")
-_NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child")
-# One thread, as every thread of a numerical library takes address space.
-_ENVIRONMENT = {"PATH": os.defpath, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child")
+# The shell stays, as process 1: that one is spared the signals that should end a program.
+_NAMESPACES = (*_UNSHARE, "sh", "-c", '"$@"; exit', "sh")
+# Without the latter, a Python that lies in a folder of its own may not find its libraries.
+_KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH")
+# Every thread of a numerical library takes address space.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use. `seconds` are by the clock, with the start of Python."""
+    """What a program may use. `seconds` are by the clock, once Python has started."""
 
     seconds: float = 10.0
     memory_bytes: int = 4 << 30
@@ -48,12 +52,14 @@ class Limits:
 
 
 LIMITS = Limits()
+_SECONDS_TO_START = 60.0
 
 
 def passes(program: str, limits: Limits = LIMITS) -> bool:
     """Whether the program runs to its last line: without an exception, an exit, or a limit met.
 
-    Neither a process nor a file of it is left behind.
+    Neither a process nor a file of it is left behind. Raises `RuntimeError` where it cannot even be
+    started, which says nothing of the program.
     """
     try:
         source = program.encode()
@@ -81,7 +87,7 @@ def warning() -> str:
     network = "no network" if _namespaces() else "no network as far as Python can refuse it"
     return (
         "--execute_code true: code that the model writes is run on this machine, each completion "
-        f"in a process of its own with at most {', '.join(limits)}, and {network}; it may read "
+        f"in a process of its own with at most {', '.join(limits)}, and {network}; it can read "
         "your files"
     )
 
@@ -92,7 +98,8 @@ def _runs(path: Path, limits: Limits) -> bool:
     process = subprocess.Popen(
         [*_namespaces(), *command],
         cwd=path.parent,
-        env=_ENVIRONMENT,
+        env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+        | _ONE_THREAD,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -103,7 +110,9 @@ def _runs(path: Path, limits: Limits) -> bool:
             with suppress(BrokenPipeError):
                 process.stdin.write(word)
                 process.stdin.close()
-            return _answer(process.stdout, limits.seconds) == word
+            if not _answer(process.stdout, 1, _SECONDS_TO_START):
+                raise RuntimeError(f"{_GUARD.name} does not start: no completion can be judged")
+            return _answer(process.stdout, len(word), limits.seconds) == word
         finally:
             # Before the process is waited for: until then, no other can have its number.
             with suppress(ProcessLookupError):
@@ -111,11 +120,11 @@ def _runs(path: Path, limits: Limits) -> bool:
             process.wait()
 
 
-def _answer(pipe: BinaryIO, seconds: float) -> bytes:
-    """What comes through the pipe first; nothing where it is closed, or silent for too long."""
+def _answer(pipe: BinaryIO, size: int, seconds: float) -> bytes:
+    """What comes through the pipe next; nothing where it is closed, or silent for too long."""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
-        return os.read(pipe.fileno(), 64) if selector.select(seconds) else b""
+        return os.read(pipe.fileno(), size) if selector.select(seconds) else b""
 
 
 @functools.cache

@@ -1,10 +1,11 @@
 """Runs one program within limits; says that it ran to its end, in a way that it does not know.
 
-    echo WORD | python -I -B code_guard.py PROGRAM LIMITS
+    echo WORD | python -I -B code_guard.py PROGRAM LIMITS     (in the program's own folder)
 
-LIMITS is JSON, as in {"CPU": 10}: the names of `resource.RLIMIT_*`. WORD comes back on stdout only
-once the program's last line has run. It is asked for no earlier, so that a program that ends the
-process before its tests has nothing to give back. What the program prints goes nowhere.
+LIMITS is JSON, as in {"CPU": 10}: the names of `resource.RLIMIT_*`. A byte on stdout says that the
+program begins, and WORD after it that its last line has run. WORD is read no earlier, so that a
+program that ends the process before its tests has nothing to give back. What it prints goes
+nowhere.
 
 The audit hook (PEP 578) refuses what a program has no need of to be judged: writing outside its
 own folder, processes, sockets, C. It holds a careless program, not one that is bent on getting
@@ -21,15 +22,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-# All from `os`, but for those of a whole module. Folders and links are none of them needed, and
-# without them a path within the program's folder is a file.
+# No program needs a folder or a link; without them, all that is in the program's folder is files.
 _REFUSED = (
     *("os.chmod", "os.chown", "os.link", "os.mkdir", "os.removexattr", "os.rmdir", "os.setxattr"),
     *("os.symlink", "os.truncate", "os.utime", "os.lockf", "os.chflags"),
     *("os.exec", "os.fork", "os.forkpty", "os.kill", "os.killpg", "os.posix_spawn", "os.spawn"),
     *("os.system", "pty.spawn", "resource.setrlimit", "signal.pthread_kill", "subprocess.Popen"),
 )
-_REFUSED_MODULES = ("ctypes.", "socket.")
+_REFUSED_MODULES = ("ctypes.", "socket.", "sqlite3.")
 _PATHS_OF = {"open": 1, "os.remove": 1, "os.rename": 2}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -44,7 +44,8 @@ def main() -> None:
     # As where there is no C library, which numpy, for one, can do without.
     sys.modules["ctypes"] = None
     sys.argv = [program]
-    sys.addaudithook(make_hook(os.path.dirname(os.path.realpath(program))))
+    sys.addaudithook(make_hook(os.path.realpath(".")))
+    os.write(answer_end, b".")
     runpy.run_path(program)
     os.write(answer_end, os.read(word_end, 64))
     os._exit(0)
@@ -85,8 +86,11 @@ def make_hook(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
             raise PermissionError(f"{event} is refused beside open folders")
 
     def inside(path: Any) -> bool:
-        name = os.fsdecode(path)
-        return name == os.devnull or os.path.dirname(os.path.realpath(name)) == folder
+        if isinstance(path, int):
+            return True  # has been opened under this hook
+        name = os.path.realpath(os.fsdecode(path))
+        # The folder itself is what a file without a name is opened by.
+        return name == os.devnull or folder in (name, name.rpartition("/")[0])
 
     return hook
 

@@ -43,6 +43,11 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
+def shown(value: float | None, form: str) -> str:
+    """A number as a summary prints it, which may not have been measured."""
+    return "none" if value is None else format(value, form)
+
+
 def check_new_folder(name: str, value: str, may_exist: bool) -> None:
     """Refuses a folder that cannot be made or written, before anything is computed for it."""
     try:

@@ -27,6 +27,7 @@ QUALITIES = {
     "rouge-2": "ROUGE-2 (F-measure)",
     "rouge-3": "ROUGE-3 (F-measure)",
     "exact_match": "exact match (share of prompts)",
+    "pass@1": "pass@1 (share of prompts)",
     "edit_distance": "edit distance (characters)",
 }
 _WHOLE_MODEL = Decoder("autoregressive", None, None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arguments import CELL_GROUPS, CellArguments
-from command_line import EXIT_INTERRUPTED, flag, parse, reject, run_script
+from command_line import EXIT_INTERRUPTED, flag, parse, reject, run_script, shown
 from data import get_local_prompts
 
 DEFAULTS = {"generation_strategy": "self_speculative", "sample": False}
@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     strategy = arguments.generation.generation_strategy
     if strategy != "self_speculative":
         reject("generation_strategy", strategy, "only self_speculative can be checked")
+    if arguments.data.execute_code:
+        reject("execute_code", "true", "here tokens are compared; benchmark.py executes code")
     prompts = get_local_prompts(arguments.data, arguments.prune, arguments.generation.seed)
 
     from cell import find_cell
@@ -57,15 +59,15 @@ def print_summary(log: dict[str, Any]) -> None:
     print(f"{log['status']}: {len(log['examples'])} prompts: {verdicts or 'none checked'}")
     if "match_rate" in summary:
         print(
-            f"match     {_shown(summary['match_rate'], '.1%')} of outputs, "
-            f"{_shown(summary['tokens_before_difference'], '.1%')} of {summary['tokens']} tokens "
+            f"match     {shown(summary['match_rate'], '.1%')} of outputs, "
+            f"{shown(summary['tokens_before_difference'], '.1%')} of {summary['tokens']} tokens "
             f"before a first difference; largest logit gap "
-            f"{_shown(summary['largest_logit_gap'], '.2g')}"
+            f"{shown(summary['largest_logit_gap'], '.2g')}"
         )
     else:
         print(
             f"law       {summary['draws']} draws; smallest p-value "
-            f"{_shown(summary['smallest_p_value'], '.2g')}, refused below {summary['level']:.2g}"
+            f"{shown(summary['smallest_p_value'], '.2g')}, refused below {summary['level']:.2g}"
         )
     if summary["lossless"] is False:
         print("WRONG     self-speculation changes what this model says")
@@ -82,14 +84,10 @@ def _finding(one: dict[str, Any]) -> str:
         )
     parted = one["difference"]
     return (
-        f"token {parted['position'] + 1}, logit gap {_shown(parted['logit_gap'], '.2g')}\n"
+        f"token {parted['position'] + 1}, logit gap {shown(parted['logit_gap'], '.2g')}\n"
         f"    autoregressive    {parted['autoregressive'][:SHOWN_CHARACTERS]!r}\n"
         f"    self_speculative  {parted['self_speculative'][:SHOWN_CHARACTERS]!r}"
     )
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "none" if value is None else format(value, form)
 
 
 if __name__ == "__main__":

@@ -248,6 +248,7 @@ class _Split:
             return examples
         try:
             tests = self.reader.dataset.tests(row.values)
+            _check_characters(tests)
         except RowsError as error:
             self.reader.reject(f"{row.place} {error}")
         return [dataclasses.replace(example, tests=tests) for example in examples]

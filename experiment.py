@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from arguments import GenerationArguments
 from cell import Cell
+from code_execution import passes
 from command_line import UsageError
 from data import EvaluationExample
 from metrics import summarize, text_scores
@@ -175,6 +176,9 @@ def measure_example(
     sample.steps = {name: dataclasses.asdict(step) for name, step in made.steps.items()}
     sample.rounds = made.rounds
     sample.scores = text_scores(made.text, example.reference)
+    if example.tests is not None:
+        program = f"{example.content}{made.text}\n{example.tests}"
+        sample.scores["pass@1"] = float(passes(program))
     return sample
 
 

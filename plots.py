@@ -31,11 +31,13 @@ def make_plots(runs: Runs, quality: str, folder: Path) -> list[str]:
     """Writes every plot that runs of this tool have data for; returns what they leave out."""
     runs = [run for run in runs if not run.is_older]
     plans = _plan_styles(runs)
+    scored = [run for run in runs if run.metric("predicted_text", quality) is not None]
+    named = {_plan(run) for run in scored}
     plots = {
-        "quality_by_layers_removed": (_quality_panels(runs, quality), _method_keys(runs)),
+        "quality_by_layers_removed": (_quality_panels(scored, quality), _method_keys(scored)),
         "speed_and_quality": (
-            _speed_panels(runs, quality, plans),
-            [*_decoder_keys(), *_plan_keys(plans)],
+            _speed_panels(scored, quality, plans),
+            [*_decoder_keys(), *_plan_keys({p: plans[p] for p in plans if p in named})],
         ),
         "acceptance_by_draft_position": (
             _acceptance_panels(runs, plans),
@@ -43,7 +45,7 @@ def make_plots(runs: Runs, quality: str, folder: Path) -> list[str]:
         ),
         "angular_distance": (_distance_panels(runs), [_block_key()]),
     }
-    notes = []
+    notes = _unscored(len(runs) - len(scored), len(runs), quality)
     for name, (panels, keys) in plots.items():
         if len(panels) > PANELS:
             notes.append(
@@ -53,6 +55,13 @@ def make_plots(runs: Runs, quality: str, folder: Path) -> list[str]:
         if panels:
             save_figure(make_figure(panels[:PANELS], keys, common_heading(runs)), folder / name)
     return notes
+
+
+def _unscored(missing: int, total: int, quality: str) -> list[str]:
+    if not missing:
+        return []
+    count = "no run has" if missing == total else f"{missing} of {total} runs have no"
+    return [f"{count} {quality}; plots of quality leave such runs out"]
 
 
 def _quality_panels(runs: Runs, quality: str) -> list[Panel]:

@@ -5,7 +5,7 @@ import sys
 import typing
 from pathlib import Path
 
-from command_line import EXIT_INTERRUPTED, parse, run_script
+from command_line import EXIT_INTERRUPTED, parse, run_script, warn
 from data import get_local_prompts
 from sweep_grid import SweepArguments
 
@@ -15,8 +15,11 @@ def main(argv: list[str] | None = None) -> int:
     for cell in arguments.baselines():
         get_local_prompts(cell.data, cell.prune, cell.generation.seed)
 
+    import code_execution
     from sweep_runs import SweepRunner, worst
 
+    if arguments.data.execute_code:
+        warn(code_execution.warning())
     runner = SweepRunner(arguments)
     for study in runner.studies:
         for reason in study.skipped:

@@ -124,6 +124,7 @@ def _metrics_table(runs: list[LoggedRun]) -> Table:
         "BLEU": _number("predicted_text_bleu_score", ".3f"),
         "exact match": _number("predicted_text_exact_match", ".3f"),
         "edit distance": _number("predicted_text_edit_distance", ".1f"),
+        **_where_executed(runs, "pass@1", _number("predicted_text_pass@1", ".3f")),
         "acceptance": _number("acceptance_rate_mean", ".3f"),
         "prompts": _number("num_samples", "g"),
     }
@@ -156,7 +157,8 @@ def _timing_table(runs: list[LoggedRun]) -> Table:
 
 
 def _comparison_table(comparisons: list[Comparison]) -> Table:
-    columns = _names([one.run for one in comparisons]) | {
+    runs = [one.run for one in comparisons]
+    columns = _names(runs) | {
         "parameters, M": _number("parameters", ".1f", 1e-6),
         "spec. / autoregr.": _interval(SAME_PLAN, ".2f"),
         "predicted": _number("predicted_speedup", ".2f"),
@@ -164,6 +166,7 @@ def _comparison_table(comparisons: list[Comparison]) -> Table:
         "pruned / base": _interval(SAME_DECODER, ".2f"),
         "pruned spec. / base autoregr.": _interval(BOTH, ".2f"),
         "ROUGE-L change": _interval("change_rouge-l", "+.3f"),
+        **_where_executed(runs, "pass@1 change", _interval("change_pass@1", "+.3f")),
         "equal outputs": _equal_outputs,
         "peak memory, GB": _number("peak_memory_bytes", ".2f", 1e-9),
     }
@@ -176,10 +179,11 @@ def _seeds_table(groups: list[list[Comparison]]) -> Table:
         "layers": lambda one: len(one.run.kept_layers),
         "rouge-l": lambda one: one.run.metric("predicted_text", "rouge-l"),
         "exact_match": lambda one: one.run.metric("predicted_text", "exact_match"),
+        "pass@1": lambda one: one.run.metric("predicted_text", "pass@1"),
         "tokens_per_second": lambda one: one.run.metric("tokens_per_second", "mean"),
         "acceptance_rate": lambda one: one.run.metric("acceptance_rate", "mean"),
     } | {name: partial(Comparison.speedup, name=name) for name in BASELINES}
-    rows = []
+    rows, runs = [], [one.run for group in groups for one in group]
     for group in groups:
         run = group[0].run
         row = _facts(run) | {
@@ -199,6 +203,7 @@ def _seeds_table(groups: list[list[Comparison]]) -> Table:
         "seeds": _number("seeds", "d"),
         "layers": _spread("layers", ".1f"),
         "ROUGE-L": _spread("rouge-l", ".3f"),
+        **_where_executed(runs, "pass@1", _spread("pass@1", ".3f")),
         "tokens/s": _spread("tokens_per_second", ".2f"),
         "acceptance": _spread("acceptance_rate", ".3f"),
         "spec. / autoregr.": _spread(SAME_PLAN, ".2f"),
@@ -240,6 +245,14 @@ def _names(runs: list[LoggedRun]) -> dict[str, Callable[[Row], str]]:
     if any(run.is_older for run in runs):
         columns["log"] = lambda row: "older" if row["log"] == "older" else "new"
     return columns
+
+
+def _where_executed(
+    runs: list[LoggedRun], heading: str, show: Callable[[Row], str]
+) -> dict[str, Callable[[Row], str]]:
+    """The column, where a run has executed its completions."""
+    executed = any(run.metric("predicted_text", "pass@1") is not None for run in runs)
+    return {heading: show} if executed else {}
 
 
 def _compared_row(one: Comparison) -> Row:

@@ -188,6 +188,7 @@ def test_every_prompt_is_on_disk_as_soon_as_it_is_done(check, tmp_path, monkeypa
     ("flags", "message"),
     [
         (["--generation_strategy", "autoregressive"], "only self_speculative can be checked"),
+        (["--execute_code", "true", "--dataset", "human_eval"], "here tokens are compared"),
         (["--num_draws", "5"], "--num_draws 5: must be at least 100"),
         (["--exit_layer", "-1"], "--exit_layer -1: "),
         (["--exit_layer", "6"], "--exit_layer 6: must be 1 to 5"),

@@ -35,6 +35,8 @@ ORDER = [
     "run_log",
     "run_writer",
     "metrics",
+    "code_guard",
+    "code_execution",
     "cell",
     "experiment",
     "benchmark",
@@ -60,7 +62,16 @@ ORDER = [
     "harness_run",
     "eval",
 ]
-SCRIPTS = {"benchmark", "correctness", "generate", "cell_status", "analyze_logs", "sweep", "eval"}
+SCRIPTS = {
+    "benchmark",
+    "code_guard",
+    "correctness",
+    "generate",
+    "cell_status",
+    "analyze_logs",
+    "sweep",
+    "eval",
+}
 FORBIDDEN = {"eval", "exec", "pickle", "cPickle", "shelve", "marshal", "__import__"}
 
 
