@@ -1,12 +1,11 @@
 """One run: load, prune, decode, measure, log."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from arguments import CELL_GROUPS, CellArguments
-from command_line import EXIT_INTERRUPTED, parse, run_script, shown, warn
+from command_line import EXIT_INTERRUPTED, command_text, parse, run_script, shown, warn
 from data import get_local_prompts
 
 
@@ -19,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     from cell import find_cell
     from experiment import run_cell
 
-    command = shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+    command = command_text(argv)
     cell = find_cell(arguments, prompts)
     if arguments.data.execute_code:
         warn(code_execution.warning())

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import os
 import re
+import shlex
 import sys
 import types
 import typing
@@ -117,6 +118,11 @@ def parse(
     for instance in instances:
         instance.check()
     return instances
+
+
+def command_text(argv: list[str] | None) -> str:
+    """The command as a log tells it, of a script that was called with `argv`."""
+    return shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
 
 
 def run_script(

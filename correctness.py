@@ -1,12 +1,11 @@
 """Checks that self-speculative decoding says what plain decoding of the same model would."""
 
-import shlex
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from arguments import CELL_GROUPS, CellArguments
-from command_line import EXIT_INTERRUPTED, flag, parse, reject, run_script, shown
+from command_line import EXIT_INTERRUPTED, command_text, flag, parse, reject, run_script, shown
 from data import get_local_prompts
 
 DEFAULTS = {"generation_strategy": "self_speculative", "sample": False}
@@ -40,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     from cell import find_cell
     from lossless import check_cell
 
-    command = shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+    command = command_text(argv)
     log, path = check_cell(find_cell(arguments, prompts), checking.num_draws, command)
     print_summary(log)
     print(f"log       {path}")

@@ -1,11 +1,10 @@
 """Scores a pruned model, with either strategy, on tasks of lm-evaluation-harness."""
 
-import shlex
 import sys
 import typing
 from importlib.util import find_spec
 
-from command_line import UsageError, parse, run_script
+from command_line import UsageError, command_text, parse, run_script
 from harness_arguments import DEFAULTS, EvaluationArguments
 
 
@@ -18,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from harness_run import run_evaluation, tables
 
-    command = shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+    command = command_text(argv)
     record, path = run_evaluation(arguments, command)
     print(tables(record))
     print(f"log       {path}")

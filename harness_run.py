@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ import lm_eval
 from lm_eval.utils import handle_non_serializable, make_table
 
 from cell import decoding_identity, engine_identity, plan_identity, selection_facts
-from command_line import reject, warn
+from command_line import warn
 from harness_arguments import EvaluationArguments
 from harness_model import HarnessModel, summarize_requests
 from harness_requests import decoding_of
 from harness_tasks import check_runnable, find_tasks, load_tasks, single_tasks, task_facts
 from prepared_model import PreparedModel, exit_layer_facts, load_pruned, model_facts
 from run_log import RunRecord, current_commit
-from run_writer import replace_json, timestamp
+from run_writer import begin_log, replace_json, timestamp
 from runtime import find_checkpoint, start
 
 _SPECULATIVE_WARNING = (
@@ -53,7 +52,7 @@ def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRec
     prepared = load_pruned(arguments.model, arguments.prune, arguments.prompt, arguments.generation)
     print(prepared.pruned.report())
     record = make_record(arguments, prepared, facts, command)
-    path = claim_path(arguments.log.output_dir, record)
+    path = begin_log(arguments.log.output_dir, "eval", record)
     model = HarnessModel(prepared, arguments.generation, flags.batch_size)
     results = evaluate(arguments, model, manager, loaded)
     record.metrics = {"harness": plain(results), "generation": generation_facts(model, flags)}
@@ -116,17 +115,7 @@ def make_record(
         exit_layer=exit_layer_facts(generation, prepared.plan),
         runtime=prepared.runtime.facts(),
         commit=current_commit(),
-        started=timestamp(),
     )
-
-
-def claim_path(output_dir: str, record: RunRecord) -> Path:
-    """The evaluation's file, in a folder that is there by then."""
-    try:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
-    return Path(output_dir) / f"eval_{time.strftime('%Y%m%d_%H%M%S')}_{record.run_id}.json"
 
 
 def generation_facts(model: HarnessModel, flags: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +12,10 @@ from tqdm import tqdm
 
 from arguments import GenerationArguments
 from cell import Cell
-from command_line import reject
 from experiment import EncodedExample, encode_examples, load_and_prune, make_record
 from prepared_model import make_generator, save_as_asked
 from pruned_model import PrunePlan
-from run_writer import replace_json, timestamp
+from run_writer import begin_log, replace_json, timestamp
 from runtime import LoadedModel
 from self_speculation.equality import TIE_GAPS, first_difference, ties_allowed, verdict
 from self_speculation.law import ALPHA, chi_square, needed_tokens, sampled_law
@@ -33,24 +31,19 @@ def check_cell(cell: Cell, draws: int, command: str) -> tuple[Result, Path]:
     encoded = encode_examples(cell, loaded)
     save_as_asked(cell.arguments.prune, loaded, pruned)
     record = make_record(cell, loaded, pruned.plan, command)
-    record.started = timestamp()
-    stem = f"correctness_{time.strftime('%Y%m%d_%H%M%S')}_{record.run_id}"
-    path = Path(cell.arguments.log.output_dir) / f"{stem}.json"
+    path = begin_log(cell.arguments.log.output_dir, "correctness", record)
     pair = DecoderPair(cell, loaded, pruned.plan, encoded)
     is_sampled = cell.arguments.generation.sample
     found = pair.sampled(draws) if is_sampled else pair.greedy()
     results: list[Result] = []
     log = record.to_dict()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         for one in tqdm(found, total=len(encoded), unit="prompt"):
             results.append(one)
             replace_json(path, log | {"examples": results})
         record.status = "complete"
     except KeyboardInterrupt:
         record.status = "interrupted"
-    except OSError as error:
-        reject("output_dir", cell.arguments.log.output_dir, f"cannot be written ({error.strerror})")
     summarize = summarize_sampled if is_sampled else summarize_greedy
     summary = summarize(results, loaded.model.dtype)
     record.ended = timestamp()

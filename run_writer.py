@@ -61,8 +61,7 @@ class RunWriter:
 
     def __init__(self, output_dir: str, record: RunRecord) -> None:
         found = find_run(output_dir, record.run_id)
-        stem = f"benchmark_{time.strftime('%Y%m%d_%H%M%S')}_{record.run_id}"
-        self.path = found or Path(output_dir) / f"{stem}.json"
+        self.path = found or log_path(output_dir, "benchmark", record)
         self.record = record
         self.samples: list[SampleRecord] = []
         try:
@@ -105,6 +104,24 @@ class RunWriter:
 
     def _replace(self) -> None:
         replace_json(self.path, self.record.to_dict())
+
+
+def log_path(output_dir: str, kind: str, record: RunRecord) -> Path:
+    """`OUTPUT_DIR/<kind>_<time>_<run id>.json`, a name that no earlier log has."""
+    return Path(output_dir) / f"{kind}_{time.strftime('%Y%m%d_%H%M%S')}_{record.run_id}.json"
+
+
+def begin_log(output_dir: str, kind: str, record: RunRecord) -> Path:
+    """Where a run's only file will be, in a folder that is there by then.
+
+    Raises `UsageError` where the folder cannot be written.
+    """
+    record.started = timestamp()
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
+    return log_path(output_dir, kind, record)
 
 
 def replace_json(path: Path, values: dict[str, Any]) -> None:

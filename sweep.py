@@ -1,11 +1,10 @@
 """Runs a grid of exit layers, draft lengths, prune plans and data sets with one loaded model."""
 
-import shlex
 import sys
 import typing
 from pathlib import Path
 
-from command_line import EXIT_INTERRUPTED, parse, run_script, warn
+from command_line import EXIT_INTERRUPTED, command_text, parse, run_script, warn
 from data import get_local_prompts
 from sweep_grid import SweepArguments
 
@@ -24,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     for study in runner.studies:
         for reason in study.skipped:
             print(f"skipped: {study.name}, {reason}")
-    command = shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
+    command = command_text(argv)
     outcome = runner.run(command)
     report(outcome.paths, Path(arguments.log.output_dir))
     print(f"{len(outcome.paths)} of {runner.cells} cells are complete")
