@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 EXIT_USAGE = 2
 EXIT_BUSY = 75  # sysexits.h: a temporary failure, worth another try
 EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141
 
 
 class UsageError(ValueError):
@@ -137,6 +138,11 @@ def run_script(
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has seen enough. Python would try to write the
+        # rest at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CLOSED_PIPE
 
 
 def print_error(error: UsageError) -> None:

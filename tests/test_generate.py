@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import generate
-from command_line import run_script
+from command_line import EXIT_CLOSED_PIPE, run_script
 from self_speculation.speculative_streamer import WholeText
 from self_speculation.text_generator import TextGenerator
 
@@ -222,6 +222,19 @@ def test_a_session_in_a_terminal(checkpoint):
     # Three bytes a character of the first line, two of the second, and the line break.
     assert b"[60 tokens in" in seen
     assert b"the prompt's 15 took" in seen
+
+
+def test_a_reader_that_has_seen_enough_ends_the_answer_quietly(checkpoint):
+    command = [sys.executable, "-B", str(ROOT / "generate.py"), "--model", str(checkpoint)]
+    with subprocess.Popen(
+        [*command, "--prompt", "hello", "--max_steps", "200"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.close()
+        remarks = process.stderr.read().decode()
+        assert process.wait(timeout=60) == EXIT_CLOSED_PIPE
+    assert remarks.splitlines() == ["base: all 6 layers kept"]
 
 
 def wait_for(master, mark):
