@@ -1,5 +1,6 @@
 """Heat maps of a sweep: exit layers against draft lengths, for every plan and data set."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,12 +66,18 @@ def make_heat_maps(comparisons: list[Comparison], folder: Path) -> None:
     """Writes every heat map as PNG and PDF; of more panels than a page holds, on several."""
     drawn = [one for one in comparisons if one.run.num_speculations]
     for name, (label, form, measure) in MEASURES.items():
-        for old in folder.glob(f"{name}*"):  # of an earlier sweep, which may have had more pages
+        for old in _pages(name, folder):  # of an earlier sweep, which may have had more
             old.unlink()
         values = [value for value in map(measure, drawn) if value is not None]
         if values:
             panels = _panels(drawn, _Scale(label, form, measure, min(values), max(values)))
             _save_pages(panels, folder / name, common_heading([one.run for one in drawn]))
+
+
+def _pages(name: str, folder: Path) -> list[Path]:
+    """The files of one heat map, none that a user has named like it."""
+    form = re.compile(rf"{name}(_\d+)?\.(png|pdf)")
+    return [path for path in folder.iterdir() if form.fullmatch(path.name)]
 
 
 def _save_pages(panels: list[Panel], path: Path, heading: str) -> None:

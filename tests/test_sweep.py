@@ -2,7 +2,6 @@
 
 import csv
 import json
-from types import SimpleNamespace
 
 import matplotlib.image
 import pytest
@@ -11,7 +10,7 @@ from conftest import numbered
 import experiment
 import sweep
 import sweep_runs
-from command_line import UsageError, run_script
+from command_line import BusyError, UsageError, run_script
 from run_log import find_runs, read_record, read_samples
 from sweep_grid import GridArguments
 
@@ -173,6 +172,15 @@ def test_no_exit_layer_left_is_an_error(start, capsys):
     assert "must be 1 to 5" in err
 
 
+def test_maps_of_an_earlier_sweep_go_and_what_a_user_keeps_stays(start):
+    _, folder = start()
+    old, kept = folder / "sweep_speedup_2.png", folder / "sweep_speedup_tuesday.png"
+    for path in (old, kept):
+        path.write_bytes(b"drawn before")
+    assert start()[0] == 0
+    assert (old.exists(), kept.exists()) == (False, True)
+
+
 def test_a_cell_that_fails_stops_no_other(start, monkeypatch, capsys):
     ordinary = sweep_runs.run_cell
 
@@ -246,5 +254,6 @@ def test_ranges_hold_both_ends():
 
 
 def test_the_exit_code_is_that_of_a_real_failure():
-    busy, bad = SimpleNamespace(exit_code=75), UsageError("bad")
-    assert [sweep_runs.worst(failed) for failed in ([], [bad], [busy, bad])] == [0, 2, 75]
+    busy, bad = BusyError("busy"), UsageError("bad")
+    groups = [], [bad], [busy, bad], [busy]
+    assert [sweep_runs.worst(failed) for failed in groups] == [0, 2, 2, 75]
