@@ -10,6 +10,7 @@ from data import get_local_prompts
 
 DEFAULTS = {"generation_strategy": "self_speculative", "sample": False}
 EXIT_WRONG = 1
+EXIT_UNTESTED = 3
 SHOWN_CHARACTERS = 70
 
 
@@ -43,9 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     log, path = check_cell(find_cell(arguments, prompts), checking.num_draws, command)
     print_summary(log)
     print(f"log       {path}")
+    if log["summary"]["lossless"] is False:
+        return EXIT_WRONG
     if log["status"] != "complete":
         return EXIT_INTERRUPTED
-    return EXIT_WRONG if log["summary"]["lossless"] is False else 0
+    return 0 if log["summary"]["tested"] else EXIT_UNTESTED
 
 
 def print_summary(log: dict[str, Any]) -> None:
@@ -70,12 +73,18 @@ def print_summary(log: dict[str, Any]) -> None:
         )
     if summary["lossless"] is False:
         print("WRONG     self-speculation changes what this model says")
+    elif not summary["tested"]:
+        print("UNTESTED  no prompt put self-speculation to the test")
 
 
 def _finding(one: dict[str, Any]) -> str:
     if "draws" in one:
         found = one["chi_square"]
-        if found is None or found["p_value"] is None:
+        if found is None:
+            return "whose first token ends the output"
+        if not one["likely_sequences"]:
+            return "no sequence is likely enough for a bin of its own; raise --num_draws"
+        if found["p_value"] is None:
             return "which leaves no choice to test"
         return (
             f"chi-square {found['statistic']:.1f} of {found['degrees_of_freedom']} degrees of "

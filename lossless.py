@@ -37,18 +37,20 @@ def check_cell(cell: Cell, draws: int, command: str) -> tuple[Result, Path]:
     found = pair.sampled(draws) if is_sampled else pair.greedy()
     results: list[Result] = []
     log = record.to_dict()
+    status = "failed"
     try:
         for one in tqdm(found, total=len(encoded), unit="prompt"):
             results.append(one)
             replace_json(path, log | {"examples": results})
-        record.status = "complete"
+        status = "complete"
     except KeyboardInterrupt:
-        record.status = "interrupted"
-    summarize = summarize_sampled if is_sampled else summarize_greedy
-    summary = summarize(results, loaded.model.dtype)
-    record.ended = timestamp()
-    log = record.to_dict() | {"summary": summary, "examples": results}
-    replace_json(path, log)
+        status = "interrupted"
+    finally:
+        record.status, record.ended = status, timestamp()
+        summarize = summarize_sampled if is_sampled else summarize_greedy
+        summary = summarize(results, loaded.model.dtype)
+        log = record.to_dict() | {"summary": summary, "examples": results}
+        replace_json(path, log)
     return log, path
 
 
@@ -87,10 +89,16 @@ class DecoderPair:
         return facts | (compare() if item.prompt_ids else {"verdict": "prompt_too_long"})
 
     def _parted(self, ids: list[int], plain: TextGenerator, spoken: TextGenerator) -> Result:
-        one, other = plain.generate(ids).output_ids, spoken.generate(ids).output_ids
+        one, made = plain.generate(ids).output_ids, spoken.generate(ids)
+        other = made.output_ids
         model, decode = self._loaded.model, self._loaded.tokenizer.decode
         found = first_difference(model, ids, one, other)
-        result = {"verdict": verdict(found, model.dtype), "tokens": len(one), "difference": None}
+        result = {
+            "verdict": verdict(found, model.dtype),
+            "tokens": len(one),
+            "drafted": sum(drafted for drafted, _ in made.rounds),
+            "difference": None,
+        }
         if found:
             result["difference"] = {
                 "position": found.position,
@@ -108,7 +116,11 @@ class DecoderPair:
         seed, name = self._cell.arguments.generation.seed, item.example.example_id
         generator = seeded_generator(strategy.engine.device, seed, name, "law")
         observed, law = sampled_law(strategy, ids, generator, draws)
-        result = {"draws": observed.total(), "sequences": len(observed)}
+        result = {
+            "draws": observed.total(),
+            "sequences": len(observed),
+            "likely_sequences": len(law),
+        }
         if not observed:
             return result | {"verdict": "untested", "chi_square": None}
         found = chi_square(observed, law)
@@ -133,22 +145,26 @@ def summarize_greedy(results: list[Result], dtype: torch.dtype) -> Result:
         one["tokens"] - one["difference"]["position"] for one in compared if one["difference"]
     )
     counts = Counter(one["verdict"] for one in results)
+    tested = sum(one["drafted"] > 0 for one in compared)
+    holds = not counts["wrong"] and counts["tie"] <= ties_allowed(tokens)
     return {
         "verdicts": dict(counts),
+        "tested": tested,
         "tokens": tokens,
         "match_rate": counts["equal"] / len(compared) if compared else None,
         "tokens_before_difference": 1 - lost / tokens if tokens else None,
         "median_logit_gap": statistics.median(gaps) if gaps else None,
         "largest_logit_gap": max(gaps, default=None),
-        "lossless": _proven(dtype, not counts["wrong"] and counts["tie"] <= ties_allowed(tokens)),
+        "lossless": _proven(dtype, tested, holds),
     }
 
 
 def summarize_sampled(results: list[Result], dtype: torch.dtype) -> Result:
     """Calls wrong what the law makes too unlikely; marks the results with it.
 
-    The level is shared by the prompts, so that all of them together are called wrong by mistake
-    with a probability of at most `ALPHA`. In half precision they are only told of, as both passes
+    The level is shared by the prompts, so that any of them is called wrong by mistake with a
+    probability of about `ALPHA`: up to ten times that where all bins are as small as allowed, for
+    which chi-square is an approximation. In half precision they are only told of, as both passes
     round otherwise.
     """
     tested = [one for one in results if one["verdict"] == "tested"]
@@ -159,14 +175,15 @@ def summarize_sampled(results: list[Result], dtype: torch.dtype) -> Result:
     counts = Counter(one["verdict"] for one in results)
     return {
         "verdicts": dict(counts),
+        "tested": len(tested),
         "draws": sum(one.get("draws", 0) for one in results),
         "alpha": ALPHA,
         "level": level,
         "smallest_p_value": min((one["chi_square"]["p_value"] for one in tested), default=None),
-        "lossless": _proven(dtype, not counts["wrong"]),
+        "lossless": _proven(dtype, len(tested), not counts["wrong"]),
     }
 
 
-def _proven(dtype: torch.dtype, holds: bool) -> bool | None:
-    """Half precision proves nothing."""
-    return holds if dtype in TIE_GAPS else None
+def _proven(dtype: torch.dtype, tested: int, holds: bool) -> bool | None:
+    """Half precision proves nothing, nor does what was never tested."""
+    return holds if dtype in TIE_GAPS and (tested or not holds) else None

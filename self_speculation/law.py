@@ -6,6 +6,7 @@ times over by speculation, and computed from the verifier's probabilities token 
 Shapes: V vocabulary.
 """
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from self_speculation.generator_base import GenerationStrategy, Output
 LENGTH = 3
 LEAST_EXPECTED = 5  # draws in a bin, for chi-square to hold
 ALPHA = 0.001
+_ROUNDING = 1e-6  # what float32 probabilities may lack of one
 
 Sequence = tuple[int, ...]
 
@@ -53,24 +55,43 @@ def sampled_law(
 def chi_square(observed: Counter[Sequence], law: dict[Sequence, float]) -> ChiSquare:
     """Compares counts with a law whose unlikely sequences, left out of it, share one bin.
 
-    Where even together they are expected less than `LEAST_EXPECTED` times, they join the rarest
-    of the others.
+    Where even together they are expected less than `LEAST_EXPECTED` times, which is too few for
+    chi-square, how many were drawn is tested by itself, and the others among themselves. Of both
+    p-values the smaller counts, doubled.
     """
     draws = observed.total()
     counts = [observed[sequence] for sequence in law]
-    expected = [draws * probability for probability in law.values()]
-    counts.append(draws - sum(counts))
-    expected.append(draws - sum(expected))
-    if expected[-1] < LEAST_EXPECTED and len(expected) > 1:
-        rarest = min(range(len(expected) - 1), key=expected.__getitem__)
-        counts[rarest] += counts.pop()
-        expected[rarest] += expected.pop()
+    probabilities = list(law.values())
+    others = draws - sum(counts)
+    remainder = 1 - sum(probabilities)
+    if draws * remainder >= LEAST_EXPECTED:
+        return _pearson([*counts, others], [*probabilities, remainder])
+    found = _pearson(counts, [one / sum(probabilities) for one in probabilities])
+    p_value = _at_least(others, draws * max(remainder, _ROUNDING))
+    if found.p_value is not None:
+        p_value = min(1.0, 2 * min(p_value, found.p_value))
+    elif not others:
+        return found
+    return dataclasses.replace(found, p_value=p_value)
+
+
+def _pearson(counts: list[int], probabilities: list[float]) -> ChiSquare:
+    total = sum(counts)
+    pairs = zip(counts, probabilities, strict=True)
+    statistic = sum((c - total * p) ** 2 / (total * p) for c, p in pairs) if total else 0.0
     freedom = len(counts) - 1
-    statistic = sum((c - e) ** 2 / e for c, e in zip(counts, expected, strict=True))
-    if freedom == 0:
+    if freedom < 1:
         return ChiSquare(statistic, 0, None)
     half = torch.tensor([freedom / 2, statistic / 2], dtype=torch.float64)
     return ChiSquare(statistic, freedom, float(torch.special.gammaincc(half[0], half[1])))
+
+
+def _at_least(count: int, expected: float) -> float:
+    """The probability of so many rare events or more (Poisson)."""
+    if not count:
+        return 1.0
+    pair = torch.tensor([count, expected], dtype=torch.float64)
+    return float(torch.special.gammainc(pair[0], pair[1]))
 
 
 def needed_tokens(num_speculations: int) -> int:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import VOCABULARY
 
 import correctness
 import lossless
@@ -49,6 +50,7 @@ def test_what_is_equal_is_called_so(check, plan, capsys):
     assert [one["verdict"] for one in log["examples"]] == ["equal"] * 3
     assert log["summary"] == {
         "verdicts": {"equal": 3},
+        "tested": 3,
         "tokens": 48,
         "match_rate": 1.0,
         "tokens_before_difference": 1.0,
@@ -131,11 +133,31 @@ def test_a_broken_law_fails(check, broken, capsys):
     assert "chi-square" in capsys.readouterr().out
 
 
-def test_a_law_without_choice_is_untested(check, capsys):
-    code, log = check(*LAW, "--top_k", "1")
-    assert code == 0
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--top_k", "1"], "which leaves no choice to test"),
+        (["--top_k", "0", "--temperature", "9"], "no sequence is likely enough"),
+        (["--stop_token_ids", *map(str, range(VOCABULARY))], "whose first token ends the output"),
+    ],
+)
+def test_a_law_without_choice_is_untested(check, flags, reason, capsys):
+    code, log = check(*LAW, *flags)
+    assert code == 3
     assert log["summary"]["verdicts"] == {"untested": 3}
-    assert "which leaves no choice to test" in capsys.readouterr().out
+    assert log["summary"]["lossless"] is None
+    out = capsys.readouterr().out
+    assert reason in out
+    assert "no prompt put self-speculation to the test" in out
+
+
+def test_outputs_without_a_draft_prove_nothing(check, capsys):
+    code, log = check("--max_steps", "2")
+    assert code == 3
+    assert [one["drafted"] for one in log["examples"]] == [0, 0, 0]
+    assert log["summary"]["verdicts"] == {"equal": 3}
+    assert log["summary"]["lossless"] is None
+    assert "no prompt put self-speculation to the test" in capsys.readouterr().out
 
 
 def test_prompts_beyond_the_positions_are_named(check, rows):
@@ -149,25 +171,56 @@ def test_prompts_beyond_the_positions_are_named(check, rows):
         assert code == 0
         assert [one["verdict"] for one in log["examples"]] == ["prompt_too_long", "equal"]
     rows.write_text(json.dumps({"prompt": "x" * 254, "response": ""}))
-    assert check(*LAW, samples="1")[1]["summary"]["verdicts"] == {"prompt_too_long": 1}
+    code, log = check(*LAW, samples="1")
+    assert code == 3
+    assert log["summary"]["verdicts"] == {"prompt_too_long": 1}
 
 
-def test_an_interruption_keeps_what_was_found(check, monkeypatch):
-    calls = 0
-    ordinary = CachedLlama.verify
+@pytest.fixture
+def ending(monkeypatch):
+    """Has the 40th verification of a run raise an error."""
 
-    def stop(self, *arguments, **options):
-        nonlocal calls
-        calls += 1
-        if calls == 40:
-            raise KeyboardInterrupt
-        return ordinary(self, *arguments, **options)
+    def arrange(error):
+        calls = 0
+        ordinary = CachedLlama.verify
 
-    monkeypatch.setattr(CachedLlama, "verify", stop)
+        def stop(self, *arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls == 40:
+                raise error
+            return ordinary(self, *arguments, **options)
+
+        monkeypatch.setattr(CachedLlama, "verify", stop)
+
+    return arrange
+
+
+def test_an_interruption_keeps_what_was_found(check, ending):
+    ending(KeyboardInterrupt)
     code, log = check(samples="12")
     assert code == 130
     assert log["status"] == "interrupted"
     assert 1 <= len(log["examples"]) < 12
+
+
+def test_an_interruption_does_not_hide_what_is_wrong(check, broken, ending):
+    ending(KeyboardInterrupt)
+    code, log = check(samples="12")
+    assert code == 1
+    assert log["status"] == "interrupted"
+    assert log["summary"]["verdicts"]["wrong"] >= 1
+
+
+def test_a_failure_keeps_what_was_found(check, ending, tmp_path):
+    ending(RuntimeError("the device is gone"))
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        check(samples="12")
+    (path,) = tmp_path.glob("*/correctness_*.json")
+    log = json.loads(path.read_text())
+    assert log["status"] == "failed"
+    assert log["ended"]
+    assert log["summary"]["verdicts"]["equal"] == len(log["examples"]) >= 1
 
 
 def test_every_prompt_is_on_disk_as_soon_as_it_is_done(check, tmp_path, monkeypatch):

@@ -102,13 +102,31 @@ def test_an_output_of_one_token_leaves_nothing_to_draw(strategy):
 
 def test_unlikely_sequences_share_a_bin():
     observed = Counter({(1,): 60, (2,): 30, (3,): 4, (4,): 6})
-    assert chi_square(observed, {(1,): 0.6, (2,): 0.3}) == ChiSquare(0.0, 2, 1.0)
-    # Expected 4 times together, the others join the rarest sequence.
-    found = chi_square(Counter({(1,): 50, (2,): 50}), {(1,): 0.6, (2,): 0.36})
-    assert found.degrees_of_freedom == 1
-    assert found.statistic == pytest.approx(100 / 60 + 100 / 40)
-    assert found.p_value == pytest.approx(0.0412, abs=1e-4)
+    found = chi_square(observed, {(1,): 0.6, (2,): 0.3})
+    assert found.statistic == pytest.approx(0.0)
+    assert found.degrees_of_freedom == 2
+    assert found.p_value == pytest.approx(1.0)
+
+
+def test_too_few_unlikely_sequences_are_tested_by_themselves():
+    law = {(1,): 0.6, (2,): 0.36}  # the others are expected 4 times
+    among_themselves = chi_square(Counter({(1,): 50, (2,): 50}), law)
+    assert among_themselves.degrees_of_freedom == 1
+    assert among_themselves.statistic == pytest.approx(100 * 1 / 15)
+    assert among_themselves.p_value == pytest.approx(2 * 0.009823, abs=1e-5)
+    assert chi_square(Counter({(1,): 60, (2,): 36, (3,): 4}), law).p_value == 1.0
+    # 12 or more where 4 are expected: Poisson's tail, 0.000915.
+    many = chi_square(Counter({(1,): 55, (2,): 33, (3,): 12}), law)
+    assert many.statistic == pytest.approx(0.0)
+    assert many.p_value == pytest.approx(2 * 0.000915, abs=1e-6)
+
+
+def test_what_the_law_forbids_is_found():
+    assert chi_square(Counter({(1,): 1200, (3,): 800}), {(1,): 0.6, (2,): 0.4}).p_value < 1e-9
+    assert chi_square(Counter({(2,): 2000}), {(1,): 1.0}).p_value < 1e-9
+    assert chi_square(Counter({(1,): 1999, (2,): 1}), {(1,): 1.0}).p_value < 0.01
 
 
 def test_one_possible_sequence_is_no_choice():
-    assert chi_square(Counter({(1,): 100}), {(1,): 1.0}).p_value is None
+    assert chi_square(Counter({(1,): 100}), {(1,): 1.0}) == ChiSquare(0.0, 0, None)
+    assert chi_square(Counter({(1,): 60, (2,): 40}), {}) == ChiSquare(0.0, 0, None)
