@@ -4,11 +4,10 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 
 from command_line import OneLineParser, UsageError, check_new_folder, reject, run_script, warn
-from comparison import BASELINES, QUALITIES, Comparison, compare
+from comparison import QUALITIES, compare, missing_baselines
 from logged_runs import Found, LoggedRun, find_logged_runs
 from tables import FORMATS, Table, make_tables
 
@@ -37,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     tables = make_tables(found.runs, comparisons)
     print(_text(tables, arguments.format))
     left_out = _write(arguments, found.runs, tables)
-    for line in [*_missing_baselines(comparisons), *_of_older_logs(found.runs), *left_out]:
+    for line in [*missing_baselines(comparisons), *_of_older_logs(found.runs), *left_out]:
         print(f"note: {line}", file=sys.stderr)
     return 0
 
@@ -84,15 +83,6 @@ def _text(tables: list[Table], form: str) -> str:
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     mark = {"markdown": "## ", "latex": "% ", "csv": "# "}[form]
     return "\n\n".join(f"{mark}{table.title}\n\n{table.text(form)}" for table in tables)
-
-
-def _missing_baselines(comparisons: list[Comparison]) -> list[str]:
-    """Why speed-ups are missing, every reason once."""
-    reasons = Counter(reason for one in comparisons for reason in one.missing.items())
-    return [
-        f"{count} run{'s have' if count > 1 else ' has'} no {BASELINES[name]}: {reason}"
-        for (name, reason), count in reasons.items()
-    ]
 
 
 def _of_older_logs(runs: list[LoggedRun]) -> list[str]:

@@ -1,7 +1,7 @@
 """Every run against the runs that differ from it in the one thing compared."""
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +73,18 @@ def spread_over_seeds(comparisons: list[Comparison]) -> list[list[Comparison]]:
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
+def missing_baselines(
+    comparisons: list[Comparison], names: Iterable[str] = tuple(BASELINES)
+) -> list[str]:
+    """Why these speed-ups are missing, every reason once."""
+    found = (reason for one in comparisons for reason in one.missing.items())
+    reasons = Counter((name, reason) for name, reason in found if name in names)
+    return [
+        f"{count} run{'s have' if count > 1 else ' has'} no {BASELINES[name]}: {reason}"
+        for (name, reason), count in reasons.items()
+    ]
+
+
 def mean_and_deviation(values: Iterable[float | None]) -> tuple[float, float] | None:
     """Mean and sample standard deviation of the values that are known, None of fewer than two."""
     known = [value for value in values if value is not None]
@@ -95,14 +107,18 @@ class _Index:
         self._found: dict[tuple, dict[str, LoggedRun]] = defaultdict(dict)
         for run in runs:
             if not run.is_older:
-                for plan in {run.kept_layers, run.method}:
+                for plan in {run.plan_name, run.kept_layers, run.method}:
                     self._found[plan, run.decoder][run.condition_key] = run
 
-    def find(self, run: LoggedRun, plan: Any, decoder: Decoder) -> LoggedRun | str:
-        """The run with this plan and decoder under the same conditions, or what differs."""
-        alike = self._found.get((plan, decoder), {})
-        if run.condition_key in alike:
-            return alike[run.condition_key]
+    def find(self, run: LoggedRun, plans: tuple, decoder: Decoder) -> LoggedRun | str:
+        """The run with the first of these plans under the same conditions, or what differs.
+
+        The last plan is the widest: what differs is told of runs with that one.
+        """
+        for plan in plans:
+            alike = self._found.get((plan, decoder), {})
+            if run.condition_key in alike:
+                return alike[run.condition_key]
         candidates = list(alike.values()) or self._of_other_decoders(plan, decoder.strategy)
         differences = (_differences(run, decoder, other) for other in candidates)
         nearest = min(differences, key=len, default=None)
@@ -122,8 +138,8 @@ class _Index:
 
 def _compared(run: LoggedRun, index: _Index) -> Comparison:
     comparison = Comparison(run)
-    for name, (plan, decoder) in _wanted(run).items():
-        found = index.find(run, plan, decoder)
+    for name, (plans, decoder) in _wanted(run).items():
+        found = index.find(run, plans, decoder)
         if isinstance(found, str):
             comparison.missing[name] = found
             continue
@@ -139,15 +155,16 @@ def _compared(run: LoggedRun, index: _Index) -> Comparison:
     return comparison
 
 
-def _wanted(run: LoggedRun) -> dict[str, tuple[Any, Decoder]]:
-    """Plan and decoder of every baseline that the run has."""
+def _wanted(run: LoggedRun) -> dict[str, tuple[tuple, Decoder]]:
+    """Plans that will do, the best first, and decoder of every baseline that the run has."""
     wanted, speculative = {}, run.strategy == "self_speculative"
     if speculative:
-        wanted[SAME_PLAN] = run.kept_layers, _WHOLE_MODEL
+        # Other plans may keep the same layers, but were run at another time.
+        wanted[SAME_PLAN] = (run.plan_name, run.kept_layers), _WHOLE_MODEL
     if run.method != "base":
-        wanted[SAME_DECODER] = "base", run.decoder
+        wanted[SAME_DECODER] = ("base",), run.decoder
         if speculative:
-            wanted[BOTH] = "base", _WHOLE_MODEL
+            wanted[BOTH] = ("base",), _WHOLE_MODEL
     return wanted
 
 

@@ -51,7 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         argv, __doc__, *GROUPS, AnswerArguments
     )
     prompt = answering.prompt
-    if prompt is None and not sys.stdin.isatty():
+    if sys.stdout is None:
+        raise UsageError("standard output is closed; nothing could be shown")
+    if prompt is None and not (sys.stdin and sys.stdin.isatty()):
         prompt = piped_prompt()
 
     from prepared_model import load_pruned
@@ -126,12 +128,12 @@ def read_prompt() -> str | None:
     lines: list[str] = []
     while True:
         try:
-            line = input("... " if lines else ">>> ")
+            line = ask("... " if lines else ">>> ")
         except EOFError:
-            print()
+            say("")
             return "\n".join(lines) or None
         except KeyboardInterrupt:
-            print()
+            say("")
             lines = []
             continue
         if line:
@@ -140,8 +142,18 @@ def read_prompt() -> str | None:
             return "\n".join(lines)
 
 
+def ask(sign: str) -> str:
+    """One line from the terminal. The sign is no part of an answer that goes elsewhere."""
+    if sys.stdout.isatty():
+        return input(sign)  # the one that edits lines
+    print(sign, end="", file=sys.stderr, flush=True)
+    return input()
+
+
 def piped_prompt() -> str:
     """All of standard input but the line break at its end."""
+    if sys.stdin is None:
+        reject("prompt", None, "standard input is closed")
     try:
         text = sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:

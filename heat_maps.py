@@ -133,7 +133,9 @@ def _write_numbers(axes: Axes, values: numpy.ndarray, scale: _Scale) -> None:
 def _mark_best(axes: Axes, values: numpy.ndarray) -> None:
     if numpy.isfinite(values).any():
         row, column = numpy.unravel_index(numpy.nanargmax(values), values.shape)
-        for width, shade in ((5, "white"), (2.5, "black")):
+        # Of a low cell, a wide frame would cover the number.
+        black = _print_size(axes, len(values), 12) / 6
+        for width, shade in ((2 * black, "white"), (black, "black")):
             corner = column - 0.5, row - 0.5
             frame = Rectangle(corner, 1, 1, fill=False, linewidth=width, edgecolor=shade)
             frame.set_clip_on(False)

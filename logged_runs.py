@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +93,11 @@ class LoggedRun:
         return Decoder(self.strategy, self.exit_layer, self.num_speculations)
 
     @property
+    def plan_name(self) -> tuple[str, str, tuple[int, ...] | None]:
+        """The plan as it was asked for, and what came of it, which calibration may decide."""
+        return self.method, self.param, self.kept_layers
+
+    @property
     def decodes_whole_model(self) -> bool:
         """False for early-exit inference, which is another model."""
         return self.strategy == "self_speculative" or self.exit_layer is None
@@ -156,9 +161,14 @@ class Found:
 
 
 def find_logged_runs(folders: list[Path]) -> Found:
-    """All finished runs below the folders, oldest first; what cannot be read stops nothing."""
+    """All finished runs below the folders, oldest first."""
+    return read_logged_runs(_log_files(folders))
+
+
+def read_logged_runs(paths: Iterable[Path]) -> Found:
+    """The finished runs in these files, oldest first; what cannot be read stops nothing."""
     found = Found()
-    for path in _log_files(folders):
+    for path in paths:
         try:
             run, warnings = _read(path)
         except _UNREADABLE as error:
@@ -172,14 +182,6 @@ def find_logged_runs(folders: list[Path]) -> Found:
             found.runs.append(run)
     _count_once(found)
     return found
-
-
-def read_runs(paths: list[Path]) -> list[LoggedRun]:
-    """The runs in these files of complete runs. Raises ValueError for what is none."""
-    runs = [_read(path)[0] for path in paths]
-    if None in runs:
-        raise ValueError(f"{paths[runs.index(None)]} is not complete")
-    return runs
 
 
 def _log_files(folders: list[Path]) -> Iterator[Path]:

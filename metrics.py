@@ -57,7 +57,7 @@ def summarize(samples: list[SampleRecord]) -> dict[str, Any]:
         "total_time": _spread(s.prefill_seconds + s.decode_seconds for s in timed),
         "time_per_token": _spread(_seconds_per_token(s) for s in timed if _decoded(s)),
         "tokens_per_second": _spread(1 / _seconds_per_token(s) for s in timed if _decoded(s))
-        | {"token_weighted": _ratio(decoded, seconds)},
+        | {"token_weighted": _ratio(decoded, seconds) if decoded else None},
         "prefill_seconds": _spread(s.prefill_seconds for s in timed),
         "decode_seconds": _spread(s.decode_seconds for s in timed),
         "step_seconds": step_seconds,

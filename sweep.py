@@ -4,7 +4,7 @@ import sys
 import typing
 from pathlib import Path
 
-from command_line import EXIT_INTERRUPTED, command_text, parse, run_script, warn
+from command_line import EXIT_INTERRUPTED, command_text, parse, reject, run_script, warn
 from data import get_local_prompts
 from sweep_grid import SweepArguments
 
@@ -41,18 +41,26 @@ def parse_sweep(argv: list[str] | None) -> SweepArguments:
 
 def report(paths: list[Path], folder: Path) -> None:
     """Prints the best cells, and writes table and heat maps of those that are complete."""
-    from comparison import compare
+    from comparison import SAME_PLAN, compare, missing_baselines
     from heat_maps import make_heat_maps
-    from logged_runs import read_runs
+    from logged_runs import read_logged_runs
     from tables import sweep_table
 
-    if not paths:
+    found = read_logged_runs(paths)
+    for line in found.warnings:
+        warn(line)
+    if not found.runs:
         return
-    comparisons = compare(read_runs(paths))
+    comparisons = compare(found.runs)
     table = sweep_table(comparisons)
     print(table.text("markdown"))
-    (folder / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
-    make_heat_maps(comparisons, folder)
+    for line in missing_baselines(comparisons, [SAME_PLAN]):
+        print(f"note: {line}", file=sys.stderr)
+    try:
+        (folder / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+        make_heat_maps(comparisons, folder)
+    except OSError as error:
+        reject("output_dir", str(folder), f"{error.filename} cannot be written ({error.strerror})")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from command_line import BusyError, UsageError, print_error, reject
 from experiment import run_cell
 from prepared_model import decide_plan
 from pruned_model import PruneModel, PrunePlan
-from runtime import load_model
+from run_log import RunRecord
+from runtime import LoadedModel, load_model
 from sweep_grid import SweepArguments
 
 
@@ -49,6 +50,7 @@ class SweepRunner:
         self._find_cell = cell_finder()
         baselines = [self._find_cell(one) for one in arguments.baselines()]
         first = baselines[0]
+        _check_range(arguments, first.checkpoint.config.num_hidden_layers)
         self._loaded = load_model(first.arguments.model, first.runtime, first.checkpoint)
         self.studies = [self._study(cell) for cell in baselines]
         if not any(study.speculative for study in self.studies):
@@ -97,7 +99,10 @@ class SweepRunner:
             with pruned.for_a_while():
                 print(pruned.report())
 
-                def prepare(cell: Cell, _: object, pruned: PruneModel = pruned) -> tuple:
+                def prepare(
+                    cell: Cell, left: RunRecord | None, pruned: PruneModel = pruned
+                ) -> tuple[LoadedModel, PruneModel]:
+                    _check_same_plan(cell, left, pruned.plan)
                     return self._loaded, pruned
 
                 for arguments in [study.baseline.arguments, *study.speculative]:
@@ -109,6 +114,25 @@ class SweepRunner:
         holds_more = bool(pruned.plan.removed_layers) and not pruned.frees_memory
         runtime = dataclasses.replace(cell.runtime, holds_more=holds_more)
         return dataclasses.replace(cell, runtime=runtime)
+
+
+def _check_same_plan(cell: Cell, left: RunRecord | None, plan: PrunePlan) -> None:
+    """Refuses to go on with a run that another plan began, as distances that tie may decide."""
+    if left and PrunePlan.from_dict(left.plan).kept_layers != plan.kept_layers:
+        folder = cell.arguments.log.output_dir
+        reject(
+            "output_dir",
+            folder,
+            f"run {left.run_id} was begun with layers {list(left.plan['removed_layers'])} removed, "
+            f"where now {list(plan.removed_layers)} are; move its two files away to begin anew",
+        )
+
+
+def _check_range(arguments: SweepArguments, layers: int) -> None:
+    """Refuses exit layers that begin beyond the model, before its weights are read."""
+    if not arguments.grid.exit_layers(layers):
+        first = arguments.grid.exit_layer_first
+        reject("exit_layer_first", first, f"must be 1 to {layers - 1}; the model has {layers}")
 
 
 def _name(study: Study, arguments: CellArguments) -> str:

@@ -71,20 +71,21 @@ def sweep_table(comparisons: list[Comparison]) -> Table:
     """A row for every point of a grid; of every plan and data set, the fastest is marked."""
     drafting = [one for one in comparisons if one.run.num_speculations]
     fastest: dict[tuple, float] = {}
+    for one in drafting:
+        study, speed = _study(one.run), _speed(one.run)
+        fastest[study] = max(speed or 0, fastest.get(study, 0))
     rows = []
     for one in sorted(drafting, key=lambda one: _order(one.run)):
+        speed = _speed(one.run)
         row = _facts(one.run) | {
-            "tokens_per_second": one.run.metric("tokens_per_second", "token_weighted"),
+            "threads": one.run.conditions["threads"],
+            "tokens_per_second": speed,
             "acceptance_rate": one.run.metric("acceptance_rate", "token_weighted"),
             "predicted_speedup": one.run.metric("speedup_over_full_steps", "predicted"),
             "speedup_bound": one.run.metric("speedup_over_full_steps", "bound"),
+            "best": speed == fastest[_study(one.run)],
         }
         rows.append(row | _bounds(SAME_PLAN, one.speedups.get(SAME_PLAN)))
-    for row in rows:
-        speed = row["tokens_per_second"] or 0
-        fastest[_study(row)] = max(speed, fastest.get(_study(row), 0))
-    for row in rows:
-        row["best"] = row["tokens_per_second"] == fastest[_study(row)]
     columns = _names([one.run for one in drafting]) | {
         "tokens/s": _number("tokens_per_second", ".2f"),
         "spec. / autoregr.": _interval(SAME_PLAN, ".2f"),
@@ -96,9 +97,13 @@ def sweep_table(comparisons: list[Comparison]) -> Table:
     return Table("sweep", "Sweep", rows, columns)
 
 
-def _study(row: Row) -> tuple:
-    """The plan and data set that a row is of."""
-    return row["dataset"], row["approach"], row["param"], row["n_shot"], row["model"]
+def _study(run: LoggedRun) -> tuple:
+    """The plan and the conditions, which two cells share if their speeds can be compared."""
+    return run.plan_name, run.condition_key
+
+
+def _speed(run: LoggedRun) -> float | None:
+    return run.metric("tokens_per_second", "token_weighted")
 
 
 def flattened(values: Row, prefix: str) -> Row:

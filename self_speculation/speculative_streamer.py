@@ -120,12 +120,17 @@ class SpeculativeStreamer(StandardStreamer):
         """The part of a draft that can be taken back without a trace.
 
         An accent would go into the last character that stands. At the end of a full line, not
-        every terminal saves whether the next character begins a new one.
+        every terminal saves whether the next character begins a new one. What scrolls beyond the
+        top moves the place that was saved.
         """
-        if not self._is_terminal or self._column == shutil.get_terminal_size().columns:
+        columns, lines = shutil.get_terminal_size()
+        if not self._is_terminal or self._column == columns:
             return ""
         joining = itertools.takewhile(lambda character: wcwidth(character) == 0, text)
-        return text[len(list(joining)) :]
+        text = text[len(list(joining)) :]
+        while text and lines_needed(text, columns) > lines - 1:
+            text = text[:-1]
+        return text
 
     def _take_back(self) -> None:
         if self._is_draft_shown:
@@ -133,11 +138,18 @@ class SpeculativeStreamer(StandardStreamer):
         self._is_draft_shown = False
 
     def _room_for(self, text: str) -> str:
-        """Scrolls, where needed, by the most lines that the text could take; none is wider."""
-        columns, lines = shutil.get_terminal_size()
-        needed = 1 + sum(2 * len(line) // columns + 1 for line in text.split("\n"))
-        count = max(1, min(needed, lines - 1))
+        """Scrolls, where needed, by the lines that the text could take."""
+        count = lines_needed(text, shutil.get_terminal_size().columns)
         return _DOWN * count + _UP.format(count)
+
+
+def lines_needed(text: str, columns: int) -> int:
+    """The most lines below the cursor's that the text could take, whatever column it begins in.
+
+    No character is wider than 2, and a line may end a column early where one does not fit.
+    """
+    widths = (2 * len(line.replace("\t", "\t" * (_TAB // 2))) for line in text.split("\n"))
+    return sum(width // max(columns - 1, 1) + 1 for width in widths)
 
 
 def column_after(text: str, column: int, columns: int) -> int:

@@ -139,6 +139,19 @@ def test_the_newest_of_equal_baselines_counts(tmp_path):
     assert pruned.speedups[SAME_DECODER].value == pytest.approx(4, rel=0.02)
 
 
+def test_of_plans_that_keep_the_same_layers_its_own_is_a_runs_baseline(tmp_path):
+    plans = [random_plan(0.0, seed) for seed in (1, 2)]
+    for plan, seconds in zip(plans, (4.0, 8.0), strict=True):
+        MadeUpRun(plan=plan, seconds=seconds, **AUTOREGRESSIVE).write(tmp_path)
+        MadeUpRun(plan=plan, seconds=2.0, **SPECULATIVE).write(tmp_path)
+    MadeUpRun(seconds=2.0, **SPECULATIVE).write(tmp_path)  # has none of its own
+    spoken = {one.run.param: one for one in compare(read(tmp_path)) if one.run.num_speculations}
+    speedups = {param: one.speedups[SAME_PLAN].value for param, one in spoken.items()}
+    assert speedups["p=0.0 seed=1"] == pytest.approx(2, rel=0.02)
+    assert speedups["p=0.0 seed=2"] == pytest.approx(4, rel=0.02)
+    assert spoken[""].baselines[SAME_PLAN].kept_layers == spoken[""].run.kept_layers
+
+
 def test_without_samples_speed_ups_have_no_interval(tmp_path):
     MadeUpRun(seconds=2.0, **AUTOREGRESSIVE).write(tmp_path)
     path = MadeUpRun(plan=angular_plan(2), seconds=1.0, **AUTOREGRESSIVE).write(tmp_path)

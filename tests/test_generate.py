@@ -128,8 +128,8 @@ class Typist:
         self.lines = list(lines)
         self.seen = []
 
-    def __call__(self, prompt):
-        self.seen.append(prompt)
+    def __call__(self, sign=None):
+        self.seen.append(sign)
         line = self.lines.pop(0)
         if isinstance(line, type):
             raise line
@@ -154,6 +154,30 @@ def test_an_empty_line_or_the_end_of_input_sends_a_prompt(lines, prompts, monkey
         found.append(prompt)
     assert found == prompts
     assert typist.lines == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_only_a_terminal_is_asked_on_standard_output(terminal, monkeypatch, capsys):
+    """An answer that goes into a file is the text alone."""
+    typist = Typist("one", KeyboardInterrupt, EOFError)
+    monkeypatch.setattr("builtins.input", typist)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    assert generate.read_prompt() is None
+    assert typist.seen == ([">>> ", "... ", ">>> "] if terminal else [None] * 3)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == ("\n\n" if terminal else ">>> ... \n>>> \n")
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [("stdin", "--prompt: standard input is closed"), ("stdout", "standard output is closed")],
+)
+def test_closed_streams_are_one_line(stream, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, stream, None)
+    assert run_script(generate.main, []) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_a_bad_prompt_ends_nothing(ask, monkeypatch, capsys):

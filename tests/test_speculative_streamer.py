@@ -9,7 +9,7 @@ from conftest import END
 from wcwidth import wcwidth
 
 from self_speculation.generator_base import StopRule
-from self_speculation.speculative_streamer import STREAMERS, column_after
+from self_speculation.speculative_streamer import STREAMERS, column_after, lines_needed
 
 COLUMNS, LINES = 12, 5
 PIECES = [
@@ -23,6 +23,7 @@ PIECES = [
     "x" * COLUMNS,
     "語" * 6,
     "\r\n",
+    "\n\n\n",
 ]
 
 
@@ -111,6 +112,17 @@ def test_what_remains_is_the_text_and_no_trace_of_drafts(seed, terminal, rule, i
     assert terminal.text() == plain.text()
 
 
+@pytest.mark.parametrize("drafted", ["\n\nc\n\nd\n\ne", "x" * 80, "語" * 40])
+def test_a_draft_taller_than_the_terminal_leaves_no_trace(drafted, terminal, rule, ids):
+    streamer = STREAMERS["speculative"](terminal)
+    streamer.begin(rule)
+    streamer.show(ids("one\nab"))
+    streamer.draft(ids("one\nab" + drafted))
+    assert terminal.text() != "one\nab"
+    streamer.show(ids("one\nabX"))
+    assert terminal.text() == "one\nabX"
+
+
 def test_tabs_keep_their_stops(terminal, rule, ids):
     speak(STREAMERS["speculative"](terminal), rule, ids("ab\tcd\n\te"), random.Random(0))
     assert terminal.text() == "ab      cd\n        e"
@@ -197,6 +209,19 @@ def test_without_a_terminal_there_is_nothing_but_the_text(
         monkeypatch.setattr(terminal, "isatty", lambda: False)
     speak(STREAMERS[name](terminal), rule, ids("日本\tab\x1b[0m"), random.Random(5))
     assert terminal.sent == "日本\tab\x1b[0m\n"
+
+
+@pytest.mark.parametrize("columns", [2, 3, 7, 80])
+@pytest.mark.parametrize("text", ["", "語" * 30, "\n\n語\n", "a語" * 9, "\ta" * 5])
+def test_no_text_takes_more_lines_than_are_made_room_for(text, columns):
+    for start in range(columns + 1):
+        column, rows = start, 0
+        for character in text:
+            after = column_after(character, column, columns)
+            # Only a line break, or a line that was full, leaves the cursor no further right.
+            rows += character == "\n" or (after <= column and character != "\t")
+            column = after
+        assert rows <= lines_needed(text, columns)
 
 
 def test_columns_are_counted_as_a_terminal_does():

@@ -172,6 +172,93 @@ def test_no_exit_layer_left_is_an_error(start, capsys):
     assert "must be 1 to 5" in err
 
 
+@pytest.mark.parametrize("first", ["6", "10"])
+def test_exit_layers_that_begin_beyond_the_model_are_refused_before_it_is_loaded(
+    first, checkpoint, rows, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sweep_runs, "load_model", None)
+    flags = ["--model", str(checkpoint), "--dataset", "custom_jsonl", "--data_path", str(rows)]
+    logs = tmp_path / "logs"
+    code = run_script(sweep.main, [*flags, "--exit_layer_first", first, "--output_dir", str(logs)])
+    assert (code, logs.exists()) == (2, False)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--exit_layer_first {first}: must be 1 to 5; the model has 6" in line
+
+
+def test_a_run_that_another_plan_began_is_not_taken_up(start, stop_at, capsys):
+    undo = stop_at(1, KeyboardInterrupt)
+    _, folder = start(*PLANS, "--prune_methods", "angular")
+    undo()
+    (path,) = find_runs(folder)
+    log = json.loads(path.read_text())
+    removed = log["plan"]["removed_layers"]
+    log["plan"]["kept_layers"] = [0, 1, 4, 5] if removed != [2, 3] else [0, 3, 4, 5]
+    path.write_text(json.dumps(log))
+    before = path.read_text()
+    assert start(*PLANS, "--prune_methods", "angular")[0] == 2
+    assert f"where now {removed} are; move its two files away" in capsys.readouterr().err
+    assert path.read_text() == before
+    assert len(find_runs(folder)) == 1 + 4  # the other cells of the plan went on
+
+
+def test_what_cannot_be_read_or_written_is_told_in_one_line(start, capsys):
+    _, folder = start()
+    path = find_runs(folder)[-1]
+    log = json.loads(path.read_text())
+    del log["counts"]
+    path.write_text(json.dumps(log))
+    capsys.readouterr()
+    assert start()[0] == 0
+    found = capsys.readouterr()
+    assert f"warning: {path} cannot be read: it lacks 'counts'" in found.err
+    assert found.out.count("| self_speculative") == 3
+    (folder / "sweep.csv").unlink()
+    (folder / "sweep.csv").mkdir()
+    assert start()[0] == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert line.endswith(
+        f"--output_dir {folder}: {folder / 'sweep.csv'} cannot be written (Is a directory)"
+    )
+
+
+def test_cells_of_other_threads_have_a_best_one_of_their_own(start):
+    _, folder = start()
+    for path in find_runs(folder):
+        log = json.loads(path.read_text())
+        if log["exit_layer"]["original"] == 2:
+            log["timed"]["threads"] = 7
+            path.write_text(json.dumps(log))
+    assert start()[0] == 0
+    with (folder / "sweep.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["threads"] for row in table] == ["7", "7", "1", "1"]
+    best = [row["best"] == "True" for row in table]
+    assert (sum(best[:2]), sum(best[2:])) == (1, 1)
+
+
+def test_baselines_that_a_sweep_lacks_are_told_of(start, capsys):
+    _, folder = start()
+    (path,) = [path for path in find_runs(folder) if not read_record(path).exit_layer["original"]]
+    log = json.loads(path.read_text())
+    log["timed"]["threads"] = 7
+    path.write_text(json.dumps(log))
+    capsys.readouterr()
+    assert start()[0] == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: 4 runs have no autoregressive run of the same plan: the nearest differs in "
+        "threads (7, not 1)"
+    ]
+
+
+def test_nothing_decoded_is_no_speed(start):
+    _, folder = start("--max_steps", "1")
+    with (folder / "sweep.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert {(row["tokens_per_second"], row["best"]) for row in table} == {("", "False")}
+    assert not (folder / "sweep_tokens_per_second.png").exists()
+
+
 def test_maps_of_an_earlier_sweep_go_and_what_a_user_keeps_stays(start):
     _, folder = start()
     old, kept = folder / "sweep_speedup_2.png", folder / "sweep_speedup_tuesday.png"
