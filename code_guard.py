@@ -12,11 +12,16 @@ own folder, processes, sockets, C. It holds a careless program, not one that is 
 out: for that one there are the limits of the system, and a machine that nothing is lost with.
 """
 
+# Some are imported for the programs: what they do at their import would be refused later.
+import ctypes  # noqa: F401
 import faulthandler
+import itertools
 import json
 import os
 import resource
 import runpy
+import signal  # noqa: F401
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,9 +32,23 @@ _REFUSED = (
     *("os.chmod", "os.chown", "os.link", "os.mkdir", "os.removexattr", "os.rmdir", "os.setxattr"),
     *("os.symlink", "os.truncate", "os.utime", "os.lockf", "os.chflags"),
     *("os.exec", "os.fork", "os.forkpty", "os.kill", "os.killpg", "os.posix_spawn", "os.spawn"),
-    *("os.system", "pty.spawn", "resource.setrlimit", "signal.pthread_kill", "subprocess.Popen"),
+    *("os.system", "pty.spawn", "resource.prlimit", "resource.setrlimit"),
+    *("signal.pthread_kill", "subprocess.Popen"),
 )
 _REFUSED_MODULES = ("ctypes.", "socket.", "sqlite3.")
+# Of what would be refused, what libraries do when they are imported, and asyncio to wake itself.
+_HARMLESS: dict[str, Callable[[tuple[Any, ...]], bool]] = {
+    "ctypes.dlsym": lambda arguments: str(arguments[1]).startswith("Py"),
+    "socket.__new__": lambda arguments: arguments[1] == socket.AF_UNIX,
+}
+# What Python tells no hook of.
+_UNTOLD = {
+    "os": ("mkfifo", "mknod", "pidfd_open"),
+    "posix": ("mkfifo", "mknod", "pidfd_open"),
+    "signal": ("pidfd_send_signal",),
+    "_signal": ("pidfd_send_signal",),
+}
+_MOST_FILES = 64
 _PATHS_OF = {"open": 1, "os.remove": 1, "os.rename": 2}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -41,8 +60,7 @@ def main() -> None:
     lower(limits)
     # Ends the process even where the one that started it is gone and cannot.
     faulthandler.dump_traceback_later(limits["CPU"], exit=True)
-    # As where there is no C library, which numpy, for one, can do without.
-    sys.modules["ctypes"] = None
+    forget()
     sys.argv = [program]
     sys.addaudithook(make_hook(os.path.realpath(".")))
     os.write(answer_end, b".")
@@ -70,10 +88,21 @@ def lower(limits: dict[str, int]) -> None:
             resource.setrlimit(kind, (value, value))
 
 
+def forget() -> None:
+    """Takes away what the audit hook could not refuse."""
+    for module, names in _UNTOLD.items():
+        for name in names:
+            with suppress(AttributeError):  # not on every system
+                delattr(sys.modules[module], name)
+
+
 def make_hook(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
-    """An audit hook that refuses all but reading, and writing files in the folder."""
+    """An audit hook that refuses all but reading, and writing a few files in the folder."""
+    opened = itertools.count(1)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _HARMLESS and _HARMLESS[event](arguments):
+            return
         if event in _REFUSED or event.startswith(_REFUSED_MODULES):
             raise PermissionError(f"{event} is refused")
         if event not in _PATHS_OF or (event == "open" and not arguments[2] & _WRITING):
@@ -84,6 +113,8 @@ def make_hook(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
         # A path relative to an open folder, of which the hook does not learn where it is.
         if event != "open" and max(arguments[count:]) >= 0:
             raise PermissionError(f"{event} is refused beside open folders")
+        if event == "open" and next(opened) > _MOST_FILES:
+            raise PermissionError(f"{_MOST_FILES} files have been opened for writing")
 
     def inside(path: Any) -> bool:
         if isinstance(path, int):

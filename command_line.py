@@ -28,6 +28,12 @@ class UsageError(ValueError):
     exit_code = EXIT_USAGE
 
 
+class FailedError(UsageError):
+    """A run that broke down on its way; what it had is in its log."""
+
+    exit_code = 1
+
+
 class BusyError(UsageError):
     """Another process is at it."""
 

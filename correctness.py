@@ -86,9 +86,16 @@ def _finding(one: dict[str, Any]) -> str:
             return "no sequence is likely enough for a bin of its own; raise --num_draws"
         if found["p_value"] is None:
             return "which leaves no choice to test"
+        rare = found["rare_draws"]
         return (
             f"chi-square {found['statistic']:.1f} of {found['degrees_of_freedom']} degrees of "
-            f"freedom, p = {found['p_value']:.2g}"
+            "freedom, "
+            + (
+                f"{rare} rare draws where {found['rare_expected']:.2g} are expected, "
+                if rare
+                else ""
+            )
+            + f"p = {found['p_value']:.2g}"
         )
     parted = one["difference"]
     return (

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,19 @@ import lm_eval
 from lm_eval.utils import handle_non_serializable, make_table
 
 from cell import decoding_identity, engine_identity, plan_identity, selection_facts
-from command_line import warn
+from command_line import FailedError, UsageError, warn
 from harness_arguments import EvaluationArguments
 from harness_model import HarnessModel, summarize_requests
 from harness_requests import decoding_of
-from harness_tasks import check_runnable, find_tasks, load_tasks, single_tasks, task_facts
+from harness_tasks import (
+    check_runnable,
+    check_shots,
+    error_line,
+    find_tasks,
+    load_tasks,
+    single_tasks,
+    task_facts,
+)
 from prepared_model import PreparedModel, exit_layer_facts, load_pruned, model_facts
 from run_log import RunRecord, current_commit
 from run_writer import begin_log, replace_json, timestamp
@@ -30,7 +39,9 @@ _SPECULATIVE_WARNING = (
 def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRecord, Path]:
     """Loads tasks, then the model; evaluates and logs. Returns the run and its file.
 
-    Raises `UsageError` for tasks that are unknown, lack their data or ask for what cannot be done.
+    Raises `UsageError` for tasks that are unknown, lack their data or ask for what cannot be done,
+    and `FailedError` for one that breaks down: the log then holds its error, and what was
+    generated.
     """
     # The harness warns of a model that is handed over loaded, and of every prompt that it cuts.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -42,10 +53,12 @@ def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRec
     loaded = load_tasks(manager, flags.tasks)
     tasks = single_tasks(manager, loaded)
     check_runnable(tasks, flags.confirm_run_unsafe_code)
-    for name, task in tasks.items():
-        if task.OUTPUT_TYPE == "generate_until":
-            decoding_of(arguments.generation, task.config.generation_kwargs or {}, name)
-    if arguments.generation.generation_strategy == "self_speculative":
+    check_shots(tasks, flags.num_fewshot)
+    generating = {name: t for name, t in tasks.items() if t.OUTPUT_TYPE == "generate_until"}
+    for name, task in generating.items():
+        decoding_of(arguments.generation, task.config.generation_kwargs or {}, name)
+    speculates = arguments.generation.generation_strategy == "self_speculative"
+    if speculates and len(generating) < len(tasks):
         warn(_SPECULATIVE_WARNING)
     facts = {name: task_facts(task) for name, task in tasks.items()}
 
@@ -54,10 +67,26 @@ def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRec
     record = make_record(arguments, prepared, facts, command)
     path = begin_log(arguments.log.output_dir, "eval", record)
     model = HarnessModel(prepared, arguments.generation, flags.batch_size)
-    results = evaluate(arguments, model, manager, loaded)
-    record.metrics = {"harness": plain(results), "generation": generation_facts(model, flags)}
-    record.status, record.ended = "complete", timestamp()
-    replace_json(path, record.to_dict())
+    try:
+        results = evaluate(arguments, model, manager, loaded)
+        record.metrics["harness"] = plain(results)
+        record.status = "complete"
+    except KeyboardInterrupt:
+        record.status = "interrupted"
+        raise
+    except Exception as error:
+        # Tasks are programs with data, written by others, and fail in their own ways.
+        record.status = "failed"
+        record.metrics["error"] = "".join(traceback.format_exception(error))
+        if isinstance(error, UsageError):
+            raise
+        names = " ".join(flags.tasks)
+        reason = f"failed ({error_line(error)}); {path} tells where"
+        raise FailedError(f"--tasks {names}: {reason}") from error
+    finally:
+        record.metrics["generation"] = generation_facts(model, flags)
+        record.ended = timestamp()
+        replace_json(path, record.to_dict())
     return record, path
 
 

@@ -4,12 +4,14 @@ import difflib
 import itertools
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from datasets.exceptions import DatasetsError
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 
-from command_line import UsageError, reject
+from command_line import UsageError, reject, warn
 from run_log import content_hash
 
 
@@ -26,7 +28,8 @@ def find_tasks(names: list[str], include_path: str | None) -> TaskManager:
     manager = TaskManager(include_path=include_path)
     for name in names:
         if name not in manager.task_index:
-            reject("tasks", name, _unknown_message(name, manager))
+            damaged = _damaged(include_path) if include_path else None
+            reject("tasks", name, damaged or _unknown_message(name, manager))
     return manager
 
 
@@ -55,6 +58,18 @@ def load_tasks(manager: TaskManager, names: list[str]) -> list[Any]:
 def single_tasks(manager: TaskManager, loaded: list[Any]) -> dict[str, Any]:
     """All tasks, those in groups included, by name."""
     return manager.load(loaded)["tasks"]
+
+
+def check_shots(tasks: dict[str, Any], num_fewshot: int | None) -> None:
+    """Refuses more solved examples than a task has, and warns where it shows none at all."""
+    for name, task in tasks.items():
+        own = task.get_config("num_fewshot")
+        if own == 0 and num_fewshot:
+            warn(f"--num_fewshot {num_fewshot}: task {name} has 0 fixed, and keeps it")
+        wanted = own if num_fewshot is None or own == 0 else num_fewshot
+        known = len(list(task.fewshot_docs())) if wanted else 0
+        if known < (wanted or 0):
+            reject("num_fewshot", wanted, f"task {name} has {known} solved examples")
 
 
 def check_runnable(tasks: dict[str, Any], may_run_code: bool) -> None:
@@ -87,13 +102,28 @@ def _unknown_message(name: str, manager: TaskManager) -> str:
     return f"none of the {len(manager.all_tasks)} tasks known; --include_path adds your own"
 
 
+def _damaged(folder: str) -> str | None:
+    """The first file of tasks that the harness passes over in silence, and why."""
+    for path in sorted(Path(folder).rglob("*.yaml")):
+        try:
+            load_yaml(path, resolve_func=False)
+        except Exception as error:  # whatever it is, the harness passes over it
+            return f"no such task; {path} cannot be read ({error_line(error)})"
+    return None
+
+
+def error_line(error: Exception) -> str:
+    """An error's type, and the first line of its message that says anything."""
+    lines = (line.strip() for line in str(error).splitlines())
+    first = next((line for line in lines if any(map(str.isalnum, line))), "no reason given")
+    return f"{type(error).__name__}: {first}"
+
+
 def _reason(error: Exception) -> str:
     """One line for whatever kept a task from loading."""
     about_data = any(isinstance(one, OSError | DatasetsError) for one in _causes(error))
     what = "its data cannot be loaded" if about_data else "cannot be loaded"
-    lines = (line.strip() for line in str(error).splitlines())
-    first = next((line for line in lines if any(map(str.isalnum, line))), "no reason given")
-    return f"{what} ({type(error).__name__}: {first})"
+    return f"{what} ({error_line(error)})"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -163,9 +163,9 @@ def summarize_sampled(results: list[Result], dtype: torch.dtype) -> Result:
     """Calls wrong what the law makes too unlikely; marks the results with it.
 
     The level is shared by the prompts, so that any of them is called wrong by mistake with a
-    probability of about `ALPHA`: up to ten times that where all bins are as small as allowed, for
-    which chi-square is an approximation. In half precision they are only told of, as both passes
-    round otherwise.
+    probability of about `ALPHA`. Chi-square is an approximation, worst far out in its tail: twice
+    `ALPHA` for one prompt, and five times, at worst fifteen, where more than a hundred share it.
+    In half precision they are only told of, as both passes round otherwise.
     """
     tested = [one for one in results if one["verdict"] == "tested"]
     level = ALPHA / max(len(tested), 1)

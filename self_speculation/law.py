@@ -7,6 +7,7 @@ Shapes: V vocabulary.
 """
 
 import dataclasses
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 
@@ -24,11 +25,17 @@ Sequence = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ChiSquare:
-    """Pearson's test of draws against expected counts; `p_value` None where there is no choice."""
+    """Pearson's test of draws against expected counts; `p_value` None where there is no choice.
+
+    `rare_draws`, where the law is hardly expected to leave its likely sequences: how often it was
+    left, which is tested by itself against `rare_expected`, and counts in `p_value` too.
+    """
 
     statistic: float
     degrees_of_freedom: int
     p_value: float | None
+    rare_draws: int | None = None
+    rare_expected: float | None = None
 
 
 def sampled_law(
@@ -38,6 +45,9 @@ def sampled_law(
 
     Likely is what is expected at least `LEAST_EXPECTED` times. A sequence is shorter than `LENGTH`
     where a stop ends it; both are empty where the first token is one. The prompt is read once.
+
+    Every other output has room for `LENGTH` tokens after the first and no more, so that fewer are
+    drafted and the token that follows a draft which stands as a whole is among those compared.
     """
     engine, sampling = strategy.engine, strategy.config.sampling
     strategy.begin(generator)
@@ -46,7 +56,9 @@ def sampled_law(
     first = int(first_token)
     if strategy.stop_rule.reason([first]):
         return Counter(), {}
-    observed = Counter(_draw(strategy, prompt_ids, first) for _ in range(draws))
+    limits = itertools.cycle((needed_tokens(strategy.config.num_speculations), 1 + LENGTH))
+    drawn = (_draw(strategy, prompt_ids, first, limit) for limit in limits)
+    observed = Counter(itertools.islice(drawn, draws))
     law: dict[Sequence, float] = {}
     _enumerate(strategy, prompt_ids, [first], 1.0, LEAST_EXPECTED / draws, law)
     return observed, law
@@ -67,12 +79,13 @@ def chi_square(observed: Counter[Sequence], law: dict[Sequence, float]) -> ChiSq
     if draws * remainder >= LEAST_EXPECTED:
         return _pearson([*counts, others], [*probabilities, remainder])
     found = _pearson(counts, [one / sum(probabilities) for one in probabilities])
-    p_value = _at_least(others, draws * max(remainder, _ROUNDING))
+    expected = draws * max(remainder, _ROUNDING)
+    p_value: float | None = _at_least(others, expected)
     if found.p_value is not None:
         p_value = min(1.0, 2 * min(p_value, found.p_value))
     elif not others:
-        return found
-    return dataclasses.replace(found, p_value=p_value)
+        p_value = None
+    return dataclasses.replace(found, p_value=p_value, rare_draws=others, rare_expected=expected)
 
 
 def _pearson(counts: list[int], probabilities: list[float]) -> ChiSquare:
@@ -99,10 +112,9 @@ def needed_tokens(num_speculations: int) -> int:
     return 1 + LENGTH + num_speculations
 
 
-def _draw(strategy: GenerationStrategy, prompt_ids: list[int], first: int) -> Sequence:
-    """The tokens after the first, by as many whole rounds as they take."""
+def _draw(strategy: GenerationStrategy, prompt_ids: list[int], first: int, limit: int) -> Sequence:
+    """The tokens after the first, by the rounds of an output of at most `limit` tokens."""
     strategy.engine.rollback(len(prompt_ids))
-    limit = needed_tokens(strategy.config.num_speculations)
     output = Output(prompt_ids, limit, strategy.stop_rule)
     output.extend([first])
     while output.stop_reason is None and len(output.ids) <= LENGTH:

@@ -62,6 +62,9 @@ FINE = {
     "numpy": "import numpy; assert numpy.linalg.inv(numpy.eye(2)).sum() == 2",
     "threads": "import threading\nthreading.Thread(target=threading.Event().wait).start()",
     "no main": "if __name__ == '__main__': 1 / 0",
+    "libraries that look for C": "import ctypes, sympy, scipy.special, pandas",
+    "asyncio": "import asyncio\nasync def one(): return 1\nassert asyncio.run(one()) == 1",
+    "many files": "for _ in range(64): open('a', 'w').write('x')",
     "environment": "import os; assert not {'HOME', 'HF_HUB_OFFLINE'} & set(os.environ)",
 }
 
@@ -89,8 +92,15 @@ WRONG = {
     "fork": "import os; os.fork()",
     "system": "import os; os.system('true')",
     "process": "import subprocess, sys; subprocess.run([sys.executable, '--version'])",
-    "C": "import ctypes",
+    "too many files": "for _ in range(65): open('a', 'w').write('x')",
+    "C": "import ctypes; ctypes.CDLL(None).getpid()",
+    "C by Python's name": "import ctypes; ctypes.pythonapi.getpid()",
+    "pipes": "import os; os.mkfifo('a')",
+    "devices": "import posix; posix.mknod('a')",
+    "local sockets": "import socket; socket.socket(socket.AF_UNIX).bind('a')",
     "more memory": "import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
+    "less for others": "import os, resource as r; r.prlimit(os.getppid(), r.RLIMIT_NOFILE, (9, 9))",
+    "signals": "import os, signal; signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 15)",
 }
 
 

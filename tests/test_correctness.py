@@ -8,7 +8,7 @@ from conftest import VOCABULARY
 import correctness
 import lossless
 from command_line import run_script
-from self_speculation import self_speculation_generator
+from self_speculation import law, self_speculation_generator
 from self_speculation.llama_model_utils import CachedLlama
 
 SPECULATIVE = ["--exit_layer", "3", "--num_speculations", "3", "--max_steps", "16"]
@@ -131,6 +131,22 @@ def test_a_broken_law_fails(check, broken, capsys):
     assert code == 1
     assert log["summary"]["verdicts"]["wrong"] >= 1
     assert "chi-square" in capsys.readouterr().out
+
+
+def test_a_sequence_that_the_law_forbids_is_told_of(check, monkeypatch, capsys):
+    """Half of the draws are another sequence than the only one that can be."""
+    ordinary, made = law._draw, []
+
+    def draw(strategy, prompt_ids, first, limit):
+        made.append(ordinary(strategy, prompt_ids, first, limit))
+        return (0, 0, 0) if len(made) % 2 else made[-1]
+
+    monkeypatch.setattr(law, "_draw", draw)
+    code, log = check(*LAW, "--top_k", "1", samples="1")
+    assert code == 1
+    found = log["examples"][0]["chi_square"]
+    assert (found["degrees_of_freedom"], found["rare_draws"]) == (0, 75)
+    assert "75 rare draws where 0.00015 are expected, p = 0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

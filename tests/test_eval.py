@@ -13,7 +13,7 @@ from lm_eval.tasks import TaskManager
 
 import eval as script
 import harness_tasks
-from command_line import run_script
+from command_line import UsageError, run_script
 from harness_run import plain
 
 QUESTIONS = [
@@ -276,6 +276,65 @@ def test_bad_flags_are_refused_before_the_harness_is_looked_for(
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["indent", "encoding"])
+def test_a_definition_that_cannot_be_read_is_named(evaluate, few_defaults, tmp_path, capsys, name):
+    """The harness passes over such files in silence, and calls their tasks unknown."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "sound.yaml").write_text("task: sound\ndoc_to_text: !function helpers.text\n")
+    path = folder / f"{name}.yaml"
+    path.write_bytes({"indent": b"task: mine\nx: [\n", "encoding": b"task: m\xff\n"}[name])
+    assert evaluate("--include_path", str(folder), names=["mine"]) == (2, None)
+    err = capsys.readouterr().err
+    assert f"--tasks mine: no such task; {path} cannot be read (" in err
+    assert err.count("\n") == 1
+
+
+def test_more_solved_examples_than_there_are_is_refused(evaluate, monkeypatch, capsys):
+    monkeypatch.setattr("harness_run.load_pruned", None)
+    assert evaluate("--num_fewshot", "13", names=["local_choice"]) == (2, None)
+    err = capsys.readouterr().err
+    assert "--num_fewshot 13: task local_choice has 12 solved examples" in err
+
+
+def test_a_fixed_number_of_solved_examples_is_told_of(evaluate, tasks, tmp_path, capsys):
+    folder = tmp_path / "fixed"
+    folder.mkdir()
+    text = (tasks / "choice.yaml").read_text().replace("local_choice", "fixed")
+    (folder / "fixed.yaml").write_text(f"{text}num_fewshot: 0\n")
+    flags = ["--include_path", str(folder), "--num_fewshot", "2", "--limit", "1"]
+    code, run = evaluate(*flags, names=["fixed"])
+    assert (code, run["harness"]["n-shot"]["fixed"]) == (0, 0)
+    assert "--num_fewshot 2: task fixed has 0 fixed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "status"),
+    [
+        (TypeError("no\nanswer"), 1, "failed"),
+        (UsageError("too long"), 2, "failed"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_was_generated_survives_a_task_that_breaks_down(
+    evaluate, monkeypatch, capsys, error, code, status
+):
+    ordinary = lm_eval.simple_evaluate
+
+    def broken(**flags):
+        ordinary(**flags)
+        raise error
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", broken)
+    found, run = evaluate("--limit", "2", "--log_samples", "true", names=["local_text"])
+    assert (found, run["status"]) == (code, status)
+    assert [one["generated_tokens"] for one in run["generation"]["samples"]] == [9, 9]
+    assert type(error).__name__ in run.get("error", "KeyboardInterrupt")
+    line = capsys.readouterr().err.splitlines()[-1]
+    if code == 1:
+        assert "--tasks local_text: failed (TypeError: no); " in line
 
 
 def test_no_task_named_is_refused(capsys):

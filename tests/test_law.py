@@ -8,6 +8,7 @@ import torch
 from conftest import END, random_prompt
 
 from self_speculation import law as law_module
+from self_speculation import sampling as sampling_module
 from self_speculation import self_speculation_generator
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.law import LENGTH, ChiSquare, chi_square, sampled_law
@@ -76,6 +77,23 @@ def test_accepting_all_drafts_is_found(strategy, monkeypatch):
     assert chi_square(observed, law).p_value < 1e-9
 
 
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_wrong_token_after_a_whole_draft_is_found(strategy, monkeypatch, k):
+    """Drawn from the row before its own; rounds as long as what is compared would hide it."""
+    ordinary = sampling_module.accept
+
+    def accept(draft_tokens, draft_probs, target_probs, generator):
+        accepted, token = ordinary(draft_tokens, draft_probs, target_probs, generator)
+        if accepted == len(draft_tokens):
+            token = int(torch.multinomial(target_probs[-2], 1, generator=generator))
+        return accepted, token
+
+    monkeypatch.setattr(self_speculation_generator, "accept", accept)
+    tested = strategy(SamplingRule(True, temperature=2.0, top_k=4), k=k)
+    observed, law = sampled_law(tested, PROMPT, seeded(), draws=800)
+    assert chi_square(observed, law).p_value < 1e-6
+
+
 def test_a_replacement_from_the_wrong_distribution_is_found(strategy, monkeypatch):
     """Drawn from p where it should be drawn from p less q, which only a joint law can tell."""
     monkeypatch.setattr("self_speculation.sampling._residual", lambda p_V, q_V, drafted: p_V)
@@ -119,6 +137,7 @@ def test_too_few_unlikely_sequences_are_tested_by_themselves():
     many = chi_square(Counter({(1,): 55, (2,): 33, (3,): 12}), law)
     assert many.statistic == pytest.approx(0.0)
     assert many.p_value == pytest.approx(2 * 0.000915, abs=1e-6)
+    assert (many.rare_draws, many.rare_expected) == (12, pytest.approx(4))
 
 
 def test_what_the_law_forbids_is_found():
@@ -128,5 +147,6 @@ def test_what_the_law_forbids_is_found():
 
 
 def test_one_possible_sequence_is_no_choice():
-    assert chi_square(Counter({(1,): 100}), {(1,): 1.0}) == ChiSquare(0.0, 0, None)
+    found = chi_square(Counter({(1,): 100}), {(1,): 1.0})
+    assert found == ChiSquare(0.0, 0, None, rare_draws=0, rare_expected=pytest.approx(1e-4))
     assert chi_square(Counter({(1,): 60, (2,): 40}), {}) == ChiSquare(0.0, 0, None)
