@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from command_line import OneLineParser, UsageError, check_new_folder, reject, run_script, warn
-from comparison import QUALITIES, compare, missing_baselines
+from comparison import QUALITIES, compare, drifting_speedups, missing_baselines
 from logged_runs import Found, LoggedRun, find_logged_runs
 from tables import FORMATS, Table, make_tables
 
@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     tables = make_tables(found.runs, comparisons)
     print(_text(tables, arguments.format))
     left_out = _write(arguments, found.runs, tables)
-    for line in [*missing_baselines(comparisons), *_of_older_logs(found.runs), *left_out]:
+    remarks = missing_baselines(comparisons) + drifting_speedups(comparisons)
+    for line in [*remarks, *_of_older_logs(found.runs), *left_out]:
         print(f"note: {line}", file=sys.stderr)
     return 0
 

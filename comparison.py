@@ -30,6 +30,8 @@ QUALITIES = {
     "pass@1": "pass@1 (share of prompts)",
     "edit_distance": "edit distance (characters)",
 }
+# Beyond this factor, a speed-up tells more of what else the machine did than of decoding.
+_MOST_DRIFT = 1.25
 _WHOLE_MODEL = Decoder("autoregressive", None, None)
 
 
@@ -54,6 +56,17 @@ class Comparison:
         """One of the three speed-ups; None without its baseline."""
         found = self.speedups.get(name)
         return found and found.value
+
+    @property
+    def drift(self) -> float | None:
+        """The factor between two measurements of the speed-up over autoregressive decoding.
+
+        One is over the autoregressive run, the other over full steps timed in this run itself. They
+        part where the machine was slower in one of the runs.
+        """
+        other = self.run.metric("speedup_over_full_steps", "measured")
+        mine = self.speedup(SAME_PLAN)
+        return max(mine / other, other / mine) if mine and other else None
 
 
 def compare(runs: list[LoggedRun]) -> list[Comparison]:
@@ -82,6 +95,18 @@ def missing_baselines(
     return [
         f"{count} run{'s have' if count > 1 else ' has'} no {BASELINES[name]}: {reason}"
         for (name, reason), count in reasons.items()
+    ]
+
+
+def drifting_speedups(comparisons: list[Comparison]) -> list[str]:
+    """A warning, where the machine's speed changed too much between runs to compare them."""
+    drifts = [one.drift for one in comparisons if (one.drift or 1) > _MOST_DRIFT]
+    if not drifts:
+        return []
+    return [
+        f"{len(drifts)} speed-up{'s' if len(drifts) > 1 else ''} over an autoregressive run, and "
+        f"over full steps timed in the run itself, differ by a factor of up to {max(drifts):.2f}: "
+        "the machine was slower in one of the two runs, which another --output_dir runs again"
     ]
 
 

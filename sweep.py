@@ -41,7 +41,7 @@ def parse_sweep(argv: list[str] | None) -> SweepArguments:
 
 def report(paths: list[Path], folder: Path) -> None:
     """Prints the best cells, and writes table and heat maps of those that are complete."""
-    from comparison import SAME_PLAN, compare, missing_baselines
+    from comparison import SAME_PLAN, compare, drifting_speedups, missing_baselines
     from heat_maps import make_heat_maps
     from logged_runs import read_logged_runs
     from tables import sweep_table
@@ -54,7 +54,7 @@ def report(paths: list[Path], folder: Path) -> None:
     comparisons = compare(found.runs)
     table = sweep_table(comparisons)
     print(table.text("markdown"))
-    for line in missing_baselines(comparisons, [SAME_PLAN]):
+    for line in missing_baselines(comparisons, [SAME_PLAN]) + drifting_speedups(comparisons):
         print(f"note: {line}", file=sys.stderr)
     try:
         (folder / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")

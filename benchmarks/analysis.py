@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
             cells = product(range(data_seeds), DATASETS, _plans(plan_seeds), DECODERS)
             for seed, dataset, plan, decoder in islice(cells, arguments.runs):
                 run = MadeUpRun(dataset, plan, *decoder, arguments.examples, arguments.tokens)
-                replace(run, data_seed=seed).write(folder / "logs")
+                full = run.seconds / (run.tokens - 1)
+                replace(run, data_seed=seed, full_step_seconds=full).write(folder / "logs")
             size = sum(path.stat().st_size for path in (folder / "logs").iterdir())
             print(f"{study}: {arguments.runs} runs, {size / 1e6:.0f} MB of logs")
             for flags in ([], ["--no_plots"]):

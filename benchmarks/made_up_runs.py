@@ -51,6 +51,7 @@ class MadeUpRun:
     examples: int = 20
     tokens: int = 32
     seconds: float = 1.0
+    full_step_seconds: float = 1 / 31
     score: float = 0.5
     data_seed: int = 0
     identity: dict[str, Any] = field(default_factory=dict)
@@ -135,7 +136,7 @@ class MadeUpRun:
                 prefill_seconds=0.1,
                 decode_seconds=seconds,
                 steps={"draft": step, "verify": step} if rounds else {"full": step},
-                full_step={"calls": 2, "seconds": 0.1} if rounds else None,
+                full_step={"calls": 2, "seconds": 2 * self.full_step_seconds} if rounds else None,
                 rounds=rounds,
                 scores={
                     name: self.score * example.uniform(0.5, 1.5) * draws.uniform(0.9, 1.1)

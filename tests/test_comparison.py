@@ -1,6 +1,7 @@
 """Only runs that differ in the thing compared are compared, and what is missing is told."""
 
 import dataclasses
+import re
 
 import pytest
 from made_up import AUTOREGRESSIVE, SPECULATIVE, read
@@ -11,6 +12,7 @@ from comparison import (
     SAME_DECODER,
     SAME_PLAN,
     compare,
+    drifting_speedups,
     mean_and_deviation,
     quality_intervals,
     spread_over_seeds,
@@ -150,6 +152,22 @@ def test_of_plans_that_keep_the_same_layers_its_own_is_a_runs_baseline(tmp_path)
     assert speedups["p=0.0 seed=1"] == pytest.approx(2, rel=0.02)
     assert speedups["p=0.0 seed=2"] == pytest.approx(4, rel=0.02)
     assert spoken[""].baselines[SAME_PLAN].kept_layers == spoken[""].run.kept_layers
+
+
+def test_a_machine_that_was_slower_in_one_run_is_told_of(tmp_path):
+    """By the full steps that each speculative run times itself: 31 take a second in these."""
+    MadeUpRun(seconds=1.0, **AUTOREGRESSIVE).write(tmp_path / "steady")
+    MadeUpRun(seconds=0.5, **SPECULATIVE).write(tmp_path / "steady")
+    steady = compare(read(tmp_path / "steady"))
+    assert drifting_speedups(steady) == []
+    assert [one.drift is None for one in steady] == [not r.run.num_speculations for r in steady]
+    assert max(one.drift or 1 for one in steady) < 1.1
+    for name, seconds in (("slow", 2.0), ("fast", 0.5)):
+        MadeUpRun(seconds=seconds, **AUTOREGRESSIVE).write(tmp_path / name)
+        MadeUpRun(seconds=0.5, **SPECULATIVE).write(tmp_path / name)
+        (line,) = drifting_speedups(compare(read(tmp_path / name)))
+        factor = float(re.search(r"^1 speed-up over .* by a factor of up to ([\d.]+):", line)[1])
+        assert factor == pytest.approx(2, rel=0.1)
 
 
 def test_without_samples_speed_ups_have_no_interval(tmp_path):
