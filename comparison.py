@@ -104,9 +104,9 @@ def drifting_speedups(comparisons: list[Comparison]) -> list[str]:
     if not drifts:
         return []
     return [
-        f"{len(drifts)} speed-up{'s' if len(drifts) > 1 else ''} over an autoregressive run, and "
-        f"over full steps timed in the run itself, differ by a factor of up to {max(drifts):.2f}: "
-        "the machine was slower in one of the two runs, which another --output_dir runs again"
+        f"{len(drifts)} speed-up{'s' if len(drifts) > 1 else ''} over an autoregressive run: full "
+        f"steps timed in the run itself say otherwise, by a factor of up to {max(drifts):.2f}; the "
+        "machine was slower in one of the two runs, which another --output_dir runs again"
     ]
 
 
