@@ -27,7 +27,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

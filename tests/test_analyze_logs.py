@@ -256,7 +256,9 @@ def test_real_runs_are_analysed_as_they_are_written(checkpoint, rows, tmp_path, 
             line = [*flags, *plan, *decoder, "--output_dir", str(tmp_path / "logs")]
             assert run_script(benchmark.main, line) == 0
     code, out, err = analyze()
-    assert (code, err) == (0, "")
+    # How fast this machine is from one run to the next is not for a test to say.
+    remarks = [line for line in err.splitlines() if "slower in one of the two runs" not in line]
+    assert (code, remarks) == (0, [])
     rows = {row["approach"] + row["strategy"]: row for row in tables(out)["Comparisons"]}
     spoken = rows["randomself_speculative E=3 k=2"]
     assert spoken["equal outputs"] == "3/3"
