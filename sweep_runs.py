@@ -118,12 +118,12 @@ class SweepRunner:
 
 def _check_same_plan(cell: Cell, left: RunRecord | None, plan: PrunePlan) -> None:
     """Refuses to go on with a run that another plan began, as distances that tie may decide."""
-    if left and PrunePlan.from_dict(left.plan).kept_layers != plan.kept_layers:
-        folder = cell.arguments.log.output_dir
+    began = PrunePlan.from_dict(left.plan) if left else plan
+    if began.kept_layers != plan.kept_layers:
         reject(
             "output_dir",
-            folder,
-            f"run {left.run_id} was begun with layers {list(left.plan['removed_layers'])} removed, "
+            cell.arguments.log.output_dir,
+            f"run {left.run_id} was begun with layers {list(began.removed_layers)} removed, "
             f"where now {list(plan.removed_layers)} are; move its two files away to begin anew",
         )
 

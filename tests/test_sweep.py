@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import contextmanager
 
 import matplotlib.image
 import pytest
@@ -34,6 +35,14 @@ def start(checkpoint, rows, tmp_path):
         return run_script(sweep.main, [*common, *data, *logs, *GRID, *flags]), tmp_path / folder
 
     return run
+
+
+@contextmanager
+def rewritten(path):
+    """A log's values, which are written back as they are left."""
+    log = json.loads(path.read_text())
+    yield log
+    path.write_text(json.dumps(log))
 
 
 def records(folder):
@@ -190,10 +199,9 @@ def test_a_run_that_another_plan_began_is_not_taken_up(start, stop_at, capsys):
     _, folder = start(*PLANS, "--prune_methods", "angular")
     undo()
     (path,) = find_runs(folder)
-    log = json.loads(path.read_text())
-    removed = log["plan"]["removed_layers"]
-    log["plan"]["kept_layers"] = [0, 1, 4, 5] if removed != [2, 3] else [0, 3, 4, 5]
-    path.write_text(json.dumps(log))
+    with rewritten(path) as log:
+        removed = log["plan"]["removed_layers"]
+        log["plan"]["kept_layers"] = [0, 1, 4, 5] if removed != [2, 3] else [0, 3, 4, 5]
     before = path.read_text()
     assert start(*PLANS, "--prune_methods", "angular")[0] == 2
     assert f"where now {removed} are; move its two files away" in capsys.readouterr().err
@@ -203,10 +211,9 @@ def test_a_run_that_another_plan_began_is_not_taken_up(start, stop_at, capsys):
 
 def test_what_cannot_be_read_or_written_is_told_in_one_line(start, capsys):
     _, folder = start()
-    path = find_runs(folder)[-1]
-    log = json.loads(path.read_text())
-    del log["counts"]
-    path.write_text(json.dumps(log))
+    path = next(path for path in find_runs(folder) if read_record(path).exit_layer["original"])
+    with rewritten(path) as log:
+        del log["counts"]
     capsys.readouterr()
     assert start()[0] == 0
     found = capsys.readouterr()
@@ -224,10 +231,9 @@ def test_what_cannot_be_read_or_written_is_told_in_one_line(start, capsys):
 def test_cells_of_other_threads_have_a_best_one_of_their_own(start):
     _, folder = start()
     for path in find_runs(folder):
-        log = json.loads(path.read_text())
-        if log["exit_layer"]["original"] == 2:
-            log["timed"]["threads"] = 7
-            path.write_text(json.dumps(log))
+        with rewritten(path) as log:
+            if log["exit_layer"]["original"] == 2:
+                log["timed"]["threads"] = 7
     assert start()[0] == 0
     with (folder / "sweep.csv").open() as file:
         table = list(csv.DictReader(file))
@@ -239,9 +245,8 @@ def test_cells_of_other_threads_have_a_best_one_of_their_own(start):
 def test_baselines_that_a_sweep_lacks_are_told_of(start, capsys):
     _, folder = start()
     (path,) = [path for path in find_runs(folder) if not read_record(path).exit_layer["original"]]
-    log = json.loads(path.read_text())
-    log["timed"]["threads"] = 7
-    path.write_text(json.dumps(log))
+    with rewritten(path) as log:
+        log["timed"]["threads"] = 7
     capsys.readouterr()
     assert start()[0] == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
