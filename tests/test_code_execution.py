@@ -177,9 +177,9 @@ def test_the_namespace_has_no_network_even_without_the_guard():
 LEAVES = """
 import os, sys, time
 from multiprocessing.util import spawnv_passfds
-code = {code!r}
+code, beat = {code!r}, {beat!r}
 spawnv_passfds(os.fsencode(sys.executable), [sys.executable, "-I", "-c", code], [])
-while not os.path.exists({beat!r}):
+while not (os.path.exists(beat) and os.path.getsize(beat)):
     time.sleep(0.01)
 """
 BEATS = """
@@ -194,7 +194,7 @@ for _ in range(1000):
 def test_processes_that_a_program_leaves_are_ended(end, tmp_path, namespaces):
     beat = tmp_path / "beat"
     program = LEAVES.format(code=BEATS.format(beat=str(beat)), beat=str(beat)) + end
-    assert passes(program, Limits(seconds=2) if end else LIMITS) is (end == "")
+    assert passes(program, Limits(seconds=4) if end else LIMITS) is (end == "")
     time.sleep(0.1)
     size = beat.stat().st_size
     time.sleep(0.3)
