@@ -210,6 +210,19 @@ def make_plan(
     return CRITERIA[arguments.prune_method](arguments, model, calibration)
 
 
+def check_prune_n(flag: str, count: int, layers: int) -> None:
+    """Refuses a number of layers that the criterion cannot remove from a model with so many."""
+    if not 1 <= count <= layers - 2:
+        reject(flag, count, f"must be 1 to {layers - 2}; the model has {layers} layers")
+
+
+def with_prune_n(plan: PrunePlan, count: int) -> PrunePlan:
+    """The angular plan for another number of layers, by the distances that this one measured."""
+    rows = plan.scores["distances"]
+    known = [[math.nan if value is None else value for value in row] for row in rows]
+    return _least_distance(torch.tensor(known, dtype=torch.float64), count, plan.calibration)
+
+
 def angular_distances(model: nn.Module, prompts: list[Tensor]) -> Tensor:
     """d(l, n) for all l and n at once, float64 of shape (L + 1, L + 1); NaN where l + n > L.
 
@@ -269,11 +282,15 @@ def _base(arguments: PruneArguments, model: nn.Module, _: Callable) -> PrunePlan
 def _angular(
     arguments: PruneArguments, model: nn.Module, calibration: Callable[[], list[Tensor]]
 ) -> PrunePlan:
-    layers, count = model.config.num_hidden_layers, arguments.prune_n
-    if not 1 <= count <= layers - 2:
-        reject("prune_n", count, f"must be 1 to {layers - 2}; the model has {layers} layers")
+    check_prune_n("prune_n", arguments.prune_n, model.config.num_hidden_layers)
     prompts = calibration()
-    distances = angular_distances(model, prompts)
+    facts = {"prompts": len(prompts), "tokens": sum(prompt.shape[1] for prompt in prompts)}
+    return _least_distance(angular_distances(model, prompts), arguments.prune_n, facts)
+
+
+def _least_distance(distances: Tensor, count: int, calibration: dict[str, int]) -> PrunePlan:
+    """Removes the `count` layers across which the states turn least."""
+    layers = len(distances) - 1
     # l + n <= L - 1: the last layer is never removed.
     candidates = distances[: layers - count, count]
     if not candidates.isfinite().all():
@@ -282,16 +299,13 @@ def _angular(
             "try another --dtype"
         )
     first = int(candidates.argmin())
-    kept = [index for index in range(layers) if not first <= index < first + count]
+    kept = tuple(index for index in range(layers) if not first <= index < first + count)
     scores = {
         "first_removed_layer": first,
         "distance": float(candidates[first]),
         "distances": [[_finite(value) for value in row] for row in distances.tolist()],
     }
-    facts = {"prompts": len(prompts), "tokens": sum(prompt.shape[1] for prompt in prompts)}
-    return PrunePlan(
-        "angular", layers, tuple(kept), prune_n=count, scores=scores, calibration=facts
-    )
+    return PrunePlan("angular", layers, kept, prune_n=count, scores=scores, calibration=calibration)
 
 
 def _random(arguments: PruneArguments, model: nn.Module, _: Callable) -> PrunePlan:

@@ -10,10 +10,10 @@ from cell import Cell, cell_finder
 from command_line import BusyError, UsageError, print_error, reject
 from experiment import run_cell
 from prepared_model import decide_plan
-from pruned_model import PruneModel, PrunePlan
+from pruned_model import PruneModel, PrunePlan, check_prune_n, with_prune_n
 from run_log import RunRecord
 from runtime import LoadedModel, load_model
-from sweep_grid import SweepArguments
+from sweep_grid import GridArguments, SweepArguments
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class SweepRunner:
         self._find_cell = cell_finder()
         baselines = [self._find_cell(one) for one in arguments.baselines()]
         first = baselines[0]
-        _check_range(arguments, first.checkpoint.config.num_hidden_layers)
+        _check_grid(arguments.grid, first.checkpoint.config.num_hidden_layers)
+        self._measured: dict[str, PrunePlan] = {}
         self._loaded = load_model(first.arguments.model, first.runtime, first.checkpoint)
         self.studies = [self._study(cell) for cell in baselines]
         if not any(study.speculative for study in self.studies):
@@ -80,7 +81,7 @@ class SweepRunner:
 
     def _study(self, baseline: Cell) -> Study:
         arguments, model = baseline.arguments, self._loaded.model
-        plan = decide_plan(arguments.prune, arguments.data, self._loaded, baseline.calibration)
+        plan = self._plan(baseline)
         speculative, skipped = [], []
         for exit_layer in self._arguments.grid.exit_layers(model.config.num_hidden_layers):
             try:
@@ -91,6 +92,17 @@ class SweepRunner:
             for drafts in self._arguments.grid.draft_lengths():
                 speculative.append(self._arguments.speculative(arguments, exit_layer, drafts))
         return Study(baseline, plan, speculative, skipped)
+
+    def _plan(self, baseline: Cell) -> PrunePlan:
+        """The plan of a cell; texts that have calibrated one plan are not measured for another."""
+        arguments, texts = baseline.arguments, baseline.data_facts["calibration"]
+        measured = texts and self._measured.get(texts["fingerprint"])
+        if measured:
+            return with_prune_n(measured, arguments.prune.prune_n)
+        plan = decide_plan(arguments.prune, arguments.data, self._loaded, baseline.calibration)
+        if texts:
+            self._measured[texts["fingerprint"]] = plan
+        return plan
 
     def _cells(self, command: str) -> Iterator[tuple[str, Callable]]:
         """Every cell with its name, while the model is pruned for it."""
@@ -128,11 +140,13 @@ def _check_same_plan(cell: Cell, left: RunRecord | None, plan: PrunePlan) -> Non
         )
 
 
-def _check_range(arguments: SweepArguments, layers: int) -> None:
-    """Refuses exit layers that begin beyond the model, before its weights are read."""
-    if not arguments.grid.exit_layers(layers):
-        first = arguments.grid.exit_layer_first
+def _check_grid(grid: GridArguments, layers: int) -> None:
+    """Refuses what a model with so many layers has not, before its weights are read."""
+    if not grid.exit_layers(layers):
+        first = grid.exit_layer_first
         reject("exit_layer_first", first, f"must be 1 to {layers - 1}; the model has {layers}")
+    for count in grid.prune_ns:
+        check_prune_n("prune_ns", count, layers)
 
 
 def _name(study: Study, arguments: CellArguments) -> str:

@@ -9,6 +9,7 @@ import pytest
 from conftest import numbered
 
 import experiment
+import pruned_model
 import sweep
 import sweep_runs
 from command_line import BusyError, UsageError, run_script
@@ -117,6 +118,27 @@ def test_the_model_is_loaded_once(start, monkeypatch):
     monkeypatch.setattr(experiment, "load_model", None)
     assert start(*PLANS)[0] == 0
     assert len(loads) == 1
+
+
+def test_distances_are_measured_once_for_every_prune_n(start, run, monkeypatch):
+    """And each plan is the one that its own measurement would make."""
+    measured = []
+    ordinary = pruned_model.angular_distances
+
+    def counted(model, prompts):
+        measured.append(len(prompts))
+        return ordinary(model, prompts)
+
+    monkeypatch.setattr(pruned_model, "angular_distances", counted)
+    code, folder = start(*PLANS, "--prune_methods", "angular", "--prune_ns", "2", "1", "3")
+    assert code == 0
+    assert measured == [4]
+    found = {record.run_id: record for record in records(folder)}
+    flags = ["--sample", "false", "--max_steps", "8", "--random_shuffle", "true"]
+    for count in ("1", "2", "3"):
+        plan = ["--prune_method", "angular", "--prune_n", count, "--calibration_samples", "4"]
+        _, alone, _ = run(*flags, *plan, samples="2")
+        assert found[alone.run_id].plan == alone.plan
 
 
 def test_table_and_maps_tell_of_the_grid(start, capsys):
@@ -322,7 +344,7 @@ def test_data_sets_lie_in_one_folder(start, tmp_path, checkpoint):
         (["--prune_ns", "2"], "--prune_ns 2: only with --prune_methods angular"),
         (["--prune_methods", "angular"], "--prune_methods angular: needs --prune_ns"),
         (["--prune_methods", "random"], "--prune_methods random: needs --dropout_thresholds"),
-        (["--prune_methods", "angular", "--prune_ns", "9"], "--prune_n 9: must be 1 to 4"),
+        (["--prune_methods", "angular", "--prune_ns", "2", "9"], "--prune_ns 9: must be 1 to 4"),
         (["--exit_layer", "3"], "--exit_layer 3: the grid sets it"),
         (["--generation_strategy", "self_speculative"], "--exit_layer -1: "),
         (["--datasets", "custom_jsonl", "human_eval"], "is of one data set; name a --data_dir"),
@@ -332,7 +354,8 @@ def test_data_sets_lie_in_one_folder(start, tmp_path, checkpoint):
         (["--dropout_thresholds", "2", "--prune_methods", "random"], "must be in [0, 1)"),
     ],
 )
-def test_bad_grids_are_one_line(start, flags, message, capsys):
+def test_bad_grids_are_one_line(start, flags, message, monkeypatch, capsys):
+    monkeypatch.setattr(sweep_runs, "load_model", None)  # they are seen before
     code, folder = start(*flags)
     assert (code, folder.exists()) == (2, False)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
