@@ -78,25 +78,28 @@ def print_summary(log: dict[str, Any]) -> None:
 
 
 def _finding(one: dict[str, Any]) -> str:
-    if "draws" in one:
-        found = one["chi_square"]
-        if found is None:
-            return "whose first token ends the output"
-        if not one["likely_sequences"]:
-            return "no sequence is likely enough for a bin of its own; raise --num_draws"
-        if found["p_value"] is None:
-            return "which leaves no choice to test"
-        rare = found["rare_draws"]
-        return (
-            f"chi-square {found['statistic']:.1f} of {found['degrees_of_freedom']} degrees of "
-            "freedom, "
-            + (
-                f"{rare} rare draws where {found['rare_expected']:.2g} are expected, "
-                if rare
-                else ""
-            )
-            + f"p = {found['p_value']:.2g}"
-        )
+    return _law_finding(one) if "draws" in one else _ids_finding(one)
+
+
+def _law_finding(one: dict[str, Any]) -> str:
+    found = one["chi_square"]
+    if found is None:
+        return "whose first token ends the output"
+    if not one["likely_sequences"]:
+        return "no sequence is likely enough for a bin of its own; raise --num_draws"
+    if found["p_value"] is None:
+        return "which leaves no choice to test"
+    rare = ""
+    if found["rare_draws"]:
+        expected = f"{found['rare_expected']:.2g} are expected"
+        rare = f"{found['rare_draws']} rare draws where {expected}, "
+    return (
+        f"chi-square {found['statistic']:.1f} of {found['degrees_of_freedom']} degrees of "
+        f"freedom, {rare}p = {found['p_value']:.2g}"
+    )
+
+
+def _ids_finding(one: dict[str, Any]) -> str:
     parted = one["difference"]
     return (
         f"token {parted['position'] + 1}, logit gap {shown(parted['logit_gap'], '.2g')}\n"
