@@ -95,13 +95,13 @@ class SweepRunner:
 
     def _plan(self, baseline: Cell) -> PrunePlan:
         """The plan of a cell; texts that have calibrated one plan are not measured for another."""
-        arguments, texts = baseline.arguments, baseline.data_facts["calibration"]
-        measured = texts and self._measured.get(texts["fingerprint"])
-        if measured:
-            return with_prune_n(measured, arguments.prune.prune_n)
+        arguments, calibration = baseline.arguments, baseline.data_facts["calibration"]
+        texts = calibration and calibration["fingerprint"]
+        if texts in self._measured:
+            return with_prune_n(self._measured[texts], arguments.prune.prune_n)
         plan = decide_plan(arguments.prune, arguments.data, self._loaded, baseline.calibration)
         if texts:
-            self._measured[texts["fingerprint"]] = plan
+            self._measured[texts] = plan
         return plan
 
     def _cells(self, command: str) -> Iterator[tuple[str, Callable]]:
