@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import os
+from contextlib import contextmanager
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
@@ -17,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import benchmark
 import experiment
+import sweep
 from arguments import DataArguments, PruneArguments
 from command_line import run_script
 from data import get_calibration_data, get_data
@@ -33,6 +35,17 @@ GREEDY = ["--sample", "false", "--max_steps", "16"]
 SPECULATIVE = ["--generation_strategy", "self_speculative", "--num_speculations", "3"]
 MEASURED = {"prune_method": "angular", "prune_n": 2}
 ANGULAR = ["--prune_method", "angular", "--prune_n", "2", "--calibration_samples", "4"]
+
+# Flags of sweep.py, and the points that they make: exit layer and draft length.
+SWEEP_GRID = [
+    *["--exit_layer_first", "2", "--exit_layer_last", "4", "--exit_layer_step", "2"],
+    *["--num_speculations_first", "1", "--num_speculations_last", "3"],
+    *["--num_speculations_step", "2", "--sample", "false", "--max_steps", "8"],
+]
+SWEEP_PLANS = [
+    *["--prune_methods", "base", "angular", "--prune_ns", "2", "--calibration_samples", "4"],
+]
+SWEEP_POINTS = [(0, 0), (2, 1), (2, 3), (4, 1), (4, 3)]
 
 
 def write(path, rows):
@@ -129,6 +142,28 @@ def run(checkpoint, rows, tmp_path):
         return code, read_record(found[0]), read_samples(found[0])
 
     return start
+
+
+@pytest.fixture
+def run_sweep(checkpoint, rows, tmp_path):
+    """Runs sweep.py; returns exit code and the folder of its logs."""
+
+    def run(*flags, folder="logs"):
+        common = ["--model", str(checkpoint), "--dtype", "float64", "--dataset", "custom_jsonl"]
+        data = ["--data_path", str(rows), "--num_samples", "2"]
+        logs = ["--output_dir", str(tmp_path / folder)]
+        code = run_script(sweep.main, [*common, *data, *logs, *SWEEP_GRID, *flags])
+        return code, tmp_path / folder
+
+    return run
+
+
+@contextmanager
+def rewritten(path):
+    """A log's values, which are written back as they are left."""
+    log = json.loads(path.read_text())
+    yield log
+    path.write_text(json.dumps(log))
 
 
 def random_prompt(length: int, seed: int = 0) -> list[int]:

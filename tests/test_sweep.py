@@ -1,12 +1,9 @@
-"""A grid of cells on one loaded model: what is run, skipped, resumed, and written of it."""
+"""A grid of cells on one loaded model: what is run, skipped and resumed."""
 
-import csv
 import json
-from contextlib import contextmanager
 
-import matplotlib.image
 import pytest
-from conftest import numbered
+from conftest import SWEEP_GRID, SWEEP_PLANS, SWEEP_POINTS, numbered, rewritten
 
 import experiment
 import pruned_model
@@ -15,35 +12,6 @@ import sweep_runs
 from command_line import BusyError, UsageError, run_script
 from run_log import find_runs, read_record, read_samples
 from sweep_grid import GridArguments
-
-GRID = [
-    *["--exit_layer_first", "2", "--exit_layer_last", "4", "--exit_layer_step", "2"],
-    *["--num_speculations_first", "1", "--num_speculations_last", "3"],
-    *["--num_speculations_step", "2", "--sample", "false", "--max_steps", "8"],
-]
-PLANS = ["--prune_methods", "base", "angular", "--prune_ns", "2", "--calibration_samples", "4"]
-MAPS = ("sweep_tokens_per_second", "sweep_speedup", "sweep_acceptance")
-
-
-@pytest.fixture
-def start(checkpoint, rows, tmp_path):
-    """Runs sweep.py; returns exit code and the folder of its logs."""
-
-    def run(*flags, folder="logs"):
-        common = ["--model", str(checkpoint), "--dtype", "float64", "--dataset", "custom_jsonl"]
-        data = ["--data_path", str(rows), "--num_samples", "2"]
-        logs = ["--output_dir", str(tmp_path / folder)]
-        return run_script(sweep.main, [*common, *data, *logs, *GRID, *flags]), tmp_path / folder
-
-    return run
-
-
-@contextmanager
-def rewritten(path):
-    """A log's values, which are written back as they are left."""
-    log = json.loads(path.read_text())
-    yield log
-    path.write_text(json.dumps(log))
 
 
 def records(folder):
@@ -61,24 +29,23 @@ def cells(folder):
     )
 
 
-POINTS = [(0, 0), (2, 1), (2, 3), (4, 1), (4, 3)]
-
-
-def test_every_plan_has_every_point_and_its_baseline(start, capsys):
-    code, folder = start(*PLANS)
+def test_every_plan_has_every_point_and_its_baseline(run_sweep, capsys):
+    code, folder = run_sweep(*SWEEP_PLANS)
     assert code == 0
-    assert cells(folder) == [(plan, *point) for plan in ("angular n=2", "base") for point in POINTS]
+    assert cells(folder) == [
+        (plan, *point) for plan in ("angular n=2", "base") for point in SWEEP_POINTS
+    ]
     assert {record.status for record in records(folder)} == {"complete"}
     prompts = {record.identity["data_fingerprint"] for record in records(folder)}
     assert len(prompts) == 1
     assert "10 of 10 cells are complete" in capsys.readouterr().out
 
 
-def test_a_cell_is_what_the_benchmark_makes_of_it(start, run):
+def test_a_cell_is_what_the_benchmark_makes_of_it(run_sweep, run):
     """The same tokens, id and log, though the model was pruned before and is whole again."""
     methods = ["angular", "random", "base"]
     dropped = ["--dropout_thresholds", "0.3", "--prune_seed", "3"]
-    code, folder = start(*PLANS, "--prune_methods", *methods, *dropped)
+    code, folder = run_sweep(*SWEEP_PLANS, "--prune_methods", *methods, *dropped)
     assert code == 0
     found = {record.run_id: path for path in find_runs(folder) for record in [read_record(path)]}
     assert len(found) == 15
@@ -99,14 +66,14 @@ def test_a_cell_is_what_the_benchmark_makes_of_it(start, run):
         assert [s.output_ids for s in read_samples(path)] == [s.output_ids for s in samples]
 
 
-def test_memory_that_removed_layers_share_is_not_called_the_runs(start):
-    _, folder = start(*PLANS)
+def test_memory_that_removed_layers_share_is_not_called_the_runs(run_sweep):
+    _, folder = run_sweep(*SWEEP_PLANS)
     for record in records(folder):
         known = record.metrics["peak_memory_bytes"] is not None
         assert known == (record.plan["method"] == "base")
 
 
-def test_the_model_is_loaded_once(start, monkeypatch):
+def test_the_model_is_loaded_once(run_sweep, monkeypatch):
     loads = []
     ordinary = sweep_runs.load_model
 
@@ -116,11 +83,11 @@ def test_the_model_is_loaded_once(start, monkeypatch):
 
     monkeypatch.setattr(sweep_runs, "load_model", counted)
     monkeypatch.setattr(experiment, "load_model", None)
-    assert start(*PLANS)[0] == 0
+    assert run_sweep(*SWEEP_PLANS)[0] == 0
     assert len(loads) == 1
 
 
-def test_distances_are_measured_once_for_every_prune_n(start, run, monkeypatch):
+def test_distances_are_measured_once_for_every_prune_n(run_sweep, run, monkeypatch):
     """And each plan is the one that its own measurement would make."""
     measured = []
     ordinary = pruned_model.angular_distances
@@ -130,7 +97,9 @@ def test_distances_are_measured_once_for_every_prune_n(start, run, monkeypatch):
         return ordinary(model, prompts)
 
     monkeypatch.setattr(pruned_model, "angular_distances", counted)
-    code, folder = start(*PLANS, "--prune_methods", "angular", "--prune_ns", "2", "1", "3")
+    code, folder = run_sweep(
+        *SWEEP_PLANS, "--prune_methods", "angular", "--prune_ns", "2", "1", "3"
+    )
     assert code == 0
     assert measured == [4]
     found = {record.run_id: record for record in records(folder)}
@@ -141,52 +110,34 @@ def test_distances_are_measured_once_for_every_prune_n(start, run, monkeypatch):
         assert found[alone.run_id].plan == alone.plan
 
 
-def test_table_and_maps_tell_of_the_grid(start, capsys):
-    code, folder = start(*PLANS)
-    with (folder / "sweep.csv").open() as file:
-        table = list(csv.DictReader(file))
-    assert [(r["approach"], int(r["exit_layer"]), int(r["num_speculations"])) for r in table] == [
-        (plan, *point) for plan in ("base", "angular") for point in POINTS[1:]
-    ]
-    for plan in ("base", "angular"):
-        rows = [row for row in table if row["approach"] == plan]
-        speeds = [float(row["tokens_per_second"]) for row in rows]
-        assert [row["best"] == "True" for row in rows] == [s == max(speeds) for s in speeds]
-        assert all(float(row["speculative_over_autoregressive"]) > 0 for row in rows)
-    for name in MAPS:
-        assert matplotlib.image.imread(folder / f"{name}.png").size
-        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    assert "| best" in capsys.readouterr().out
-
-
-def test_a_sweep_that_was_stopped_goes_on(start, stop_at, capsys):
+def test_a_sweep_that_was_stopped_goes_on(run_sweep, stop_at, capsys):
     undo = stop_at(1, KeyboardInterrupt)
-    code, folder = start()
+    code, folder = run_sweep()
     assert code == 130
     assert "interrupted; the same command goes on" in capsys.readouterr().out
     undo()
-    assert start()[0] == 0
-    assert cells(folder) == [("base", *point) for point in POINTS]
+    assert run_sweep()[0] == 0
+    assert cells(folder) == [("base", *point) for point in SWEEP_POINTS]
     (resumed,) = [record for record in records(folder) if record.resumed]
     assert resumed.status == "complete"
-    _, unbroken = start(folder="unbroken")
+    _, unbroken = run_sweep(folder="unbroken")
     for one, other in zip(find_runs(folder), find_runs(unbroken), strict=True):
         assert [s.output_ids for s in read_samples(one)] == [
             s.output_ids for s in read_samples(other)
         ]
 
 
-def test_complete_cells_are_not_run_again(start, monkeypatch):
-    start()
+def test_complete_cells_are_not_run_again(run_sweep, monkeypatch):
+    run_sweep()
     monkeypatch.setattr(experiment, "measure_example", None)
-    assert start()[0] == 0
+    assert run_sweep()[0] == 0
 
 
-def test_exit_layers_without_layers_on_a_side_are_named_and_skipped(start, capsys):
+def test_exit_layers_without_layers_on_a_side_are_named_and_skipped(run_sweep, capsys):
     flags = ["--exit_layer_first", "1", "--exit_layer_last", "7", "--exit_layer_step", "1"]
     drafts = ["--num_speculations_first", "2", "--num_speculations_last", "2"]
     dropped = ["--prune_methods", "random", "--dropout_thresholds", "0.5", "--prune_seed", "1"]
-    code, folder = start(*flags, *drafts, *dropped)
+    code, folder = run_sweep(*flags, *drafts, *dropped)
     assert code == 0
     kept = records(folder)[0].plan["kept_layers"]
     usable = [e for e in range(1, 6) if 0 < sum(layer < e for layer in kept) < len(kept)]
@@ -196,8 +147,8 @@ def test_exit_layers_without_layers_on_a_side_are_named_and_skipped(start, capsy
         assert f"skipped: custom_jsonl, random p=0.5 seed=1, --exit_layer {exit_layer}: " in out
 
 
-def test_no_exit_layer_left_is_an_error(start, capsys):
-    code, folder = start("--exit_layer_first", "6", "--exit_layer_last", "9")
+def test_no_exit_layer_left_is_an_error(run_sweep, capsys):
+    code, folder = run_sweep("--exit_layer_first", "6", "--exit_layer_last", "9")
     assert (code, folder.exists()) == (2, False)
     assert "--exit_layer_first 6: " in (err := capsys.readouterr().err)
     assert "must be 1 to 5" in err
@@ -216,86 +167,22 @@ def test_exit_layers_that_begin_beyond_the_model_are_refused_before_it_is_loaded
     assert f"--exit_layer_first {first}: must be 1 to 5; the model has 6" in line
 
 
-def test_a_run_that_another_plan_began_is_not_taken_up(start, stop_at, capsys):
+def test_a_run_that_another_plan_began_is_not_taken_up(run_sweep, stop_at, capsys):
     undo = stop_at(1, KeyboardInterrupt)
-    _, folder = start(*PLANS, "--prune_methods", "angular")
+    _, folder = run_sweep(*SWEEP_PLANS, "--prune_methods", "angular")
     undo()
     (path,) = find_runs(folder)
     with rewritten(path) as log:
         removed = log["plan"]["removed_layers"]
         log["plan"]["kept_layers"] = [0, 1, 4, 5] if removed != [2, 3] else [0, 3, 4, 5]
     before = path.read_text()
-    assert start(*PLANS, "--prune_methods", "angular")[0] == 2
+    assert run_sweep(*SWEEP_PLANS, "--prune_methods", "angular")[0] == 2
     assert f"where now {removed} are; move its two files away" in capsys.readouterr().err
     assert path.read_text() == before
     assert len(find_runs(folder)) == 1 + 4  # the other cells of the plan went on
 
 
-def test_what_cannot_be_read_or_written_is_told_in_one_line(start, capsys):
-    _, folder = start()
-    path = next(path for path in find_runs(folder) if read_record(path).exit_layer["original"])
-    with rewritten(path) as log:
-        del log["counts"]
-    capsys.readouterr()
-    assert start()[0] == 0
-    found = capsys.readouterr()
-    assert f"warning: {path} cannot be read: it lacks 'counts'" in found.err
-    assert found.out.count("| self_speculative") == 3
-    (folder / "sweep.csv").unlink()
-    (folder / "sweep.csv").mkdir()
-    assert start()[0] == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert line.endswith(
-        f"--output_dir {folder}: {folder / 'sweep.csv'} cannot be written (Is a directory)"
-    )
-
-
-def test_cells_of_other_threads_have_a_best_one_of_their_own(start):
-    _, folder = start()
-    for path in find_runs(folder):
-        with rewritten(path) as log:
-            if log["exit_layer"]["original"] == 2:
-                log["timed"]["threads"] = 7
-    assert start()[0] == 0
-    with (folder / "sweep.csv").open() as file:
-        table = list(csv.DictReader(file))
-    assert [row["threads"] for row in table] == ["7", "7", "1", "1"]
-    best = [row["best"] == "True" for row in table]
-    assert (sum(best[:2]), sum(best[2:])) == (1, 1)
-
-
-def test_baselines_that_a_sweep_lacks_are_told_of(start, capsys):
-    _, folder = start()
-    (path,) = [path for path in find_runs(folder) if not read_record(path).exit_layer["original"]]
-    with rewritten(path) as log:
-        log["timed"]["threads"] = 7
-    capsys.readouterr()
-    assert start()[0] == 0
-    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    assert notes == [
-        "note: 4 runs have no autoregressive run of the same plan: the nearest differs in "
-        "threads (7, not 1)"
-    ]
-
-
-def test_nothing_decoded_is_no_speed(start):
-    _, folder = start("--max_steps", "1")
-    with (folder / "sweep.csv").open() as file:
-        table = list(csv.DictReader(file))
-    assert {(row["tokens_per_second"], row["best"]) for row in table} == {("", "False")}
-    assert not (folder / "sweep_tokens_per_second.png").exists()
-
-
-def test_maps_of_an_earlier_sweep_go_and_what_a_user_keeps_stays(start):
-    _, folder = start()
-    old, kept = folder / "sweep_speedup_2.png", folder / "sweep_speedup_tuesday.png"
-    for path in (old, kept):
-        path.write_bytes(b"drawn before")
-    assert start()[0] == 0
-    assert (old.exists(), kept.exists()) == (False, True)
-
-
-def test_a_cell_that_fails_stops_no_other(start, monkeypatch, capsys):
+def test_a_cell_that_fails_stops_no_other(run_sweep, monkeypatch, capsys):
     ordinary = sweep_runs.run_cell
 
     def failing(cell, command, prepare):
@@ -304,7 +191,7 @@ def test_a_cell_that_fails_stops_no_other(start, monkeypatch, capsys):
         return ordinary(cell, command, prepare)
 
     monkeypatch.setattr(sweep_runs, "run_cell", failing)
-    code, folder = start()
+    code, folder = run_sweep()
     assert code == 2
     assert cells(folder) == [("base", *point) for point in [(0, 0), (4, 1), (4, 3)]]
     found = capsys.readouterr()
@@ -312,7 +199,7 @@ def test_a_cell_that_fails_stops_no_other(start, monkeypatch, capsys):
     assert "3 of 5 cells are complete" in found.out
 
 
-def test_data_sets_lie_in_one_folder(start, tmp_path, checkpoint):
+def test_data_sets_lie_in_one_folder(run_sweep, tmp_path, checkpoint):
     folder = tmp_path / "data"
     folder.mkdir()
     numbered(folder / "custom_jsonl.jsonl", range(6))
@@ -322,7 +209,7 @@ def test_data_sets_lie_in_one_folder(start, tmp_path, checkpoint):
     code = run_script(
         sweep.main,
         ["--model", str(checkpoint), "--datasets", "custom_jsonl", "xsum_summarization"]
-        + ["--data_dir", str(folder), "--num_samples", "2", *GRID]
+        + ["--data_dir", str(folder), "--num_samples", "2", *SWEEP_GRID]
         + ["--output_dir", str(tmp_path / "logs")],
     )
     assert code == 0
@@ -354,9 +241,9 @@ def test_data_sets_lie_in_one_folder(start, tmp_path, checkpoint):
         (["--dropout_thresholds", "2", "--prune_methods", "random"], "must be in [0, 1)"),
     ],
 )
-def test_bad_grids_are_one_line(start, flags, message, monkeypatch, capsys):
+def test_bad_grids_are_one_line(run_sweep, flags, message, monkeypatch, capsys):
     monkeypatch.setattr(sweep_runs, "load_model", None)  # they are seen before
-    code, folder = start(*flags)
+    code, folder = run_sweep(*flags)
     assert (code, folder.exists()) == (2, False)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert message in line
