@@ -1,5 +1,6 @@
 # make demo   environment, install, and the main job on the embedded model
 # make test   environment, install, lint and tests
+# make test-slow   the tests that take minutes
 # `PYTHON=python3.12 VENV=/some/folder make test` chooses interpreter and environment.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ CELL := $(BIN)/python benchmark.py --num_samples 3 --max_steps 40 --sample false
 SPECULATIVE := --generation_strategy self_speculative --exit_layer 24 --num_speculations 2
 ANGULAR := --prune_method angular --prune_n 2 --calibration_samples 16
 
-.PHONY: demo test
+.PHONY: demo test test-slow
 
 demo: $(VENV)/installed
 	$(CELL)
@@ -28,6 +29,9 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --numprocesses 2
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -42,7 +42,10 @@ class ModelArguments:
 
     model: str = flag(
         "smollm2-135m",
-        "smollm2-135m (embedded, needs no hub), a local checkpoint folder, or a hub name",
+        "smollm2-135m (embedded, needs no hub), a local checkpoint folder, a hub name, or "
+        "synthetic:SHAPE[:ACCEPTANCE], random weights for work on speed; SHAPE: llama3.2-1b, "
+        "llama2-7b, llama3-8b or llama2-13b; ACCEPTANCE: accepted / drafted of greedy rounds of 6 "
+        "at an exit layer of a quarter of the depth (default: 0.7)",
     )
     model_args: str = flag(
         "", f"key=value,... handed to from_pretrained; keys: {', '.join(MODEL_ARGS)}"
@@ -52,6 +55,11 @@ class ModelArguments:
     )
     device: str | None = flag(
         None, "cuda or cpu (default: cuda where there is one)", ("cuda", "cpu")
+    )
+    compile: bool = flag(
+        False,
+        "compile the decoding steps for this machine before they are timed; the compiled steps "
+        "are kept for later starts",
     )
 
     def check(self) -> None:

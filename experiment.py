@@ -55,6 +55,7 @@ def run_cell(cell: Cell, command: str, prepare: Prepare | None = None) -> tuple[
         generator = make_generator(flags, loaded, pruned.plan, words, longest)
         save_as_asked(cell.arguments.prune, loaded, pruned)
         record = make_record(cell, loaded, pruned.plan, command)
+        record.runtime["compile_seconds"] = generator.engine.compile_seconds
         writer = measure(cell, generator, encoded, resume(left, record) if left else record)
         return writer.record, writer.path
 

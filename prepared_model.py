@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from arguments import GenerationArguments, ModelArguments, PromptArguments, PruneArguments
-from command_line import reject
+from command_line import FailedError, reject
 from data import Selection, get_calibration_alone
 from prompt_encoding import check_chat_template, encode, fitted, longest_prompt
 from pruned_model import PruneModel, PrunePlan, count_parameters, is_saved, make_plan, weight_bytes
 from runtime import Checkpoint, LoadedModel, Runtime, find_checkpoint, load_model, start
 from self_speculation.generator_base import Generation, GenerationConfig, Streamer
 from self_speculation.llama_model_utils import position_limit
+from self_speculation.programs import CompileError
 from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
 
@@ -84,9 +85,13 @@ def make_generator(
         stop_token_ids=tuple(flags.stop_token_ids),
     )
     capacity = min(prompt_tokens + flags.max_steps, position_limit(loaded.model.config))
-    return TextGenerator(
-        loaded.model, loaded.tokenizer, flags.generation_strategy, config, capacity
-    )
+    strategy = flags.generation_strategy
+    try:
+        return TextGenerator(
+            loaded.model, loaded.tokenizer, strategy, config, capacity, loaded.compiled
+        )
+    except CompileError as error:
+        raise FailedError(f"--compile true: {error}; --compile false decodes without") from error
 
 
 def model_facts(loaded: LoadedModel, plan: PrunePlan) -> dict[str, Any]:

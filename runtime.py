@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import resource
+import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,13 +23,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from arguments import PLAN_FILE, ModelArguments
-from command_line import UsageError, reject
+from command_line import UsageError, reject, warn
 from embedded_model import EMBEDDED_MODEL, embedded_checkpoint
 from self_speculation.llama_model_utils import (
+    COMPILED_ATTENTION,
     DEFAULT_ATTENTION,
     SUPPORTED_ATTENTION,
     SUPPORTED_MODEL_TYPES,
 )
+from synthetic_model import find_synthetic, is_synthetic, make_model, make_tokenizer
 
 # Weights, configuration, tokenizers of every kind and their chat templates.
 _FINGERPRINTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
@@ -40,13 +43,14 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Runtime:
-    """The device and dtype of a run.
+    """The device and dtype of a run, and whether its decoding steps are compiled.
 
     `holds_more`: other weights than the run's lie in the same memory, whose peak says nothing then.
     """
 
     device: torch.device
     dtype: torch.dtype
+    compiled: bool = False
     holds_more: bool = False
 
     def facts(self) -> dict[str, Any]:
@@ -107,7 +111,8 @@ class LoadedModel:
     """A model with its tokenizer, and where it came from.
 
     `fingerprint` is the checkpoint's. `plan_of_origin` is the prune plan stored beside one that was
-    saved pruned; its own layers count as the original ones all the same.
+    saved pruned; its own layers count as the original ones all the same. `compiled`: its decoding
+    steps are to be.
     """
 
     model: nn.Module
@@ -115,6 +120,7 @@ class LoadedModel:
     name: str
     fingerprint: str
     plan_of_origin: dict[str, Any] | None
+    compiled: bool = False
 
 
 def start(arguments: ModelArguments) -> Runtime:
@@ -133,7 +139,26 @@ def start(arguments: ModelArguments) -> Runtime:
     if dtype == torch.float32:
         # TF32 keeps 10 bits of each product: too few for equality of the two decoders.
         torch.set_float32_matmul_precision("highest")
-    return Runtime(device, dtype)
+    compiled = arguments.compile and compile_obstacle(arguments, device) is None
+    return Runtime(device, dtype, compiled)
+
+
+def compile_obstacle(arguments: ModelArguments, device: torch.device) -> str | None:
+    """Why decoding steps cannot be compiled with these flags, here; None where they can."""
+    extra = arguments.extra()
+    kernel = extra.get("attn_implementation") or DEFAULT_ATTENTION
+    if kernel not in COMPILED_ATTENTION:
+        return f"attn_implementation={kernel} is not compiled"
+    if "device_map" in extra:
+        return "a model that device_map places is not compiled"
+    if device.type == "cpu" and not shutil.which(_compiler()):
+        return f"there is no C++ compiler {_compiler()}"
+    return None
+
+
+def _compiler() -> str:
+    """The C++ compiler that torch will call."""
+    return os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++")
 
 
 def find_checkpoint(arguments: ModelArguments) -> Checkpoint:
@@ -142,11 +167,13 @@ def find_checkpoint(arguments: ModelArguments) -> Checkpoint:
     Raises `UsageError` for a model that is missing, gated, out of reach or no Llama.
     """
     name, extra = arguments.model, arguments.extra()
-    source = _source(name)
     kernel = extra.get("attn_implementation") or DEFAULT_ATTENTION
     if kernel not in SUPPORTED_ATTENTION:
         allowed = ", ".join(SUPPORTED_ATTENTION)
         reject("model_args", f"attn_implementation={kernel}", f"must be one of {allowed}")
+    if is_synthetic(name):
+        return _synthetic_checkpoint(name, extra, kernel)
+    source = _source(name)
     where = {key: extra[key] for key in _LOCATION_ARGS if key in extra}
     with _one_line_errors(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
@@ -159,30 +186,52 @@ def find_checkpoint(arguments: ModelArguments) -> Checkpoint:
 def load_model(
     arguments: ModelArguments, runtime: Runtime, checkpoint: Checkpoint | None = None
 ) -> LoadedModel:
-    """Loads `--model` from safetensors; never runs a checkpoint's own code.
+    """Loads `--model` from safetensors, or makes it up; never runs a checkpoint's own code.
 
     Raises `UsageError` as `find_checkpoint` does, and for a checkpoint that is incomplete.
     """
     checkpoint = checkpoint or find_checkpoint(arguments)
-    name, source, config = checkpoint.name, checkpoint.source, checkpoint.config
-    extra = arguments.extra() | {
-        "dtype": runtime.dtype,
-        "attn_implementation": checkpoint.attention,
-    }
+    name, extra = checkpoint.name, arguments.extra()
+    obstacle = compile_obstacle(arguments, runtime.device)
+    if arguments.compile and obstacle:
+        warn(f"--compile true: {obstacle}; decoding goes on without")
     with _one_line_errors(name):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **extra,
-        )
-        plan_of_origin = _plan_beside(source)
-    _check_complete(name, report, config.num_hidden_layers)
-    if "device_map" not in extra:
-        model.to(runtime.device)
+        if is_synthetic(name):
+            synthetic = find_synthetic(name, extra)
+            model = make_model(synthetic, runtime.device, runtime.dtype, checkpoint.attention)
+        else:
+            model = _read_model(checkpoint, runtime, extra)
+        plan_of_origin = _plan_beside(checkpoint.source)
     model.eval().requires_grad_(False)
-    return LoadedModel(model, checkpoint.tokenizer, name, checkpoint.fingerprint, plan_of_origin)
+    return LoadedModel(
+        model,
+        checkpoint.tokenizer,
+        name,
+        checkpoint.fingerprint,
+        plan_of_origin,
+        runtime.compiled,
+    )
+
+
+def _synthetic_checkpoint(name: str, extra: dict[str, Any], attention: str) -> Checkpoint:
+    synthetic = find_synthetic(name, extra)
+    config = synthetic.config
+    tokenizer = make_tokenizer(config.vocab_size)
+    return Checkpoint(name, name, config, tokenizer, synthetic.fingerprint, attention)
+
+
+def _read_model(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any]) -> nn.Module:
+    """The checkpoint's weights, on the run's device unless `device_map` says where."""
+    own = {"dtype": runtime.dtype, "attn_implementation": checkpoint.attention}
+    model, report = AutoModelForCausalLM.from_pretrained(
+        checkpoint.source,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+        **extra | own,
+    )
+    _check_complete(checkpoint.name, report, checkpoint.config.num_hidden_layers)
+    return model if "device_map" in extra else model.to(runtime.device)
 
 
 @contextmanager

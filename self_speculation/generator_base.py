@@ -14,7 +14,7 @@ from self_speculation.sampling import SamplingRule
 from timing import StepTime, Stopwatch, now
 
 # Part of every run's identity: raise it when the same arguments may yield other tokens or speeds.
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,15 @@ class Generation:
     decode_seconds: float
     steps: dict[str, StepTime] = field(default_factory=dict)
     rounds: list[tuple[int, int]] = field(default_factory=list)
+
+
+def on_device(ids: list[int], device: torch.device) -> torch.Tensor:
+    """Token ids, (T,), on a device that is not waited for."""
+    ids_T = torch.tensor(ids)
+    if device.type != "cuda":
+        return ids_T.to(device)
+    # Out of pageable memory, the copy would wait until all work before it is done.
+    return ids_T.pin_memory().to(device, non_blocking=True)
 
 
 class StopRule:
@@ -110,8 +119,11 @@ def _overlap(text: str, word: str) -> int:
 class Streamer:
     """Shows an output while it grows; this one shows nothing.
 
-    What it takes is no part of any time measured.
+    What it takes is no part of any time measured. `shows_drafts`: each draft is to be handed in,
+    for which the device must be waited for.
     """
+
+    shows_drafts = False
 
     def begin(self, stop_rule: StopRule) -> None:
         """A new output begins; the last one may not have come to its end."""
@@ -243,7 +255,7 @@ class GenerationStrategy(ABC):
 
     def column(self, ids: list[int]) -> torch.Tensor:
         """Token ids as the engine takes them, (1, T)."""
-        return torch.tensor([ids], device=self.engine.device)
+        return on_device(ids, self.engine.device)[None]
 
     @abstractmethod
     def round(self, output: Output) -> list[int]:

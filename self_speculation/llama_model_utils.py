@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 DEFAULT_ATTENTION = "sdpa"
+COMPILED_ATTENTION = ("sdpa", "eager")
 SUPPORTED_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 
 
@@ -77,8 +78,12 @@ class KeyValueCache:
         values[:, :, self.position : end] = value
         return keys[:, :, :end], values[:, :, :end]
 
+    def layer(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values, (1, heads, capacity, head size), once it was first updated."""
+        return self._buffers[layer_idx]
+
     def _allocate(self, like: Tensor) -> Tensor:
-        return like.new_empty(1, like.shape[1], self.capacity, like.shape[3])
+        return like.new_zeros(1, like.shape[1], self.capacity, like.shape[3])
 
 
 class CachedLlama:
@@ -88,8 +93,11 @@ class CachedLlama:
     keeps their outputs (the exit states) pending; `verify` brings the remaining layers level.
 
     `capacity`: tokens of the longest sequence; the cache is allocated for them at first use and
-    reused from sequence to sequence.
+    reused from sequence to sequence. `compile_seconds` is what was spent on compiling steps; None
+    where none are compiled.
     """
+
+    compile_seconds: float | None = None
 
     def __init__(self, model: nn.Module, capacity: int) -> None:
         self._decoder = model.model

@@ -24,6 +24,11 @@ class SamplingRule:
     top_p: float = 1.0
     no_repeat_ngram_size: int | None = None
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the tokens so far matter; where not, drafted ones need not leave the device."""
+        return self.no_repeat_ngram_size is not None
+
     def pick(
         self, logits_1V: Tensor, tokens: list[int], generator: torch.Generator
     ) -> tuple[Tensor, Tensor | None]:
@@ -81,8 +86,10 @@ def accept(
     draft_probs_KV: Tensor | None,
     target_probs_MV: Tensor,
     generator: torch.Generator | None,
-) -> tuple[int, int]:
+) -> Tensor:
     """How many drafted tokens stand, and the token that follows them (Leviathan et al. 2023).
+
+    Both as one tensor, (2,), where the probabilities are: no device is waited for.
 
     Drafted token x stands with probability min(1, p(x) / q(x)); the first that falls is replaced
     by a draw from the normalised max(0, p - q); where all stand, one more token is drawn from p.
@@ -102,18 +109,16 @@ def accept(
         threshold_K = torch.full_like(p_K, 0.5)
     else:
         threshold_K = torch.rand(count, generator=generator, device=p_K.device)
-    accepted = int((threshold_K * q_K < p_K).cumprod(0).sum())
+    accepted_1 = (threshold_K * q_K < p_K).cumprod(0).sum(0, keepdim=True)
 
-    probs_V = target_probs_MV[accepted]
-    if accepted < count:
-        q_V = None if draft_probs_KV is None else draft_probs_KV[accepted]
-        probs_V = _residual(probs_V, q_V, draft_tokens_K[accepted])
-    next_token = (
-        probs_V.argmax()
-        if generator is None
-        else torch.multinomial(probs_V, 1, generator=generator)
-    )
-    return accepted, int(next_token)
+    (probs_V,) = target_probs_MV.index_select(0, accepted_1)
+    if generator is None:
+        return torch.cat([accepted_1, probs_V.argmax(0, keepdim=True)])
+    fallen_1 = accepted_1.clamp(max=count - 1)
+    q_V = None if draft_probs_KV is None else draft_probs_KV.index_select(0, fallen_1)[0]
+    residual_V = _residual(probs_V, q_V, draft_tokens_K.index_select(0, fallen_1))
+    probs_V = torch.where(accepted_1 < count, residual_V, probs_V)
+    return torch.cat([accepted_1, torch.multinomial(probs_V, 1, generator=generator)])
 
 
 def seeded_generator(
@@ -124,10 +129,10 @@ def seeded_generator(
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _residual(p_V: Tensor, q_V: Tensor | None, drafted: Tensor) -> Tensor:
+def _residual(p_V: Tensor, q_V: Tensor | None, drafted_1: Tensor) -> Tensor:
     """max(0, p - q), not normalised; p where that is empty numerically."""
-    residual_V = p_V.index_fill(0, drafted, 0.0) if q_V is None else (p_V - q_V).clamp(min=0)
-    return residual_V if residual_V.sum() > 0 else p_V
+    residual_V = p_V.index_fill(0, drafted_1, 0.0) if q_V is None else (p_V - q_V).clamp(min=0)
+    return torch.where(residual_V.sum() > 0, residual_V, p_V)
 
 
 def _keep_top_k(logits_MV: Tensor, k: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from self_speculation.generator_base import GenerationStrategy, Output, Streamer
+from self_speculation.generator_base import GenerationStrategy, Output, Streamer, on_device
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import SamplingRule, accept
 
@@ -38,7 +38,7 @@ class EarlyExitDrafter:
         self._rule = rule
 
     def propose(self, tokens: list[int], count: int, generator: torch.Generator) -> Draft:
-        token_1 = torch.tensor(tokens[-1:], device=self._engine.device)
+        token_1 = on_device(tokens[-1:], self._engine.device)
         drafted: list[Tensor] = []
         probs: list[Tensor | None] = []
         for _ in range(count):
@@ -49,8 +49,7 @@ class EarlyExitDrafter:
         return Draft(torch.cat(drafted), None if probs[0] is None else torch.stack(probs))
 
     def _seen(self, tokens: list[int], drafted: list[Tensor]) -> list[int]:
-        """What the n-gram rule sees; without one, drafted tokens need not leave the device."""
-        if self._rule.no_repeat_ngram_size is None:
+        if not self._rule.reads_tokens:
             return tokens
         return tokens + [int(token) for token in drafted]
 
@@ -63,7 +62,7 @@ class SelfSpeculativeGenerationStrategy(GenerationStrategy):
         self.drafter: Drafter = EarlyExitDrafter(self.engine, self.config.sampling)
 
     def round(self, output: Output) -> list[int]:
-        engine, tokens = self.engine, output.tokens
+        engine, tokens, rule = self.engine, output.tokens, self.config.sampling
         # The verifier adds a token of its own, so the last token of an output is never drafted.
         count = min(self.config.num_speculations, output.remaining - 1)
         if count == 0:
@@ -72,17 +71,22 @@ class SelfSpeculativeGenerationStrategy(GenerationStrategy):
 
         with self.stopwatch.time("draft", calls=count):
             draft = self.drafter.propose(tokens, count, self.generator)
-        drafted = draft.tokens_K.tolist()
-        with self.unmeasured():
-            self.streamer.draft(output.ids + drafted)
+        if self.streamer.shows_drafts:
+            drafted = draft.tokens_K.tolist()
+            with self.unmeasured():
+                self.streamer.draft(output.ids + drafted)
 
-        block = tokens[-1:] + drafted
+        seen = tokens + draft.tokens_K.tolist() if rule.reads_tokens else tokens
+        block_1T = torch.cat([self.column(tokens[-1:]), draft.tokens_K[None]], dim=1)
         with self.stopwatch.time("verify"):
-            logits_MV = engine.verify(self.column(block[engine.pending :]), count=len(block))
-            probs_MV = self.config.sampling.probabilities(logits_MV, tokens + drafted)
+            logits_MV = engine.verify(block_1T[:, engine.pending :], count=count + 1)
+            probs_MV = rule.probabilities(logits_MV, seen)
 
-        generator = self.generator if self.config.sampling.sample else None
-        accepted, next_token = accept(draft.tokens_K, draft.probs_KV, probs_MV, generator)
+        outcome_2 = accept(
+            draft.tokens_K, draft.probs_KV, probs_MV, self.generator if rule.sample else None
+        )
+        # The one place where the host waits for the device.
+        *drafted, accepted, next_token = torch.cat([draft.tokens_K, outcome_2]).tolist()
 
         engine.rollback(engine.length - count + accepted)
         self.rounds.append((count, accepted))

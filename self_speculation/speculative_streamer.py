@@ -83,6 +83,8 @@ class SpeculativeStreamer(StandardStreamer):
     a terminal that scrolls forgets the place. Without a terminal, drafts are not shown.
     """
 
+    shows_drafts = True
+
     def begin(self, stop_rule: StopRule | None) -> None:
         super().begin(stop_rule)
         self._colours = (_DRAFTED, _ACCEPTED) if allows_colour(self._stream) else ("", "")

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from self_speculation import STRATEGIES
+from self_speculation.compiled_llama import CompiledLlama
 from self_speculation.generator_base import Generation, GenerationConfig, StopRule, Streamer
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import seeded_generator
@@ -15,7 +16,8 @@ from timing import StepTime, Stopwatch
 class TextGenerator:
     """Decodes prompts of up to `capacity` tokens, output included, with one strategy.
 
-    Stops at the model's own end tokens and at those and the words of `config`.
+    Stops at the model's own end tokens and at those and the words of `config`. `compiled`: the
+    engine's steps run compiled; `engine.compile_seconds` tells what that took.
     """
 
     def __init__(
@@ -25,8 +27,13 @@ class TextGenerator:
         strategy: str,
         config: GenerationConfig,
         capacity: int,
+        compiled: bool = False,
     ) -> None:
-        self.engine = CachedLlama(model, capacity)
+        if compiled:
+            drafted = config.num_speculations if strategy == "self_speculative" else 0
+            self.engine = CompiledLlama(model, capacity, config.kept_exit_layer, drafted)
+        else:
+            self.engine = CachedLlama(model, capacity)
         ends = end_token_ids(model, tokenizer) | set(config.stop_token_ids)
         # Special tokens leave no trace in the text: as stop words they are stop tokens.
         added = tokenizer.added_tokens_decoder.items()

@@ -23,6 +23,7 @@ from arguments import DataArguments, PruneArguments
 from command_line import run_script
 from data import get_calibration_data, get_data
 from run_log import find_runs, read_record, read_samples
+from self_speculation import programs
 
 torch.set_num_threads(1)
 
@@ -112,6 +113,16 @@ def checkpoint(_pristine, tokenizer, tmp_path_factory):
     _pristine.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def compiled_cache(tmp_path_factory, monkeypatch):
+    """A folder of compiled steps that the tests of one run share, in whatever process they are."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    monkeypatch.setattr(programs, "cache_folder", lambda: folder / "cache")
+    return folder / "cache" / "compiled"
 
 
 @pytest.fixture

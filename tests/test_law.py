@@ -70,7 +70,8 @@ def test_speculation_passes(strategy, rule, k):
 
 def test_accepting_all_drafts_is_found(strategy, monkeypatch):
     def accept_all(draft_tokens, draft_probs, target_probs, generator):
-        return len(draft_tokens), int(torch.multinomial(target_probs[-1], 1, generator=generator))
+        token = int(torch.multinomial(target_probs[-1], 1, generator=generator))
+        return torch.tensor([len(draft_tokens), token])
 
     monkeypatch.setattr(self_speculation_generator, "accept", accept_all)
     observed, law = sampled_law(strategy(), PROMPT, seeded(), draws=400)
@@ -86,7 +87,7 @@ def test_a_wrong_token_after_a_whole_draft_is_found(strategy, monkeypatch, k):
         accepted, token = ordinary(draft_tokens, draft_probs, target_probs, generator)
         if accepted == len(draft_tokens):
             token = int(torch.multinomial(target_probs[-2], 1, generator=generator))
-        return accepted, token
+        return torch.tensor([accepted, token])
 
     monkeypatch.setattr(self_speculation_generator, "accept", accept)
     tested = strategy(SamplingRule(True, temperature=2.0, top_k=4), k=k)
@@ -96,7 +97,7 @@ def test_a_wrong_token_after_a_whole_draft_is_found(strategy, monkeypatch, k):
 
 def test_a_replacement_from_the_wrong_distribution_is_found(strategy, monkeypatch):
     """Drawn from p where it should be drawn from p less q, which only a joint law can tell."""
-    monkeypatch.setattr("self_speculation.sampling._residual", lambda p_V, q_V, drafted: p_V)
+    monkeypatch.setattr("self_speculation.sampling._residual", lambda p_V, *_: p_V)
     observed, law = sampled_law(strategy(), PROMPT, seeded(), draws=800)
     assert chi_square(observed, law).p_value < 1e-6
 

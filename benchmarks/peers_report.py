@@ -1,0 +1,207 @@
+"""The findings of `benchmarks.peers` as tables and a plot."""
+
+from pathlib import Path
+from typing import Any
+
+_COLOURS = {
+    "this project": "#1b6ca8",
+    "transformers": "#e08a1e",
+    "economize": "#5a9e5a",
+    "flashspec": "#8a6fae",
+}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results in Markdown, dtype by dtype."""
+    lines = []
+    for dtype, measured in results["dtypes"].items():
+        lines += [f"## {results['model']}, {dtype}", "", *_sides(measured), ""]
+        for part in (_laws, _removal, _setup, _left_out):
+            found = part(measured)
+            lines += [*found, ""] if found else []
+        lines += [_conditions(results, measured), ""]
+    return "\n".join(lines)
+
+
+def _sides(measured: dict[str, Any]) -> list[str]:
+    summary, bandwidth = measured["summary"], measured["bandwidth"]
+    floor = _number(summary["floor_tokens_per_second"], ".1f")
+    lines = [
+        "| side | tokens/s | decoding alone | of the floor | / `generate` | decoding / `generate` "
+        "| decoding / own autoregressive | accepted | outputs |",
+        "|---|---|---|---|---|---|---|---|---|",
+        f"| floor: the weights read once a token | | {floor} | 100% | | | | | |",
+    ]
+    for row in sorted(summary["sides"], key=lambda row: -_decoding(row)["median"]):
+        plain = row["method"] == "autoregressive"
+        cells = [
+            row["name"],
+            f"{row['tokens_per_second']['median']:.1f}",
+            f"{_decoding(row)['median']:.1f}",
+            f"{row['share_of_floor']:.0%}",
+            _ratio(row["over_generate"]),
+            _ratio(row["decoding_over_generate"]),
+            _ratio(None if plain else row["decoding_over_own"]),
+            _number((row["acceptance"] or {}).get("rate"), ".1%"),
+            _verdicts(row["verdicts"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Tokens/s are of whole calls, prompt included; decoding is the same less a call for one "
+        "token. Ratios of speed are paired within a turn: means over prompts of medians over "
+        "repeats, with 95 % intervals over prompts. Outputs are held against this project's eager "
+        f"autoregressive ones. The floor is {bandwidth['median_gigabytes_per_second']:.1f} GB/s "
+        f"(at best {bandwidth['best_gigabytes_per_second']:.1f}), measured before every call by "
+        f"torch's {bandwidth['operation']} over {bandwidth['buffer_bytes'] / 1e6:.0f} MB, by "
+        f"{measured['step_bytes'] / 1e6:.0f} MB of weights a step.",
+    ]
+    return lines
+
+
+def _decoding(row: dict[str, Any]) -> dict[str, float]:
+    return row["decoding_tokens_per_second"]
+
+
+def _laws(measured: dict[str, Any]) -> list[str]:
+    rows = [row for row in measured["summary"]["sides"] if row["law"]]
+    if not rows:
+        return []
+    lines = [
+        "| self-speculation | k | r | c | v | predicted | measured | measured / predicted |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        law = row["law"]
+        numbers = [f"{law['k']:.2f}", f"{law['r']:.3f}", f"{law['c']:.3f}", f"{law['v']:.3f}"]
+        lines.append(
+            f"| {row['name']} | {' | '.join(numbers)} | {law['predicted']:.2f} | "
+            f"{_ratio(law['measured'])} | {law['measured_over_predicted']:.2f} |"
+        )
+    lines += [
+        "",
+        "Speed-up of decoding alone over autoregressive decoding of the same kind, predicted by "
+        "(k r + 1) / (k c + v): k drafted a round, r accepted / drafted, c a draft step and v a "
+        "verify pass in full steps.",
+    ]
+    return lines
+
+
+def _removal(measured: dict[str, Any]) -> list[str]:
+    rows = measured["summary"]["removal"]
+    if not rows:
+        return []
+    lines = [
+        f"| layers removed of {measured['layers']} | decoder | time of a token, of the whole "
+        "model's | by bytes of weights | measured / ideal |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        kind = "compiled" if row["compiled"] else "eager"
+        lines.append(
+            f"| {row['layers_removed']} | {kind} | {_ratio(row['time_of_whole'])} | "
+            f"{row['ideal']:.2f} | {_number(row['measured_over_ideal'], '.2f')} |"
+        )
+    return lines
+
+
+def _setup(measured: dict[str, Any]) -> list[str]:
+    compiled = [side["name"] for side in measured["sides"] if side["compiled"]]
+    found = {name: measured["setup"][name] for name in compiled if name in measured["setup"]}
+    if not found:
+        return []
+    lines = [
+        "| compiled side | until its first output (s) | of that, compiling (s) |",
+        "|---|---|---|",
+    ]
+    for name, of in found.items():
+        lines.append(f"| {name} | {of['seconds']:.1f} | {_number(of['compile_seconds'], '.1f')} |")
+    lines += ["", "What an earlier start compiled is found again, by this project and by torch."]
+    return lines
+
+
+def _left_out(measured: dict[str, Any]) -> list[str]:
+    return [f"- Left out: {name} ({reason})" for name, reason in measured["left_out"].items()]
+
+
+def _conditions(results: dict[str, Any], measured: dict[str, Any]) -> str:
+    facts, arguments = measured["runtime"], results["arguments"]
+    versions = {name: facts["versions"][name] for name in ("torch", "transformers")}
+    known = (versions | results["packages"]).items()
+    packages = ", ".join(f"{name} {of}" for name, of in known if of)
+    return (
+        f"{results['model']}, {arguments['num_prompts']} prompts of {results['data']} x "
+        f"{arguments['repeats']}, {arguments['max_steps']} tokens each (no end token), greedy, "
+        f"batch 1, {facts['dtype']}, {facts['device']} ({facts['threads']} threads), {packages}, "
+        f"commit {(results['commit'] or 'unknown')[:12]}, {results['date']}: "
+        f"`{results['command'].strip()}`"
+    )
+
+
+def _verdicts(counts: dict[str, int]) -> str:
+    """Such as '6 equal of 6', or '4 equal, 2 tied of 6'."""
+    known = {"equal": "equal", "tie": "tied", "wrong": "wrong", "different": "different"}
+    found = [f"{counts[key]} {word}" for key, word in known.items() if counts.get(key)]
+    return f"{', '.join(found)} of {sum(counts.values())}" if found else "-"
+
+
+def _ratio(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    bounds = "" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]"
+    return f"{found['value']:.2f}{bounds}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Decoding speed of every side, a panel for each dtype, with the floor as a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    dtypes = results["dtypes"]
+    most = max(len(measured["summary"]["sides"]) for measured in dtypes.values())
+    size = (1 + 6.5 * len(dtypes), 1.6 + 0.24 * most)
+    figure, panels = pyplot.subplots(
+        1, len(dtypes), figsize=size, layout="constrained", squeeze=False
+    )
+    for axes, (dtype, measured) in zip(panels[0], dtypes.items(), strict=True):
+        _panel(axes, measured)
+        axes.set_title(f"{results['model']}, {dtype}, {measured['runtime']['device']}")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def _panel(axes: Any, measured: dict[str, Any]) -> None:
+    """Fastest on top; whiskers span the quartiles of the turns."""
+    summary = measured["summary"]
+    rows = sorted(summary["sides"], key=lambda row: _decoding(row)["median"])
+    for height, row in enumerate(rows):
+        rate = _decoding(row)
+        whiskers = [
+            [rate["median"] - rate["lower_quartile"]],
+            [rate["upper_quartile"] - rate["median"]],
+        ]
+        axes.barh(
+            height,
+            rate["median"],
+            xerr=whiskers,
+            color=_COLOURS[row["system"]],
+            hatch="//" if row["compiled"] else None,
+            edgecolor="white",
+            error_kw={"elinewidth": 1, "ecolor": "0.2"},
+        )
+    floor = summary["floor_tokens_per_second"]
+    axes.axvline(floor, color="0.2", linestyle="--", label="floor: the weights read once a token")
+    whole = [row["tokens_per_second"]["median"] for row in rows]
+    axes.plot(whole, range(len(rows)), "D", color="0.2", markersize=3, label="whole call")
+    right = max([floor, *(_decoding(row)["upper_quartile"] for row in rows)])
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
+    axes.set(xlabel="tokens per second after the first", xlim=(0, 1.05 * right))
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.legend(loc="lower right", fontsize=8, edgecolor="white", framealpha=0.9)
+    axes.spines[["top", "right"]].set_visible(False)

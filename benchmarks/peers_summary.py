@@ -1,0 +1,166 @@
+"""What `benchmarks.peers` measured comes to: rates, paired ratios, shares of the floor."""
+
+import statistics
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy
+
+from benchmarks.bandwidth import floor_tokens_per_second
+from benchmarks.peer_engines import OURS, Side
+from intervals import mean_intervals
+from metrics import predicted_speedup
+
+Sample = dict[str, Any]
+GENERATE = Side("transformers")
+
+
+def summarize(measured: dict[str, Any]) -> dict[str, Any]:
+    """The rows of all sides that went through every turn, and of removed layers.
+
+    Rates are medians over turns. A ratio is one of seconds within a turn; of the repeats of a
+    prompt the median, of the prompts the mean, with its interval. What is of decoding has the time
+    of a call for one token taken off, in which a side reads the prompt.
+    """
+    samples = defaultdict(list)
+    for sample in measured["samples"]:
+        samples[sample["side"]].append(sample)
+    sides = [Side(**{key: of[key] for key in vars(GENERATE)}) for of in measured["sides"]]
+    timed = {side for side in sides if any(each["later_seconds"] for each in samples[side.name])}
+    done = [side for side in sides if side in timed and side.name not in measured["left_out"]]
+    by_side = {side: samples[side.name] for side in done}
+    floors = floors_of_turns(measured["samples"], measured["step_bytes"])
+    return {
+        "floor_tokens_per_second": statistics.median(floors.values()) if floors else None,
+        "floor_tokens_per_second_at_best": floor_tokens_per_second(
+            1e9 * measured["bandwidth"]["best_gigabytes_per_second"], measured["step_bytes"]
+        ),
+        "sides": [_row(side, by_side, floors) for side in done if not side.removed],
+        "removal": _removal(by_side, measured),
+    }
+
+
+def floors_of_turns(samples: list[Sample], bytes_per_step: int) -> dict[int, float]:
+    """The floor's tokens a second in every turn, by the median of the turn's readings."""
+    readings = defaultdict(list)
+    for sample in samples:
+        readings[sample["turn"]].append(sample["bytes_per_second"])
+    return {
+        turn: floor_tokens_per_second(statistics.median(found), bytes_per_step)
+        for turn, found in readings.items()
+    }
+
+
+def paired_ratio(
+    numerators: list[Sample], denominators: list[Sample], key: str
+) -> dict[str, float | None] | None:
+    """Seconds of one side over those of another, turn by turn; None where a turn has none."""
+    others = {sample["turn"]: sample[key] for sample in denominators}
+    by_prompt = defaultdict(list)
+    for sample in numerators:
+        other = others.get(sample["turn"])
+        if not other or not sample[key]:
+            return None
+        by_prompt[sample["prompt"]].append(sample[key] / other)
+    medians = [statistics.median(ratios) for ratios in by_prompt.values()]
+    (interval,) = mean_intervals(numpy.array(medians)[:, None])
+    everything = [ratio for ratios in by_prompt.values() for ratio in ratios]
+    return vars(interval) | {"median": statistics.median(everything)}
+
+
+def _row(side: Side, by_side: dict[Side, list[Sample]], floors: dict[int, float]) -> dict[str, Any]:
+    samples = by_side[side]
+    known = [sample for sample in samples if sample["later_seconds"]]
+    rates = [(sample["tokens"] - 1) / sample["later_seconds"] for sample in known]
+    floor_of_each = [floors[sample["turn"]] for sample in known]
+    shares = [rate / floor for rate, floor in zip(rates, floor_of_each, strict=True)]
+    return vars(side) | {
+        "name": side.name,
+        "tokens_per_second": _quartiles([each["tokens"] / each["seconds"] for each in samples]),
+        "decoding_tokens_per_second": _quartiles(rates),
+        "share_of_floor": statistics.median(shares),
+        "over_generate": _speedup(by_side.get(GENERATE), samples, "seconds"),
+        "decoding_over_generate": _speedup(by_side.get(GENERATE), samples, "later_seconds"),
+        "decoding_over_own": _speedup(by_side.get(side.plain()), samples, "later_seconds"),
+        "acceptance": _acceptance(samples),
+        "law": _law(side, by_side),
+        "verdicts": dict(Counter(sample["verdict"] for sample in samples)),
+    }
+
+
+def _speedup(
+    base: list[Sample] | None, samples: list[Sample], key: str
+) -> dict[str, float | None] | None:
+    return paired_ratio(base, samples, key) if base else None
+
+
+def _acceptance(samples: list[Sample]) -> dict[str, float] | None:
+    """Accepted / drafted, and drafted a round; a prompt lookup may find nothing to draft."""
+    drafted, rounds = (sum(sample[key] or 0 for sample in samples) for key in ("drafted", "rounds"))
+    if not drafted:
+        return None
+    accepted = sum(sample["accepted"] for sample in samples)
+    return {"rate": accepted / drafted, "drafted_a_round": drafted / rounds}
+
+
+def _law(side: Side, by_side: dict[Side, list[Sample]]) -> dict[str, Any] | None:
+    """What (k r + 1) / (k c + v) predicts, beside what was measured of decoding alone.
+
+    c and v are in full steps of the same system's autoregressive decoding of the same kind.
+    """
+    plain, samples = by_side.get(side.plain()), by_side[side]
+    if side.system != OURS or not side.drafts or not plain:
+        return None
+    full, draft, verify = (
+        _mean_step(of, name)
+        for of, name in ((plain, "full"), (samples, "draft"), (samples, "verify"))
+    )
+    measured = paired_ratio(plain, samples, "decode_seconds")
+    acceptance = _acceptance(samples)
+    if None in (full, draft, verify, measured, acceptance):
+        return None
+    k, r = acceptance["drafted_a_round"], acceptance["rate"]
+    predicted = predicted_speedup(k, r, draft / full, verify / full)
+    return {
+        "k": k,
+        "r": r,
+        "c": draft / full,
+        "v": verify / full,
+        "predicted": predicted,
+        "measured": measured,
+        "measured_over_predicted": measured["value"] / predicted,
+    }
+
+
+def _mean_step(samples: list[Sample], name: str) -> float | None:
+    steps = [sample["steps"][name] for sample in samples if name in sample["steps"]]
+    calls = sum(step["calls"] for step in steps)
+    return sum(step["seconds"] for step in steps) / calls if calls else None
+
+
+def _removal(by_side: dict[Side, list[Sample]], measured: dict[str, Any]) -> list[dict[str, Any]]:
+    """A token's time without some layers, over that of the whole model; ideal is that of bytes."""
+    rows = []
+    for side, samples in by_side.items():
+        whole = by_side.get(side.plain())
+        if not side.removed or not whole:
+            continue
+        ratio = paired_ratio(samples, whole, "decode_seconds")
+        ideal = measured["step_bytes_without"][str(side.removed)] / measured["step_bytes"]
+        rows.append(
+            {
+                "layers_removed": side.removed,
+                "compiled": side.compiled,
+                "time_of_whole": ratio,
+                "ideal": ideal,
+                "measured_over_ideal": ratio["value"] / ideal if ratio else None,
+            }
+        )
+    return rows
+
+
+def _quartiles(values: list[float]) -> dict[str, float]:
+    if len(values) < 2:
+        return dict.fromkeys(("lower_quartile", "median", "upper_quartile"), values[0])
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"lower_quartile": low, "median": middle, "upper_quartile": high}

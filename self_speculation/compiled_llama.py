@@ -1,0 +1,171 @@
+"""CompiledLlama: the engine whose steps over one token or a draft's tokens run compiled.
+
+Shapes: T new tokens, S a bucket of cached positions.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from self_speculation.llama_model_utils import CachedLlama, KeyValueCache
+from self_speculation.programs import program_of, programs_known, tensors_of
+from self_speculation.row_kernels import HeadBlock, LayerBlock
+
+_SMALLEST_BUCKET = 256
+
+
+def buckets_for(positions: int) -> list[int]:
+    """The lengths for which attention is compiled: powers of two up to what holds `positions`.
+
+    A step attends to the smallest that holds its sequence, so its cost follows the actual length.
+    """
+    buckets = [_SMALLEST_BUCKET]
+    while buckets[-1] < positions:
+        buckets.append(2 * buckets[-1])
+    return buckets
+
+
+class CompiledLlama(CachedLlama):
+    """Runs steps of one token, and of `num_speculations` and one, by programs of static shapes.
+
+    A verification of fewer tokens is padded to them. Whatever has another shape, above all the
+    prefill, runs as it would without compilation, over the same cache.
+
+    Everything is compiled, or loaded from an earlier start, by the constructor; `compile_seconds`
+    says how long that took. `exit_layer` counts the model's layers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        capacity: int,
+        exit_layer: int | None = None,
+        num_speculations: int = 0,
+    ) -> None:
+        super().__init__(model, capacity)
+        started = time.perf_counter()
+        self._config = model.config
+        self._most_rows = 1 + num_speculations
+        self._row_counts = 1, self._most_rows
+        # Padding may be written behind the last token.
+        self._buckets = buckets_for(capacity + self._most_rows)
+        self._cache = KeyValueCache(self._buckets[-1])
+        self._layers = [LayerBlock(layer) for layer in self._decoder.layers]
+        self._layer_tensors = [tensors_of(layer) for layer in self._layers]
+        self._head_block = HeadBlock(self._decoder.norm, self._head)
+        self._head_tensors = tensors_of(self._head_block)
+        self._spans: dict[tuple, Callable[[list[Tensor]], Tensor]] = {}
+        self._heads: dict[int, Callable[[list[Tensor]], Tensor]] = {}
+        self._warm_up(exit_layer)
+        self.compile_seconds = time.perf_counter() - started
+
+    @property
+    def compilations(self) -> int:
+        """Programs built or loaded, and graphs captured, so far."""
+        return programs_known() + len(self._spans) + len(self._heads)
+
+    @torch.inference_mode()
+    def verify(self, ids_1T: Tensor, count: int) -> Tensor:
+        rows = self.pending + ids_1T.shape[1]
+        if rows > self._most_rows:
+            return super().verify(ids_1T, count)
+        states_1TD = torch.cat([*self._exit_states, self._early(ids_1T)], dim=1)
+        self._exit_states = []
+        padded_1TD = F.pad(states_1TD, (0, 0, 0, self._most_rows - rows))
+        padded_1TD = self._run(padded_1TD, self.exit_layer, self.num_layers, self.length)
+        self.length += rows
+        return self._logits(padded_1TD, self._most_rows)[rows - count : rows]
+
+    def _run(self, states_1TD: Tensor, first: int, last: int, start: int) -> Tensor:
+        rows = states_1TD.shape[1]
+        if rows not in self._row_counts:
+            return super()._run(states_1TD, first, last, start)
+        bucket = next(bucket for bucket in self._buckets if bucket >= start + rows)
+        inputs = self._inputs(states_1TD, start, bucket)
+        key = first, last, rows, bucket
+        if key not in self._spans:
+            self._spans[key] = self._span(first, last, inputs)
+        return self._spans[key](inputs)
+
+    def _logits(self, states_1TD: Tensor, count: int) -> Tensor:
+        if count not in self._row_counts:
+            return super()._logits(states_1TD, count)
+        inputs = [states_1TD[:, -count:].contiguous()]
+        if count not in self._heads:
+            program = program_of(self._head_block, inputs, self._config)
+            self._heads[count] = _fast(lambda inputs: program(self._head_tensors, inputs), inputs)
+        return self._heads[count](inputs)
+
+    def _inputs(self, states_1TD: Tensor, start: int, bucket: int) -> list[Tensor]:
+        """States, what they may see (T, S), their rotary cosines and sines, and positions (T,)."""
+        device, end = states_1TD.device, start + states_1TD.shape[1]
+        positions_T = torch.arange(start, end, device=device)
+        cosine, sine = self._decoder.rotary_emb(states_1TD, position_ids=positions_T[None])
+        visible_TS = torch.arange(bucket, device=device) <= positions_T[:, None]
+        return [states_1TD.contiguous(), visible_TS, cosine, sine, positions_T]
+
+    def _span(
+        self, first: int, last: int, inputs: list[Tensor]
+    ) -> Callable[[list[Tensor]], Tensor]:
+        """Layers `first` to `last` in one call, for inputs of such shapes."""
+        steps = []
+        for index in range(first, last):
+            caches = list(self._cache.layer(index))
+            program = program_of(self._layers[index], [*inputs, *caches], self._config)
+            steps.append((program, self._layer_tensors[index], caches))
+
+        def run(inputs: list[Tensor]) -> Tensor:
+            states_1TD, *others = inputs
+            for program, tensors, caches in steps:
+                states_1TD = program(tensors, [states_1TD, *others, *caches])
+            return states_1TD
+
+        return _fast(run, inputs)
+
+    @torch.inference_mode()
+    def _warm_up(self, exit_layer: int | None) -> None:
+        """Builds and runs whatever rounds will need, in every bucket."""
+        ids_11 = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        super()._run(self._embed(ids_11), 0, self.num_layers, 0)  # allocates the cache
+        spans = {(0, self.num_layers, 1)}
+        if exit_layer is not None:
+            spans |= {(0, exit_layer, 1), (exit_layer, self.num_layers, self._most_rows)}
+        for first, last, rows in sorted(spans):
+            states_1TD = self._embed(ids_11.expand(1, rows))
+            for bucket in self._buckets:
+                self._run(states_1TD, first, last, bucket - rows)
+            self._logits(states_1TD, rows)
+
+
+def _fast(
+    function: Callable[[list[Tensor]], Tensor], inputs: list[Tensor]
+) -> Callable[[list[Tensor]], Tensor]:
+    """The function itself on a CPU; on CUDA, what it launches, captured once and replayed whole."""
+    return _Replay(function, inputs) if inputs[0].device.type == "cuda" else function
+
+
+class _Replay:
+    """A CUDA graph of what a function does to inputs of such shapes."""
+
+    def __init__(self, function: Callable[[list[Tensor]], Tensor], inputs: list[Tensor]) -> None:
+        self._inputs = [tensor.clone() for tensor in inputs]
+        # The compiler's own first launches must not be part of the graph.
+        stream = torch.cuda.Stream(inputs[0].device)
+        stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                function(self._inputs)
+        torch.cuda.current_stream(inputs[0].device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._output = function(self._inputs)
+
+    def __call__(self, inputs: list[Tensor]) -> Tensor:
+        for static, tensor in zip(self._inputs, inputs, strict=True):
+            static.copy_(tensor)
+        self._graph.replay()
+        # The next replay writes to the same memory.
+        return self._output.clone()

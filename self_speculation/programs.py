@@ -1,0 +1,154 @@
+"""A block of modules as a compiled program of its tensors, built once and kept for later starts.
+
+A program takes weights as it takes any input, so one serves every layer that is built alike. On a
+CPU it is a library of native code that AOTInductor makes and that is called without Python or
+checks in between; it lies in the user's cache and is loaded from there by the next start. On CUDA
+torch.compile makes it, with the compiler's own cache, and its calls are meant to be captured.
+"""
+
+import hashlib
+import json
+import platform
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from filelock import FileLock
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from user_cache import cache_folder
+
+# A block's tensors, then its inputs; returns its one output.
+Program = Callable[[list[Tensor], list[Tensor]], Tensor]
+
+_CPUINFO = Path("/proc/cpuinfo")
+_OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}
+_programs: dict[str, Program] = {}
+
+
+class CompileError(Exception):
+    """The compiler failed; the message says how, in one line."""
+
+
+def tensors_of(block: nn.Module) -> list[Tensor]:
+    """A block's parameters and buffers, in the order in which its program takes them."""
+    return list(_named_tensors(block).values())
+
+
+def program_of(block: nn.Module, inputs: list[Tensor], config: Any) -> Program:
+    """The program of a block for inputs of such shapes, found or built.
+
+    The same program is given for blocks that are alike. `config` is the model's: it says of a
+    block what its modules' shapes do not. Raises `CompileError` where the compiler fails.
+    """
+    key = _key(block, inputs, config)
+    if key not in _programs:
+        build = _native if inputs[0].device.type == "cpu" else _captured_later
+        _programs[key] = build(block, inputs, key)
+    return _programs[key]
+
+
+def programs_known() -> int:
+    """How many programs this process has built or loaded."""
+    return len(_programs)
+
+
+class _Stateless(nn.Module):
+    """A block as a function of its tensors and inputs."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        # Held in a tuple, where torch does not look for parameters.
+        self._block = (block,)
+        self._names = tuple(_named_tensors(block))
+
+    def forward(self, tensors: list[Tensor], inputs: list[Tensor]) -> Tensor:
+        named = dict(zip(self._names, tensors, strict=True))
+        return functional_call(self._block[0], named, tuple(inputs))
+
+
+def _native(block: nn.Module, inputs: list[Tensor], key: str) -> Program:
+    path = cache_folder() / "compiled" / f"{key}.pt2"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            tokens = inputs[0].shape[1]
+            print(f"Compiling {type(block).__name__}, {tokens} tokens (once)", file=sys.stderr)
+            try:
+                _build(block, inputs, path)
+            except Exception as error:
+                # Export, lowering and the C++ compiler each raise errors of their own.
+                reason = str(error).strip().partition("\n")[0]
+                raise CompileError(f"{type(error).__name__}: {reason}") from error
+    run = torch._inductor.aoti_load_package(str(path), run_single_threaded=True).loader.boxed_run
+    return lambda tensors, inputs: run([*tensors, *inputs])[0]
+
+
+def _build(block: nn.Module, inputs: list[Tensor], path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Tensors of inference mode cannot be traced.
+        with torch.inference_mode(False), torch.no_grad():
+            arguments = [tensor.clone() for tensor in inputs]
+            exported = torch.export.export(
+                _Stateless(block), (tensors_of(block), arguments), strict=False
+            )
+            made = torch._inductor.aoti_compile_and_package(
+                exported, package_path=f"{scratch}/program.pt2", inductor_configs=_OPTIONS
+            )
+        Path(made).replace(path)
+
+
+def _captured_later(block: nn.Module, _: list[Tensor], __: str) -> Program:
+    return torch.compile(_Stateless(block), fullgraph=True, dynamic=False)
+
+
+def _named_tensors(block: nn.Module) -> dict[str, Tensor]:
+    return dict(block.named_parameters()) | dict(block.named_buffers())
+
+
+def _signature(block: nn.Module) -> str:
+    """What a block is built of: modules by name and class, tensors by shape, stride and dtype."""
+    modules = [(name, type(module).__name__) for name, module in block.named_modules()]
+    tensors = [(name, _layout(tensor)) for name, tensor in _named_tensors(block).items()]
+    return repr((modules, tensors))
+
+
+def _layout(tensor: Tensor) -> tuple:
+    return tuple(tensor.shape), tensor.stride(), str(tensor.dtype), str(tensor.device)
+
+
+def _key(block: nn.Module, inputs: list[Tensor], config: Any) -> str:
+    """Names all that a program depends on, this file and the kernels' included."""
+    sources = [Path(__file__).with_name(name) for name in ("programs.py", "row_kernels.py")]
+    facts = [
+        _signature(block),
+        [_layout(tensor) for tensor in inputs],
+        json.dumps(_meaning(config), sort_keys=True, default=str),
+        [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources],
+        torch.__version__,
+        transformers.__version__,
+        torch.get_num_threads(),
+        _processor(),
+    ]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
+
+
+def _meaning(config: Any) -> dict[str, Any]:
+    """What a configuration says of one layer, however many there are."""
+    of_the_whole = ("num_hidden_layers", "layer_types", "_name_or_path", "transformers_version")
+    return {key: value for key, value in config.to_dict().items() if key not in of_the_whole}
+
+
+def _processor() -> str:
+    """The instruction set for which native code is made."""
+    if not _CPUINFO.is_file():
+        return f"{platform.machine()} {platform.processor()}"
+    first = _CPUINFO.read_text().partition("\n\n")[0].splitlines()
+    return " ".join(line for line in first if line.startswith(("model", "flags", "Features")))

@@ -1,0 +1,178 @@
+"""Decoder layers rewritten for one token or a few: what the compiler turns into few, fast loops.
+
+A matrix product with a handful of rows is bound by reading the weights once, in order. Library
+kernels for it reach a part of a CPU's bandwidth; written as one sum of products per weight row,
+with all input rows inside, the compiler makes of it a loop that streams the weights as they lie.
+
+Shapes: T new tokens, S cached positions attended to (a bucket), H heads, G query heads that share
+one key/value head, D head size, N and K rows and columns of a weight.
+"""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+_ATTENTION = "static_rows"
+# More sums in one loop than this no longer fit a CPU's registers, and the loop takes long to build.
+_MOST_SUMS = 32
+_SUMS_IN_REGISTERS = 12
+_MOST_WEIGHT_ROWS = 4
+
+
+class FewRowsLinear(nn.Linear):
+    """A linear layer that reads every weight once for all of its few input rows."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows_TK = input.reshape(-1, self.in_features)
+        if len(rows_TK) > _MOST_SUMS:
+            return super().forward(input)
+        out_TN = _products(rows_TK, self.weight)
+        if self.bias is not None:
+            out_TN = out_TN + self.bias
+        return out_TN.reshape(*input.shape[:-1], self.out_features)
+
+
+def _products(rows_TK: Tensor, weight_NK: Tensor) -> Tensor:
+    """`rows @ weight.T`, summed in float32 or better."""
+    wide = torch.promote_types(weight_NK.dtype, torch.float32)
+    rows_TK = _materialised(rows_TK.to(wide))
+    # Several weight rows at a time hide the latency of each other's sums.
+    weights = weight_NK.chunk(_weight_rows(len(rows_TK), weight_NK))
+    sums = [
+        torch.cat([(part * row_K).sum(-1, dtype=wide) for part in weights]) for row_K in rows_TK
+    ]
+    return torch.stack(sums).to(weight_NK.dtype)
+
+
+def _weight_rows(rows: int, weight_NK: Tensor) -> int:
+    """How many weight rows one loop reads at a time: a power of two that divides them."""
+    widest = _MOST_WEIGHT_ROWS if weight_NK.element_size() < 4 else _MOST_WEIGHT_ROWS // 2
+    together = min(widest, max(1, _SUMS_IN_REGISTERS // rows))
+    while weight_NK.shape[0] % together or together & (together - 1):
+        together -= 1
+    return together
+
+
+def _materialised(tensor: Tensor) -> Tensor:
+    """The same values, in memory: a compiler that fused them would compute them for every sum."""
+    tensor = tensor.contiguous()
+    return torch.as_strided(tensor, tensor.shape, tensor.stride())
+
+
+def _attend(
+    module: nn.Module,
+    query_1HTD: Tensor,
+    key_1HSD: Tensor,
+    value_1HSD: Tensor,
+    visible_TS: Tensor,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of T tokens to a bucket of cached positions, in the form that transformers calls.
+
+    Query heads that share keys and values are taken as further rows, so nothing is repeated.
+    """
+    _, heads, tokens, size = query_1HTD.shape
+    shared = heads // key_1HSD.shape[1]
+    query_1HRD = query_1HTD.reshape(1, -1, shared * tokens, size)
+    visible_RS = visible_TS.repeat(shared, 1)
+    if query_1HTD.device.type == "cpu" and shared * tokens <= _MOST_SUMS:
+        out_1HRD = _attend_by_rows(query_1HRD, key_1HSD, value_1HSD, visible_RS, scaling)
+    else:
+        out_1HRD = F.scaled_dot_product_attention(
+            query_1HRD, key_1HSD, value_1HSD, visible_RS, scale=scaling
+        )
+    return out_1HRD.reshape(1, heads, tokens, size).transpose(1, 2).contiguous(), None
+
+
+def _attend_by_rows(
+    query_1HRD: Tensor, key_1HSD: Tensor, value_1HSD: Tensor, visible_RS: Tensor, scaling: float
+) -> Tensor:
+    wide = torch.promote_types(query_1HRD.dtype, torch.float32)
+    query_HRD = _materialised(query_1HRD[0].to(wide) * scaling)
+    (key_HSD,), (value_HSD,) = key_1HSD, value_1HSD
+    rows = range(query_HRD.shape[1])
+    scores = [(key_HSD * query_HRD[:, r, None]).sum(-1, dtype=wide) for r in rows]
+    scores_HRS = torch.stack(scores, 1).masked_fill(~visible_RS, -torch.inf)
+    probs_HRS = _materialised(scores_HRS.softmax(-1))
+    # What no token may see holds another sequence's values, if not worse: 0 times it may be NaN.
+    seen_S1 = visible_RS.any(0)[:, None]
+    value_HSD = torch.where(seen_S1, value_HSD, 0)
+    out = [(value_HSD * probs_HRS[:, r, :, None]).sum(1, dtype=wide) for r in rows]
+    return torch.stack(out, 1)[None].to(value_1HSD.dtype)
+
+
+AttentionInterface.register(_ATTENTION, _attend)
+
+
+class _Slot:
+    """One layer's keys and values, as its attention meets a cache."""
+
+    def __init__(self, keys: Tensor, values: Tensor, positions_T: Tensor, bucket: int) -> None:
+        self._buffers = keys, values
+        self._positions_T = positions_T
+        self._bucket = bucket
+
+    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, ...]:
+        for buffer, new in zip(self._buffers, (key, value), strict=True):
+            buffer.index_copy_(2, self._positions_T, new)
+        return tuple(buffer[:, :, : self._bucket] for buffer in self._buffers)
+
+
+class LayerBlock(nn.Module):
+    """One decoder layer over T tokens, its cache and positions handed in."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = _static_view(layer)
+
+    def forward(
+        self,
+        states_1TD: Tensor,
+        visible_TS: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        positions_T: Tensor,
+        keys: Tensor,
+        values: Tensor,
+    ) -> Tensor:
+        return self.layer(
+            states_1TD,
+            attention_mask=visible_TS,
+            past_key_values=_Slot(keys, values, positions_T, visible_TS.shape[1]),
+            use_cache=True,
+            position_embeddings=(cosine, sine),
+        )
+
+
+class HeadBlock(nn.Module):
+    """Norm and head: from states (1, T, D) to logits (T, V)."""
+
+    def __init__(self, norm: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.norm = _static_view(norm)
+        self.head = _static_view(head)
+
+    def forward(self, states_1TD: Tensor) -> Tensor:
+        return self.head(self.norm(states_1TD))[0]
+
+
+def _static_view(module: nn.Module) -> nn.Module:
+    """The same parameters in modules of their own, which are free of what varies between layers.
+
+    The model itself stays as it is: prefill and every other use go on with it.
+    """
+    view = copy.copy(module)
+    view._modules = {name: _static_view(part) for name, part in module._modules.items()}
+    if hasattr(module, "layer_idx"):
+        view.layer_idx = 0
+    if hasattr(module, "config"):
+        view.config = copy.copy(module.config)
+        view.config._attn_implementation = _ATTENTION
+    if type(module) is nn.Linear and module.weight.device.type == "cpu":
+        view.__class__ = FewRowsLinear
+    return view

@@ -1,0 +1,299 @@
+"""Compiled steps compute what the others do, are made once, and cost what the length asks for."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import LAYERS, random_prompt, tiny_config
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from pruned_model import PruneModel, PrunePlan
+from self_speculation import compiled_llama, programs
+from self_speculation.compiled_llama import CompiledLlama, buckets_for
+from self_speculation.generator_base import GenerationConfig
+from self_speculation.llama_model_utils import CachedLlama
+from self_speculation.sampling import SamplingRule
+from self_speculation.text_generator import TextGenerator
+
+CAPACITY = 96
+PROMPT = random_prompt(40)
+K = 3
+
+
+@pytest.fixture(autouse=True)
+def _small_buckets(compiled_cache, monkeypatch):
+    """Two buckets where 96 tokens are decoded, so that outputs cross from one to the other."""
+    monkeypatch.setattr(compiled_llama, "_SMALLEST_BUCKET", 64)
+
+
+def decode(model, tokenizer, strategy, compiled, exit_layer=None, k=K, **changes):
+    config = GenerationConfig(
+        **{"max_steps": 48, **changes}, kept_exit_layer=exit_layer, num_speculations=k
+    )
+    generator = TextGenerator(model, tokenizer, strategy, config, CAPACITY, compiled)
+    return generator.generate(PROMPT)
+
+
+def row(ids):
+    return torch.tensor([ids])
+
+
+def same(one, other):
+    """Close; transformers' norms compute in float32, whose sums have another order here."""
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+RULES = {
+    "plain": {},
+    "n-gram": {"sampling": SamplingRule(no_repeat_ngram_size=2)},
+    "sampling": {"sampling": SamplingRule(True, 0.8, 20, 0.95)},
+    "short": {"max_steps": 3},
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("kept", [range(LAYERS), (0, 1, 4, 5)], ids=["whole", "pruned"])
+def test_outputs_equal_those_without_compilation(model, tokenizer, kept, rule):
+    PruneModel(model, PrunePlan("test", LAYERS, tuple(kept))).prune()
+    cases = [("autoregressive", None), ("autoregressive", 2)]
+    cases += [("self_speculative", exit_layer) for exit_layer in range(1, len(kept))]
+    for strategy, exit_layer in cases:
+        expected, found = (
+            decode(model, tokenizer, strategy, compiled, exit_layer, **RULES[rule])
+            for compiled in (False, True)
+        )
+        assert found.output_ids == expected.output_ids, (strategy, exit_layer)
+        assert (found.text, found.rounds) == (expected.text, expected.rounds)
+
+
+def test_stop_words_end_compiled_outputs(model, tokenizer):
+    text = decode(model, tokenizer, "autoregressive", False).text
+    words = (text[len(text) // 2 :][:2],)
+    expected = decode(model, tokenizer, "autoregressive", False, stop_words=words)
+    found = decode(model, tokenizer, "self_speculative", True, 2, stop_words=words)
+    assert (found.text, found.stop_reason) == (expected.text, "stop_word")
+
+
+def test_every_pass_computes_what_the_plain_engine_does(model):
+    """Of compiled shapes and of others, over one cache."""
+    engines = [CachedLlama(model, CAPACITY), CompiledLlama(model, CAPACITY, 2, K)]
+    ids = random_prompt(90, seed=3)
+    for logits in zip(*(list(passes(engine, ids)) for engine in engines), strict=True):
+        same(*logits)
+
+
+def passes(engine, ids):
+    engine.reset(2)
+    yield engine.forward(row(ids[:57]), count=5)
+    yield engine.forward(row(ids[57:58]))
+    for position in (58, 59, 60):
+        yield engine.draft(row(ids[position : position + 1]))
+    yield engine.verify(row(ids[61:62]), count=4)
+    engine.rollback(59)
+    yield engine.draft(row(ids[59:60]))
+    yield engine.verify(row(ids[60:61]), count=2)  # padded
+    yield engine.verify(row(ids[61:64]), count=3)  # never drafted
+    yield engine.draft(row(ids[64:67]))
+    yield engine.verify(row(ids[67:70]), count=6)  # more than was compiled for
+    yield engine.forward(row(ids[70:71]))
+
+
+def test_values_left_behind_are_not_attended_to(model):
+    engine = CompiledLlama(model, CAPACITY, 2, K)
+    engine.forward(row(random_prompt(30)))
+    for index in range(LAYERS):
+        for buffer in engine._cache.layer(index):
+            buffer[:, :, 20:] = torch.nan
+    engine.rollback(20)
+    expected = CachedLlama(model, CAPACITY)
+    expected.forward(row(random_prompt(30)[:20]))
+    same(engine.forward(row([5])), expected.forward(row([5])))
+
+
+def test_nothing_is_compiled_once_it_was_warmed_up(model, tokenizer, monkeypatch):
+    config = GenerationConfig(max_steps=48, kept_exit_layer=2, num_speculations=K)
+    generator = TextGenerator(model, tokenizer, "self_speculative", config, CAPACITY, True)
+    before = generator.engine.compilations
+    monkeypatch.setattr(programs, "_native", lambda *_: pytest.fail("a program was built"))
+    for length in (1, 4, 30, 61, 62, 63, 64, 65, CAPACITY):
+        made = generator.generate(random_prompt(length))
+        if made.rounds:
+            generator.time_full_step(1)
+    assert generator.engine.compilations == before
+    assert generator.engine.compile_seconds > 0
+
+
+def test_all_layers_share_one_program(model):
+    layers = [compiled_llama.LayerBlock(layer) for layer in model.model.layers]
+    assert len({programs._signature(layer) for layer in layers}) == 1
+
+
+def test_programs_are_found_again(model, compiled_cache, monkeypatch):
+    CompiledLlama(model, CAPACITY)
+    monkeypatch.setattr(programs, "_programs", {})
+    monkeypatch.setattr(programs, "_build", lambda *_: pytest.fail("a program was built"))
+    engine = CompiledLlama(model, CAPACITY)
+    expected = CachedLlama(model, CAPACITY)
+    for one in (engine, expected):
+        one.forward(row(PROMPT))
+    same(engine.forward(row([5])), expected.forward(row([5])))
+    assert all(path.suffix in (".pt2", ".lock") for path in compiled_cache.iterdir())
+
+
+def test_a_program_belongs_to_its_shapes_and_its_machine(model, monkeypatch):
+    block = compiled_llama.LayerBlock(model.model.layers[0])
+    states = torch.zeros(1, 1, 32, dtype=torch.float64)
+
+    def key(config=model.config, states=states):
+        return programs._key(block, [states], config)
+
+    keys = [key(), key(states=states.expand(1, 2, 32)), key(states=states.float())]
+    keys.append(key(tiny_config(hidden_act="gelu")))
+    monkeypatch.setattr(programs, "_processor", lambda: "another")
+    keys.append(key())
+    assert len(set(keys)) == 5
+    other_depth = tiny_config(num_hidden_layers=2)
+    assert key(other_depth) == key(tiny_config())
+
+
+def test_attention_takes_the_smallest_bucket_that_holds_the_sequence(model, monkeypatch):
+    engine = CompiledLlama(model, CAPACITY)
+    taken = []
+    ordinary = engine._inputs
+
+    def watched(states_1TD, start, bucket):
+        taken.append((start, bucket))
+        return ordinary(states_1TD, start, bucket)
+
+    monkeypatch.setattr(engine, "_inputs", watched)
+    engine.forward(row(random_prompt(62)))
+    for _ in range(4):
+        engine.forward(row([1]))
+    assert taken == [(62, 64), (63, 64), (64, 128), (65, 128)]
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"), [(1, [64]), (64, [64]), (65, [64, 128]), (400, [64, 128, 256, 512])]
+)
+def test_buckets_double(positions, expected):
+    assert buckets_for(positions) == expected
+
+
+def test_the_model_stays_as_it_was(model):
+    before = {name: type(module) for name, module in model.named_modules()}
+    attention = model.config._attn_implementation
+    CompiledLlama(model, CAPACITY)
+    assert before == {name: type(module) for name, module in model.named_modules()}
+    assert model.config._attn_implementation == attention
+
+
+class FakeGraph:
+    """Stands in for CUDA's: repeats what was done while it was captured."""
+
+    def replay(self):
+        self.output.copy_(self.function(self.inputs))
+
+
+def test_a_replay_copies_its_inputs_in_and_its_output_out(monkeypatch):
+    """Without CUDA, by a stand-in for its graphs."""
+    captured = FakeGraph()
+
+    class Capture:
+        def __init__(self, _graph):
+            pass
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            pass
+
+    class Stream:
+        def __init__(self, *_):
+            pass
+
+        def wait_stream(self, _):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", Capture)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: captured)
+
+    def double(inputs):
+        return inputs[0] * 2
+
+    replay = compiled_llama._Replay(double, [torch.zeros(2)])
+    captured.function, captured.inputs = double, replay._inputs
+    captured.output = replay._output
+    one, other = replay([torch.ones(2)]), replay([torch.full((2,), 3.0)])
+    assert (one.tolist(), other.tolist()) == ([2, 2], [6, 6])
+
+
+class CountedWaits(torch.overrides.TorchFunctionMode):
+    """Counts what makes a host wait for its device."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = 0
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        waiting = {"tolist", "item", "__int__", "__bool__", "__float__", "nonzero", "cpu", "numpy"}
+        self.waits += getattr(function, "__name__", "") in waiting
+        return function(*arguments, **(named or {}))
+
+
+@pytest.mark.parametrize("sampling", [SamplingRule(), SamplingRule(True, 0.8, 20, 0.95)])
+def test_the_host_waits_once_a_round(model, tokenizer, sampling):
+    config = GenerationConfig(40, 2, K, sampling)
+    generator = TextGenerator(model, tokenizer, "self_speculative", config, CAPACITY, True)
+    strategy, counts = generator.strategy, []
+    ordinary = strategy.round
+
+    def watched(output):
+        with CountedWaits() as counted:
+            ids = ordinary(output)
+        counts.append(counted.waits)
+        return ids
+
+    strategy.round = watched
+    generator.generate(PROMPT)
+    assert set(counts) == {1}
+
+
+FAMILIES = {
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_compile(family, attention, tokenizer):
+    config_class, model_class, changes = FAMILIES[family]
+    config = config_class(**{**tiny_config().to_dict(), "model_type": family, **changes})
+    torch.manual_seed(1)
+    model = model_class._from_config(config, attn_implementation=attention).double().eval()
+    expected = decode(model, tokenizer, "autoregressive", False)
+    assert decode(model, tokenizer, "self_speculative", True, 2).output_ids == expected.output_ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_every_exit_layer_and_draft_length(model, tokenizer, dtype):
+    """Exactly in float64; in float32 the tiny model has no ties to speak of."""
+    model = model.to(dtype)
+    expected = decode(model, tokenizer, "autoregressive", False)
+    for exit_layer, k in itertools.product(range(1, LAYERS), range(1, 9)):
+        found = decode(model, tokenizer, "self_speculative", True, exit_layer, k)
+        assert found.output_ids == expected.output_ids, (exit_layer, k)
