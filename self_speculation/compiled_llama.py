@@ -49,7 +49,6 @@ class CompiledLlama(CachedLlama):
         started = time.perf_counter()
         self._config = model.config
         self._most_rows = 1 + num_speculations
-        self._row_counts = 1, self._most_rows
         # Padding may be written behind the last token.
         self._buckets = buckets_for(capacity + self._most_rows)
         self._cache = KeyValueCache(self._buckets[-1])
@@ -64,7 +63,7 @@ class CompiledLlama(CachedLlama):
 
     @property
     def compilations(self) -> int:
-        """Programs built or loaded, and graphs captured, so far."""
+        """Programs built or loaded in this process, and steps made of them here, so far."""
         return programs_known() + len(self._spans) + len(self._heads)
 
     @torch.inference_mode()
@@ -81,23 +80,17 @@ class CompiledLlama(CachedLlama):
 
     def _run(self, states_1TD: Tensor, first: int, last: int, start: int) -> Tensor:
         rows = states_1TD.shape[1]
-        if rows not in self._row_counts:
-            return super()._run(states_1TD, first, last, start)
         bucket = next(bucket for bucket in self._buckets if bucket >= start + rows)
-        inputs = self._inputs(states_1TD, start, bucket)
-        key = first, last, rows, bucket
-        if key not in self._spans:
-            self._spans[key] = self._span(first, last, inputs)
-        return self._spans[key](inputs)
+        span = self._spans.get((first, last, rows, bucket))
+        if span is None:
+            return super()._run(states_1TD, first, last, start)
+        return span(self._inputs(states_1TD, start, bucket))
 
     def _logits(self, states_1TD: Tensor, count: int) -> Tensor:
-        if count not in self._row_counts:
+        head = self._heads.get(count)
+        if head is None:
             return super()._logits(states_1TD, count)
-        inputs = [states_1TD[:, -count:].contiguous()]
-        if count not in self._heads:
-            program = program_of(self._head_block, inputs, self._config)
-            self._heads[count] = _fast(lambda inputs: program(self._head_tensors, inputs), inputs)
-        return self._heads[count](inputs)
+        return head([states_1TD[:, -count:].contiguous()])
 
     def _inputs(self, states_1TD: Tensor, start: int, bucket: int) -> list[Tensor]:
         """States, what they may see (T, S), their rotary cosines and sines, and positions (T,)."""
@@ -136,8 +129,16 @@ class CompiledLlama(CachedLlama):
         for first, last, rows in sorted(spans):
             states_1TD = self._embed(ids_11.expand(1, rows))
             for bucket in self._buckets:
+                inputs = self._inputs(states_1TD, bucket - rows, bucket)
+                self._spans[first, last, rows, bucket] = self._span(first, last, inputs)
                 self._run(states_1TD, first, last, bucket - rows)
-            self._logits(states_1TD, rows)
+            if rows not in self._heads:
+                self._heads[rows] = self._head_of([states_1TD])
+                self._logits(states_1TD, rows)
+
+    def _head_of(self, inputs: list[Tensor]) -> Callable[[list[Tensor]], Tensor]:
+        program = program_of(self._head_block, inputs, self._config)
+        return _fast(lambda inputs: program(self._head_tensors, inputs), inputs)
 
 
 def _fast(

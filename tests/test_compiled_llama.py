@@ -105,6 +105,7 @@ def passes(engine, ids):
     yield engine.forward(row(ids[70:71]))
 
 
+@torch.inference_mode()
 def test_values_left_behind_are_not_attended_to(model):
     engine = CompiledLlama(model, CAPACITY, 2, K)
     engine.forward(row(random_prompt(30)))
