@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from arguments import PLAN_FILE, PruneArguments
 from command_line import UsageError, reject
+from weight_layout import stored_by_rows
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ class PruneModel:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                 checkpoint = Path(scratch) / target.name
-                self.model.save_pretrained(checkpoint)
+                with stored_by_rows(self.model):
+                    self.model.save_pretrained(checkpoint)
                 tokenizer.save_pretrained(checkpoint)
                 origin = self.plan.to_dict() | {"model_fingerprint": fingerprint}
                 (checkpoint / PLAN_FILE).write_text(json.dumps(origin, indent=2) + "\n")

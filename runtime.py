@@ -32,6 +32,7 @@ from self_speculation.llama_model_utils import (
     SUPPORTED_MODEL_TYPES,
 )
 from synthetic_model import find_synthetic, is_synthetic, make_model, make_tokenizer
+from weight_layout import favour_single_rows
 
 # Weights, configuration, tokenizers of every kind and their chat templates.
 _FINGERPRINTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
@@ -203,6 +204,8 @@ def load_model(
             model = _read_model(checkpoint, runtime, extra)
         plan_of_origin = _plan_beside(checkpoint.source)
     model.eval().requires_grad_(False)
+    if not runtime.compiled:
+        favour_single_rows(model)
     return LoadedModel(
         model,
         checkpoint.tokenizer,

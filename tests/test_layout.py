@@ -17,6 +17,7 @@ ORDER = [
     "arguments",
     "data",
     "user_cache",
+    "weight_layout",
     "embedded_model",
     "synthetic_model",
     "self_speculation.sampling",
