@@ -16,6 +16,7 @@ from arguments import PruneArguments
 from pruned_model import PruneModel, make_plan
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.text_generator import TextGenerator
+from weight_layout import favour_single_rows
 
 OURS = "this project"
 LONGEST_NGRAM = 3  # of the newest tokens, looked up in the earlier ones
@@ -80,7 +81,7 @@ class Setting:
     tokenizer: Any
     capacity: int
     prompts: list[list[int]]
-    pruned: dict[int, nn.Module] = field(default_factory=dict)
+    models: dict[tuple[int, bool], nn.Module] = field(default_factory=dict)
 
     @classmethod
     def endless(
@@ -92,17 +93,23 @@ class Setting:
         tokenizer.eos_token = None
         return cls(model, tokenizer, capacity, prompts)
 
-    def without(self, removed: int) -> nn.Module:
-        """The model, or a copy without so many layers, by angular distance on the prompts."""
-        if not removed:
+    def without(self, removed: int, compiled: bool) -> nn.Module:
+        """This project's model without so many layers, its weights as its decoder is given them.
+
+        Layers go by angular distance on the prompts. Peers have the model as transformers loads it.
+        """
+        if not removed and compiled:
             return self.model
-        if removed not in self.pruned:
+        if (removed, compiled) not in self.models:
             model = copy.deepcopy(self.model)
-            prompts = [torch.tensor([ids]) for ids in self.prompts]
-            arguments = PruneArguments(prune_method="angular", prune_n=removed)
-            PruneModel(model, make_plan(arguments, model, lambda: prompts)).prune()
-            self.pruned[removed] = model
-        return self.pruned[removed]
+            if removed:
+                prompts = [torch.tensor([ids]) for ids in self.prompts]
+                arguments = PruneArguments(prune_method="angular", prune_n=removed)
+                PruneModel(model, make_plan(arguments, model, lambda: prompts)).prune()
+            if not compiled:
+                favour_single_rows(model)
+            self.models[removed, compiled] = model
+        return self.models[removed, compiled]
 
     def column(self, ids: list[int]) -> torch.Tensor:
         return torch.tensor([ids], device=self.model.device)
@@ -116,10 +123,9 @@ def build(side: Side, setting: Setting) -> Engine:
 def _this_project(side: Side, setting: Setting) -> Engine:
     config = GenerationConfig(kept_exit_layer=side.exit_layer, num_speculations=side.drafts)
     strategy = "self_speculative" if side.exit_layer else "autoregressive"
-    model = setting.without(side.removed)
-    options = {"compiled": True} if side.compiled else {}
+    model = setting.without(side.removed, side.compiled)
     generator = TextGenerator(
-        model, setting.tokenizer, strategy, config, setting.capacity, **options
+        model, setting.tokenizer, strategy, config, setting.capacity, side.compiled
     )
 
     def decode(ids: list[int], steps: int) -> Decoded:

@@ -258,7 +258,7 @@ def compare(arguments: PeersArguments, runtime: Runtime, loaded: LoadedModel) ->
         "prompt_tokens": [len(ids) for ids in prompts],
         "step_bytes": step_bytes(model),
         "weight_bytes": weight_bytes(model),
-        "step_bytes_without": {str(n): step_bytes(m) for n, m in setting.pruned.items()},
+        "step_bytes_without": {str(n): step_bytes(m) for (n, _), m in setting.models.items()},
         "bandwidth": bandwidth.facts(),
         "sides": [vars(side) | {"name": side.name} for side in sides],
         "setup": comparison.setup,
@@ -285,7 +285,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     for dtype in dict.fromkeys(arguments.dtypes) or [model_arguments.dtype]:
         of_dtype = replace(model_arguments, dtype=dtype)
-        runtime = start(of_dtype)
+        # Compiled, so that the weights lie as transformers loads them: the peers share them.
+        runtime = replace(start(of_dtype), compiled=True)
         measured = compare(arguments, runtime, load_model(of_dtype, runtime))
         results["dtypes"][measured["runtime"]["dtype"]] = measured
         _write(results, folder)  # at once: an interrupted run keeps what it has

@@ -203,9 +203,9 @@ def test_no_side_stops_at_an_end_token(setting, tokenizer):
 
 def test_removed_layers_come_off_a_copy(setting):
     layers = setting.model.config.num_hidden_layers
-    assert setting.without(0) is setting.model
-    assert setting.without(2).config.num_hidden_layers == layers - 2
-    assert setting.without(2) is setting.without(2)
+    assert setting.without(0, True) is setting.model
+    assert setting.without(2, True).config.num_hidden_layers == layers - 2
+    assert setting.without(2, True) is setting.without(2, True)
     assert setting.model.config.num_hidden_layers == layers
 
 
