@@ -270,6 +270,8 @@ def lossless(rows: list[dict[str, Any]]) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     arguments, model_arguments = parse(argv, __doc__, DecodingArguments, ModelArguments)
+    if model_arguments.compile:
+        reject("compile", "true", "eager decoding is measured; benchmarks/peers.py compares both")
     runtime = start(model_arguments)
     loaded = load_model(model_arguments, runtime)
     examples = get_data(arguments.data(), SEED).examples

@@ -271,7 +271,7 @@ def compare(arguments: PeersArguments, runtime: Runtime, loaded: LoadedModel) ->
 def main(argv: list[str] | None = None) -> int:
     arguments, model_arguments = parse(argv, __doc__, PeersArguments, ModelArguments)
     if model_arguments.compile:
-        reject("compile", True, "eager and compiled decoding are both measured")
+        reject("compile", "true", "eager and compiled decoding are both measured")
     folder = Path(arguments.output_dir)
     results = {
         "command": "python benchmarks/peers.py " + shlex.join(argv or sys.argv[1:]),

@@ -6,6 +6,7 @@ checks in between; it lies in the user's cache and is loaded from there by the n
 torch.compile makes it, with the compiler's own cache, and its calls are meant to be captured.
 """
 
+import functools
 import hashlib
 import json
 import platform
@@ -126,18 +127,24 @@ def _layout(tensor: Tensor) -> tuple:
 
 def _key(block: nn.Module, inputs: list[Tensor], config: Any) -> str:
     """Names all that a program depends on, this file and the kernels' included."""
-    sources = [Path(__file__).with_name(name) for name in ("programs.py", "row_kernels.py")]
     facts = [
         _signature(block),
         [_layout(tensor) for tensor in inputs],
         json.dumps(_meaning(config), sort_keys=True, default=str),
-        [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources],
+        _sources(),
         torch.__version__,
         transformers.__version__,
         torch.get_num_threads(),
         _processor(),
     ]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
+
+
+@functools.cache
+def _sources() -> str:
+    """A hash of the code that decides what programs do."""
+    paths = [Path(__file__).with_name(name) for name in ("programs.py", "row_kernels.py")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def _meaning(config: Any) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def _materialised(tensor: Tensor) -> Tensor:
     return torch.as_strided(tensor, tensor.shape, tensor.stride())
 
 
-def _attend(
+def attend(
     module: nn.Module,
     query_1HTD: Tensor,
     key_1HSD: Tensor,
@@ -106,7 +106,7 @@ def _attend_by_rows(
     return torch.stack(out, 1)[None].to(value_1HSD.dtype)
 
 
-AttentionInterface.register(_ATTENTION, _attend)
+AttentionInterface.register(_ATTENTION, attend)
 
 
 class _Slot:
@@ -128,7 +128,7 @@ class LayerBlock(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer = _static_view(layer)
+        self.layer = static_view(layer)
 
     def forward(
         self,
@@ -154,20 +154,20 @@ class HeadBlock(nn.Module):
 
     def __init__(self, norm: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.norm = _static_view(norm)
-        self.head = _static_view(head)
+        self.norm = static_view(norm)
+        self.head = static_view(head)
 
     def forward(self, states_1TD: Tensor) -> Tensor:
         return self.head(self.norm(states_1TD))[0]
 
 
-def _static_view(module: nn.Module) -> nn.Module:
+def static_view(module: nn.Module) -> nn.Module:
     """The same parameters in modules of their own, which are free of what varies between layers.
 
     The model itself stays as it is: prefill and every other use go on with it.
     """
     view = copy.copy(module)
-    view._modules = {name: _static_view(part) for name, part in module._modules.items()}
+    view._modules = {name: static_view(part) for name, part in module._modules.items()}
     if hasattr(module, "layer_idx"):
         view.layer_idx = 0
     if hasattr(module, "config"):

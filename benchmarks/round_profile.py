@@ -1,0 +1,249 @@
+"""Where the time of one compiled speculative round goes.
+
+    python -m benchmarks.round_profile --exit_layer 24 --num_speculations 4
+
+Programs, sampling and whole rounds are timed as rounds run. What lies inside a layer's program
+cannot be told apart there: its matrix products and its attention are compiled once more by
+themselves and timed on the same weights and lengths, in turn with the rounds.
+"""
+
+import dataclasses
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from arguments import DataArguments, ModelArguments
+from command_line import flag, parse, reject, run_script
+from data import get_data
+from run_log import current_commit
+from runtime import load_model, start
+from self_speculation import compiled_llama, self_speculation_generator
+from self_speculation.generator_base import GenerationConfig, Output
+from self_speculation.programs import Program, program_of, tensors_of
+from self_speculation.row_kernels import attend, static_view
+from self_speculation.sampling import SamplingRule, seeded_generator
+from self_speculation.text_generator import TextGenerator
+
+
+@dataclass
+class ProfileArguments:
+    """What is profiled."""
+
+    exit_layer: int = flag(24, "layers that draft")
+    num_speculations: int = flag(4, "tokens drafted in a round")
+    rounds: int = flag(24, "rounds of one output of human_eval's first prompt")
+
+    def check(self) -> None:
+        for name in ("exit_layer", "num_speculations", "rounds"):
+            if getattr(self, name) < 1:
+                reject(name, getattr(self, name), "must be at least 1")
+
+
+class Linears(nn.Module):
+    """The matrix products of one layer, and nothing else."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.attention, self.mlp = static_view(layer.self_attn), static_view(layer.mlp)
+
+    def forward(self, hidden_1TD: Tensor, mixed_1TA: Tensor, wide_1TI: Tensor) -> Tensor:
+        attention, mlp = self.attention, self.mlp
+        outputs = [
+            *(part(hidden_1TD) for part in (attention.q_proj, attention.k_proj, attention.v_proj)),
+            attention.o_proj(mixed_1TA),
+            *(part(hidden_1TD) for part in (mlp.gate_proj, mlp.up_proj)),
+            mlp.down_proj(wide_1TI),
+        ]
+        return torch.cat(outputs, dim=-1)
+
+
+class Attention(nn.Module):
+    """The attention of one layer over its cache, without what leads to it."""
+
+    def __init__(self, scaling: float) -> None:
+        super().__init__()
+        self._scaling = scaling
+
+    def forward(
+        self, query_1HTD: Tensor, visible_TS: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        seen = visible_TS.shape[1]
+        out, _ = attend(
+            self, query_1HTD, keys[:, :, :seen], values[:, :, :seen], visible_TS, self._scaling
+        )
+        return out
+
+
+class Ledger:
+    """Seconds by what they were spent on, since it was last emptied."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def timed(self, name: str, function: Callable) -> Callable:
+        def run(*arguments: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            result = function(*arguments, **named)
+            self.seconds[name] += time.perf_counter() - started
+            return result
+
+        return run
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Times every program, and what chooses and judges tokens, of engines made inside."""
+
+        def watched(block: nn.Module, inputs: list[Tensor], config: Any) -> Program:
+            name = "head" if isinstance(block, compiled_llama.HeadBlock) else "layers"
+            return self.timed(name, program_of(block, inputs, config))
+
+        sampling = (
+            (SamplingRule, "pick"),
+            (SamplingRule, "probabilities"),
+            (self_speculation_generator, "accept"),
+        )
+        with patch.object(compiled_llama, "program_of", watched):
+            patches = [
+                patch.object(owner, name, self.timed("sampling", getattr(owner, name)))
+                for owner, name in sampling
+            ]
+            for one in patches:
+                one.start()
+            try:
+                yield
+            finally:
+                for one in patches:
+                    one.stop()
+
+
+class Alone:
+    """Matrix products and attention of the layer passes of one round, by themselves."""
+
+    def __init__(self, model: nn.Module, arguments: ProfileArguments, length: int) -> None:
+        self._model, self._length = model, length
+        self._bucket = compiled_llama.buckets_for(length)[-1]
+        exit_layer, drafts = arguments.exit_layer, arguments.num_speculations
+        layers = len(model.model.layers)
+        # A round drafts, takes the last draft through the early layers, and verifies all.
+        self._passes = [(0, exit_layer, 1)] * (drafts + 1) + [(exit_layer, layers, drafts + 1)]
+        self._linears = [Linears(layer) for layer in model.model.layers]
+        self._linear_tensors = [tensors_of(block) for block in self._linears]
+        config, weight = model.config, model.lm_head.weight
+        heads, keys = config.num_attention_heads, config.num_key_value_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        shape = (1, keys, self._bucket, size)
+        self._caches = [[weight.new_zeros(shape), weight.new_zeros(shape)] for _ in range(layers)]
+        self._attention = Attention(size**-0.5)
+        self._sizes = heads, size
+
+    def run(self, ledger: Ledger) -> None:
+        """One round's worth of both, pass by pass."""
+        for first, last, rows in self._passes:
+            for name, run in (("products", self._products), ("attention", self._attend)):
+                ledger.timed(name, run(first, last, rows))()
+
+    def _products(self, first: int, last: int, rows: int) -> Callable[[], None]:
+        config, (heads, size) = self._model.config, self._sizes
+        widths = (config.hidden_size, heads * size, config.intermediate_size)
+        inputs = [self._model.lm_head.weight.new_ones(1, rows, width) for width in widths]
+        program = program_of(self._linears[0], inputs, config)
+        return lambda: [program(self._linear_tensors[i], inputs) for i in range(first, last)]
+
+    def _attend(self, first: int, last: int, rows: int) -> Callable[[], None]:
+        heads, size = self._sizes
+        query_1HTD = self._model.lm_head.weight.new_ones(1, heads, rows, size)
+        positions_T = torch.arange(self._length, self._length + rows)
+        visible_TS = torch.arange(self._bucket) <= positions_T[:, None]
+        inputs = [query_1HTD, visible_TS]
+        program = program_of(self._attention, [*inputs, *self._caches[0]], self._model.config)
+        return lambda: [program([], [*inputs, *self._caches[i]]) for i in range(first, last)]
+
+
+@torch.inference_mode()
+def profile(arguments: ProfileArguments, model_arguments: ModelArguments) -> dict[str, Any]:
+    """Median milliseconds of a full round and of its parts."""
+    # Compiled, so that the weights lie as its programs read them.
+    runtime = dataclasses.replace(start(model_arguments), compiled=True)
+    if runtime.device.type != "cpu":
+        reject("device", runtime.device.type, "only a CPU's rounds can be told apart so; use cpu")
+    loaded = load_model(model_arguments, runtime)
+    layers = loaded.model.config.num_hidden_layers
+    if arguments.exit_layer >= layers:
+        reject("exit_layer", arguments.exit_layer, f"must be 1 to {layers - 1}")
+    example = get_data(DataArguments(num_samples=1, random_shuffle=False), 42).examples[0]
+    ids = loaded.tokenizer(example.prompt)["input_ids"]
+    drafts = arguments.num_speculations
+    most = len(ids) + arguments.rounds * (drafts + 1) + 1
+    config = GenerationConfig(
+        max_steps=most, kept_exit_layer=arguments.exit_layer, num_speculations=drafts
+    )
+    ledger = Ledger()
+    with ledger.watching():
+        made = TextGenerator(
+            loaded.model, loaded.tokenizer, "self_speculative", config, most, compiled=True
+        )
+        strategy = made.strategy
+        alone = Alone(loaded.model, arguments, len(ids))
+        alone.run(Ledger())
+        strategy.begin(seeded_generator(runtime.device, 42, "", ""))
+        output = Output(ids, most, strategy.stop_rule)
+        output.extend([strategy.prefill(output)])
+        parts: dict[str, list[float]] = defaultdict(list)
+        for _ in range(arguments.rounds):
+            ledger.seconds.clear()
+            ledger.timed("round", lambda: output.extend(strategy.round(output)))()
+            alone.run(ledger)
+            for name, seconds in ledger.seconds.items():
+                parts[name].append(1000 * seconds)
+    return {
+        "milliseconds": {name: statistics.median(values) for name, values in parts.items()},
+        "bucket": compiled_llama.buckets_for(len(ids))[-1],
+        "runtime": runtime.facts(),
+        "commit": current_commit(),
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The parts as shares of the round, in Markdown."""
+    of = found["milliseconds"]
+    inside = of["layers"] - of["products"] - of["attention"]
+    outside = of["round"] - of["layers"] - of["head"] - of["sampling"]
+    rows = {
+        "matrix products of the layers (timed by themselves)": of["products"],
+        "norm and head": of["head"],
+        "attention (timed by itself)": of["attention"],
+        "rest of the layers' programs: norms, rotation, activation, calls": inside,
+        "sampling and acceptance": of["sampling"],
+        "Python, embedding, masks and rotary tables": outside,
+        "whole round": of["round"],
+    }
+    lines = ["| part of a round | ms | share |", "|---|---|---|"]
+    lines += [f"| {name} | {ms:.2f} | {ms / of['round']:.1%} |" for name, ms in rows.items()]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments, model_arguments = parse(argv, __doc__, ProfileArguments, ModelArguments)
+    found = profile(arguments, model_arguments)
+    facts = found["runtime"]
+    print(table(found))
+    print(
+        f"\n{model_arguments.model}, exit layer {arguments.exit_layer}, "
+        f"k {arguments.num_speculations}, attention over {found['bucket']} positions, greedy, "
+        f"{facts['dtype']}, {facts['device']} ({facts['threads']} threads), "
+        f"torch {facts['versions']['torch']}, commit {(found['commit'] or 'unknown')[:12]}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

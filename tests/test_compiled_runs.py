@@ -1,0 +1,60 @@
+"""--compile true from the command line: the same tokens, told apart in logs; or a line why not."""
+
+import pytest
+import torch
+from conftest import GREEDY, SPECULATIVE
+
+import runtime
+from arguments import ModelArguments
+from runtime import load_model, start
+from self_speculation import programs
+
+SHORT = [*SPECULATIVE, "--exit_layer", "2", *GREEDY, "--stop_words", "none"]
+
+
+def test_a_compiled_run_says_the_same_and_is_another_run(run, compiled_cache):
+    _, plain, expected = run(*SHORT)
+    code, compiled, found = run(*SHORT, "--compile", "true")
+    assert code == 0
+    assert [one.output_ids for one in found] == [one.output_ids for one in expected]
+    assert (plain.identity["compile"], compiled.identity["compile"]) == (False, True)
+    assert plain.run_id != compiled.run_id
+    assert plain.runtime["compile_seconds"] is None
+    assert compiled.runtime["compile_seconds"] > 0
+
+
+OBSTACLES = {
+    "device_map=auto": "a model that device_map places is not compiled",
+    "attn_implementation=flash_attention_2": "attn_implementation=flash_attention_2 is not",
+}
+
+
+@pytest.mark.parametrize("model_args", OBSTACLES)
+def test_what_cannot_be_compiled_is_known_before_weights_are_read(model_args):
+    arguments = ModelArguments(compile=True, model_args=model_args)
+    assert OBSTACLES[model_args] in runtime.compile_obstacle(arguments, torch.device("cpu"))
+    assert not start(arguments).compiled
+
+
+@pytest.mark.parametrize("compiler", ["", "no-such-compiler"])
+def test_without_a_compiler_a_run_goes_on_without(checkpoint, capsys, monkeypatch, compiler):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setattr(runtime.shutil, "which", lambda _: None)
+    arguments = ModelArguments(model=str(checkpoint), compile=True)
+    loaded = load_model(arguments, start(arguments))
+    assert not loaded.compiled
+    line = f"warning: --compile true: there is no C++ compiler {compiler or 'g++'}; "
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_a_compiler_that_fails_is_told_in_one_line(run, compiled_cache, capsys, monkeypatch):
+    def fail(*_):
+        raise OSError("cc1plus: no space left\nand more")
+
+    monkeypatch.setattr(programs, "_programs", {})
+    monkeypatch.setattr(programs, "_build", fail)
+    monkeypatch.setattr(programs, "_sources", lambda: "of which nothing was compiled yet")
+    code, record, _ = run(*SHORT, "--compile", "true")
+    assert (code, record) == (1, None)
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "--compile true: OSError: cc1plus: no space left; --compile false" in last
