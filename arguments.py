@@ -31,6 +31,7 @@ MODEL_ARGS = (
     "variant",
 )
 PLAN_FILE = "prune_plan.json"  # beside the weights of a checkpoint that was saved pruned
+SYNTHETIC = "synthetic:"  # begins the name of a model whose weights are made up
 PLACEHOLDER = "{message}"
 NO_STOP_WORDS = "none"
 DEFAULT_DATASET = "human_eval"

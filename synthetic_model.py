@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from arguments import SYNTHETIC
 from command_line import reject
 
-PREFIX = "synthetic:"
 DEFAULT_ACCEPTANCE = 0.7
 NUM_SPECULATIONS = 6  # of the rounds whose acceptance is chosen
 # What --model_args may say of weights that are on no disk.
@@ -115,7 +115,7 @@ class SyntheticModel:
 
 def is_synthetic(name: str) -> bool:
     """Whether `--model` names a model that is made up."""
-    return name.startswith(PREFIX)
+    return name.startswith(SYNTHETIC)
 
 
 def find_synthetic(name: str, model_args: dict[str, Any]) -> SyntheticModel:
@@ -123,9 +123,9 @@ def find_synthetic(name: str, model_args: dict[str, Any]) -> SyntheticModel:
 
     Raises `UsageError` for another name, and for arguments that are about files.
     """
-    shape, separator, text = name.removeprefix(PREFIX).partition(":")
+    shape, separator, text = name.removeprefix(SYNTHETIC).partition(":")
     if shape not in SHAPES:
-        reject("model", name, f"must be one of {', '.join(PREFIX + known for known in SHAPES)}")
+        reject("model", name, f"must be one of {', '.join(SYNTHETIC + known for known in SHAPES)}")
     acceptance = _number(text) if separator else DEFAULT_ACCEPTANCE
     if not 0 < acceptance < 1:
         reject("model", name, "the acceptance after the second colon must be in (0, 1)")

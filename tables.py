@@ -9,6 +9,7 @@ from typing import Any
 import pandas
 from tabulate import tabulate
 
+from arguments import SYNTHETIC
 from comparison import (
     BASELINES,
     BOTH,
@@ -237,7 +238,10 @@ def _facts(run: LoggedRun) -> Row:
 
 
 def _names(runs: list[LoggedRun]) -> dict[str, Callable[[Row], str]]:
-    """The first columns to read; model, and which logs are older, where there are several."""
+    """The first columns to read; model, and which logs are older, where there are several.
+
+    A model that is made up is always named.
+    """
     columns: dict[str, Callable[[Row], str]] = {
         "dataset": _dataset,
         "approach": lambda row: row["approach"],
@@ -245,7 +249,8 @@ def _names(runs: list[LoggedRun]) -> dict[str, Callable[[Row], str]]:
         "strategy": _strategy,
         "layers": _layers,
     }
-    if len({run.model for run in runs if not run.is_older}) > 1:
+    models = {run.model or "" for run in runs if not run.is_older}
+    if len(models) > 1 or any(model.startswith(SYNTHETIC) for model in models):
         columns = {"model": lambda row: row["model"] or _MISSING} | columns
     if any(run.is_older for run in runs):
         columns["log"] = lambda row: "older" if row["log"] == "older" else "new"

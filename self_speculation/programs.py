@@ -94,20 +94,26 @@ def _native(block: nn.Module, inputs: list[Tensor], key: str) -> Program:
 def _build(block: nn.Module, inputs: list[Tensor], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # Tensors of inference mode cannot be traced.
         with torch.inference_mode(False), torch.no_grad():
-            arguments = [tensor.clone() for tensor in inputs]
-            exported = torch.export.export(
-                _Stateless(block), (tensors_of(block), arguments), strict=False
-            )
             made = torch._inductor.aoti_compile_and_package(
-                exported, package_path=f"{scratch}/program.pt2", inductor_configs=_OPTIONS
+                _exported(block, inputs),
+                package_path=f"{scratch}/program.pt2",
+                inductor_configs=_OPTIONS,
             )
         Path(made).replace(path)
 
 
-def _captured_later(block: nn.Module, _: list[Tensor], __: str) -> Program:
-    return torch.compile(_Stateless(block), fullgraph=True, dynamic=False)
+def _captured_later(block: nn.Module, inputs: list[Tensor], _: str) -> Program:
+    # Of an exported graph, since torch.compile counts variants of one function and has a limit.
+    graph = _exported(block, inputs).module()
+    return torch.compile(graph, fullgraph=True, dynamic=False)
+
+
+def _exported(block: nn.Module, inputs: list[Tensor]) -> torch.export.ExportedProgram:
+    # Tensors of inference mode cannot be traced.
+    with torch.inference_mode(False), torch.no_grad():
+        arguments = [tensor.clone() for tensor in inputs]
+        return torch.export.export(_Stateless(block), (tensors_of(block), arguments), strict=False)
 
 
 def _named_tensors(block: nn.Module) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import rewritten
 from made_up import AUTOREGRESSIVE, SPECULATIVE
 from test_older_logs import GENERATION, console, four
 
@@ -189,6 +190,14 @@ def test_several_models_are_told_apart(tmp_path, analyze):
     path.write_text(json.dumps(log))
     rows = tables(analyze()[1])["Metrics"]
     assert {row["model"] for row in rows} == {"made-up-7B", "other-1B"}
+
+
+def test_a_model_that_is_made_up_is_named_though_it_is_the_only_one(tmp_path, analyze):
+    path = MadeUpRun().write(tmp_path / "logs")
+    with rewritten(path) as log:
+        log["model"]["name"] = "synthetic:llama2-7b"
+    for title, rows in tables(analyze()[1]).items():
+        assert {row["model"] for row in rows} == {"synthetic:llama2-7b"}, title
 
 
 def test_what_cannot_be_read_or_is_not_over_is_named(logs, analyze):

@@ -270,6 +270,16 @@ def test_the_host_waits_once_a_round(model, tokenizer, sampling):
     assert set(counts) == {1}
 
 
+def test_what_cuda_is_given_computes_the_same(model, monkeypatch):
+    """torch.compile's programs, whose launches are captured there, called as they are."""
+    monkeypatch.setattr(programs, "_programs", {})
+    monkeypatch.setattr(programs, "_native", programs._captured_later)
+    engines = [CachedLlama(model, CAPACITY), CompiledLlama(model, CAPACITY, 2, K)]
+    ids = random_prompt(90, seed=3)
+    for logits in zip(*(list(passes(engine, ids)) for engine in engines), strict=True):
+        same(*logits)
+
+
 FAMILIES = {
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
