@@ -29,6 +29,15 @@ from user_cache import cache_folder
 Program = Callable[[list[Tensor], list[Tensor]], Tensor]
 
 _CPUINFO = Path("/proc/cpuinfo")
+# Of a configuration, what says nothing of one layer or is known otherwise.
+_OF_THE_WHOLE = (
+    "num_hidden_layers",
+    "layer_types",
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "transformers_version",
+)
 _OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}
 _programs: dict[str, Program] = {}
 
@@ -155,8 +164,10 @@ def _sources() -> str:
 
 def _meaning(config: Any) -> dict[str, Any]:
     """What a configuration says of one layer, however many there are."""
-    of_the_whole = ("num_hidden_layers", "layer_types", "_name_or_path", "transformers_version")
-    return {key: value for key, value in config.to_dict().items() if key not in of_the_whole}
+    values = config.to_dict()
+    for key in _OF_THE_WHOLE:
+        values.pop(key, None)
+    return values
 
 
 def _processor() -> str:

@@ -38,7 +38,7 @@ class FewRowsLinear(nn.Linear):
 
 def _products(rows_TK: Tensor, weight_NK: Tensor) -> Tensor:
     """`rows @ weight.T`, summed in float32 or better."""
-    wide = torch.promote_types(weight_NK.dtype, torch.float32)
+    wide = _sum_dtype(weight_NK.dtype)
     rows_TK = _materialised(rows_TK.to(wide))
     # Several weight rows at a time hide the latency of each other's sums.
     weights = weight_NK.chunk(_weight_rows(len(rows_TK), weight_NK))
@@ -46,6 +46,10 @@ def _products(rows_TK: Tensor, weight_NK: Tensor) -> Tensor:
         torch.cat([(part * row_K).sum(-1, dtype=wide) for part in weights]) for row_K in rows_TK
     ]
     return torch.stack(sums).to(weight_NK.dtype)
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype.itemsize >= 4 else torch.float32
 
 
 def _weight_rows(rows: int, weight_NK: Tensor) -> int:
@@ -92,7 +96,7 @@ def attend(
 def _attend_by_rows(
     query_1HRD: Tensor, key_1HSD: Tensor, value_1HSD: Tensor, visible_RS: Tensor, scaling: float
 ) -> Tensor:
-    wide = torch.promote_types(query_1HRD.dtype, torch.float32)
+    wide = _sum_dtype(query_1HRD.dtype)
     query_HRD = _materialised(query_1HRD[0].to(wide) * scaling)
     (key_HSD,), (value_HSD,) = key_1HSD, value_1HSD
     rows = range(query_HRD.shape[1])

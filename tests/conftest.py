@@ -23,7 +23,7 @@ from arguments import DataArguments, PruneArguments
 from command_line import run_script
 from data import get_calibration_data, get_data
 from run_log import find_runs, read_record, read_samples
-from self_speculation import programs
+from self_speculation import compiled_llama, programs
 
 torch.set_num_threads(1)
 
@@ -122,7 +122,12 @@ def compiled_cache(tmp_path_factory, monkeypatch):
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
     monkeypatch.setattr(programs, "cache_folder", lambda: folder / "cache")
-    return folder / "cache" / "compiled"
+
+
+@pytest.fixture
+def small_buckets(compiled_cache, monkeypatch):
+    """Steps compiled for 64 positions, then 128: short outputs cross from one to the other."""
+    monkeypatch.setattr(compiled_llama, "_SMALLEST_BUCKET", 64)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from self_speculation import programs
 SHORT = [*SPECULATIVE, "--exit_layer", "2", *GREEDY, "--stop_words", "none"]
 
 
-def test_a_compiled_run_says_the_same_and_is_another_run(run, compiled_cache):
+def test_a_compiled_run_says_the_same_and_is_another_run(run, small_buckets):
     _, plain, expected = run(*SHORT)
     code, compiled, found = run(*SHORT, "--compile", "true")
     assert code == 0
@@ -47,7 +47,7 @@ def test_without_a_compiler_a_run_goes_on_without(checkpoint, capsys, monkeypatc
     assert capsys.readouterr().err.startswith(line)
 
 
-def test_a_compiler_that_fails_is_told_in_one_line(run, compiled_cache, capsys, monkeypatch):
+def test_a_compiler_that_fails_is_told_in_one_line(run, small_buckets, capsys, monkeypatch):
     def fail(*_):
         raise OSError("cc1plus: no space left\nand more")
 
