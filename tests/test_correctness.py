@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from conftest import VOCABULARY
 
 import correctness
@@ -38,7 +39,7 @@ def broken(monkeypatch):
     monkeypatch.setattr(
         self_speculation_generator,
         "accept",
-        lambda tokens, probs, target, generator: (len(tokens), int(target[-1].argmax())),
+        lambda tokens, probs, target, generator: torch.tensor([len(tokens), target[-1].argmax()]),
     )
 
 
