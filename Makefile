@@ -31,7 +31,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses 2
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest --numprocesses 2 -m slow
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -8,6 +8,7 @@ themselves and timed on the same weights and lengths, in turn with the rounds.
 """
 
 import dataclasses
+import shlex
 import statistics
 import sys
 import time
@@ -40,7 +41,7 @@ class ProfileArguments:
 
     exit_layer: int = flag(24, "layers that draft")
     num_speculations: int = flag(4, "tokens drafted in a round")
-    rounds: int = flag(24, "rounds of one output of human_eval's first prompt")
+    rounds: int = flag(24, "rounds at most, of one output of human_eval's first prompt")
 
     def check(self) -> None:
         for name in ("exit_layer", "num_speculations", "rounds"):
@@ -128,9 +129,10 @@ class Ledger:
 class Alone:
     """Matrix products and attention of the layer passes of one round, by themselves."""
 
-    def __init__(self, model: nn.Module, arguments: ProfileArguments, length: int) -> None:
-        self._model, self._length = model, length
-        self._bucket = compiled_llama.buckets_for(length)[-1]
+    def __init__(
+        self, model: nn.Module, arguments: ProfileArguments, length: int, bucket: int
+    ) -> None:
+        self._model, self._length, self._bucket = model, length, bucket
         exit_layer, drafts = arguments.exit_layer, arguments.num_speculations
         layers = len(model.model.layers)
         # A round drafts, takes the last draft through the early layers, and verifies all.
@@ -182,6 +184,7 @@ def profile(arguments: ProfileArguments, model_arguments: ModelArguments) -> dic
     example = get_data(DataArguments(num_samples=1, random_shuffle=False), 42).examples[0]
     ids = loaded.tokenizer(example.prompt)["input_ids"]
     drafts = arguments.num_speculations
+    bucket = compiled_llama.buckets_for(len(ids))[-1]
     most = len(ids) + arguments.rounds * (drafts + 1) + 1
     config = GenerationConfig(
         max_steps=most, kept_exit_layer=arguments.exit_layer, num_speculations=drafts
@@ -192,13 +195,14 @@ def profile(arguments: ProfileArguments, model_arguments: ModelArguments) -> dic
             loaded.model, loaded.tokenizer, "self_speculative", config, most, compiled=True
         )
         strategy = made.strategy
-        alone = Alone(loaded.model, arguments, len(ids))
+        alone = Alone(loaded.model, arguments, len(ids), bucket)
         alone.run(Ledger())
         strategy.begin(seeded_generator(runtime.device, 42, "", ""))
         output = Output(ids, most, strategy.stop_rule)
         output.extend([strategy.prefill(output)])
         parts: dict[str, list[float]] = defaultdict(list)
-        for _ in range(arguments.rounds):
+        # All rounds are told of one bucket.
+        while len(parts["round"]) < arguments.rounds and len(output.tokens) + drafts < bucket:
             ledger.seconds.clear()
             ledger.timed("round", lambda: output.extend(strategy.round(output)))()
             alone.run(ledger)
@@ -206,7 +210,8 @@ def profile(arguments: ProfileArguments, model_arguments: ModelArguments) -> dic
                 parts[name].append(1000 * seconds)
     return {
         "milliseconds": {name: statistics.median(values) for name, values in parts.items()},
-        "bucket": compiled_llama.buckets_for(len(ids))[-1],
+        "rounds": len(parts["round"]),
+        "bucket": bucket,
         "runtime": runtime.facts(),
         "commit": current_commit(),
     }
@@ -238,9 +243,11 @@ def main(argv: list[str] | None = None) -> int:
     print(table(found))
     print(
         f"\n{model_arguments.model}, exit layer {arguments.exit_layer}, "
-        f"k {arguments.num_speculations}, attention over {found['bucket']} positions, greedy, "
-        f"{facts['dtype']}, {facts['device']} ({facts['threads']} threads), "
-        f"torch {facts['versions']['torch']}, commit {(found['commit'] or 'unknown')[:12]}"
+        f"k {arguments.num_speculations}, medians of {found['rounds']} rounds, attention over "
+        f"{found['bucket']} positions, greedy, {facts['dtype']}, {facts['device']} "
+        f"({facts['threads']} threads), torch {facts['versions']['torch']}, "
+        f"commit {(found['commit'] or 'unknown')[:12]}: "
+        f"`python -m benchmarks.round_profile {shlex.join(argv or sys.argv[1:])}`\n"
     )
     return 0
 
