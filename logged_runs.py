@@ -124,7 +124,7 @@ class LoggedRun:
             "dtype": identity["dtype"],
             "device": identity["device"],
             "attention": identity["attention"],
-            "compile": identity["compile"],
+            "compile": identity.get("compile", False),
             "threads": timed.get("threads") or record.runtime["threads"],
             "ranks": timed.get("ranks") or record.runtime["ranks"],
             "torch": _versions(record, "torch"),

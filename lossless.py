@@ -67,8 +67,7 @@ class DecoderPair:
     def greedy(self) -> Iterator[Result]:
         """The ids of both decoders, and where they part the model's gap between the tokens."""
         flags = self._cell.arguments.generation
-        spoken = self._generator(flags)
-        plain = self._generator(plain_flags(flags))
+        spoken, plain = self._generator(flags), self._plain_generator(flags)
         for item in self._encoded:
             yield self._compared(item, lambda i=item: self._parted(i.prompt_ids, plain, spoken))
 
@@ -76,13 +75,22 @@ class DecoderPair:
         """The law of what speculation draws, tested against the verifier's."""
         flags = self._cell.arguments.generation
         steps = max(flags.max_steps, needed_tokens(flags.num_speculations))
-        spoken = self._generator(dataclasses.replace(flags, max_steps=steps))
+        flags = dataclasses.replace(flags, max_steps=steps)
+        spoken, plain = self._generator(flags), self._plain_generator(flags)
         for item in self._encoded:
-            yield self._compared(item, lambda i=item: self._tested(i, spoken, draws))
+            yield self._compared(item, lambda i=item: self._tested(i, plain, spoken, draws))
 
-    def _generator(self, flags: GenerationArguments) -> TextGenerator:
+    def _generator(
+        self, flags: GenerationArguments, loaded: LoadedModel | None = None
+    ) -> TextGenerator:
         words = self._cell.arguments.stop_words
-        return make_generator(flags, self._loaded, self._plan, words, self._longest)
+        return make_generator(flags, loaded or self._loaded, self._plan, words, self._longest)
+
+    def _plain_generator(self, flags: GenerationArguments) -> TextGenerator:
+        """What the other is held against: neither speculation nor compilation."""
+        return self._generator(
+            plain_flags(flags), dataclasses.replace(self._loaded, compiled=False)
+        )
 
     def _compared(self, item: EncodedExample, compare: Callable[[], Result]) -> Result:
         facts = {"example_id": item.example.example_id, "prompt_tokens": item.full_length}
@@ -108,14 +116,16 @@ class DecoderPair:
             }
         return result
 
-    def _tested(self, item: EncodedExample, spoken: TextGenerator, draws: int) -> Result:
+    def _tested(
+        self, item: EncodedExample, plain: TextGenerator, spoken: TextGenerator, draws: int
+    ) -> Result:
         strategy, ids = spoken.strategy, item.prompt_ids
         needed = len(ids) + needed_tokens(strategy.config.num_speculations)
         if needed > strategy.engine.capacity:
             return {"verdict": "prompt_too_long"}
         seed, name = self._cell.arguments.generation.seed, item.example.example_id
         generator = seeded_generator(strategy.engine.device, seed, name, "law")
-        observed, law = sampled_law(strategy, ids, generator, draws)
+        observed, law = sampled_law(strategy, ids, generator, draws, plain.strategy)
         result = {
             "draws": observed.total(),
             "sequences": len(observed),

@@ -18,6 +18,8 @@ from self_speculation.programs import CompileError
 from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
 
+_LEAST_ROOM = 256  # tokens of a prompt
+
 
 def decide_plan(
     pruning: PruneArguments,
@@ -158,7 +160,9 @@ class PreparedModel:
             return latest
         self._latest = None, None  # its cache goes before another is allocated
         words = flags.chosen_stop_words() or ()
-        made = make_generator(flags, self.loaded, self.plan, words, prompt_tokens)
+        # Prompts that grow, as those of a conversation do, need a new cache but a few times.
+        room = max(_LEAST_ROOM, 1 << (prompt_tokens - 1).bit_length())
+        made = make_generator(flags, self.loaded, self.plan, words, room)
         self._latest = dataclasses.replace(flags), made
         return made
 

@@ -1,6 +1,7 @@
 """Where a run happens: process, device, dtype; and the model and tokenizer loaded there."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -10,7 +11,7 @@ import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from arguments import PLAN_FILE, ModelArguments
-from command_line import UsageError, reject, warn
+from command_line import FailedError, UsageError, reject, warn
 from embedded_model import EMBEDDED_MODEL, embedded_checkpoint
 from self_speculation.llama_model_utils import (
     COMPILED_ATTENTION,
@@ -152,14 +153,32 @@ def compile_obstacle(arguments: ModelArguments, device: torch.device) -> str | N
         return f"attn_implementation={kernel} is not compiled"
     if "device_map" in extra:
         return "a model that device_map places is not compiled"
-    if device.type == "cpu" and not shutil.which(_compiler()):
-        return f"there is no C++ compiler {_compiler()}"
+    if device.type == "cuda" and not importlib.util.find_spec("triton"):
+        return "the package triton is not installed"
+    wanted = _compilers(device)
+    if not any(map(shutil.which, wanted)):
+        return f"no compiler {' or '.join(map(repr, wanted))} was found"
     return None
 
 
-def _compiler() -> str:
-    """The C++ compiler that torch will call."""
-    return os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++")
+def _compilers(device: torch.device) -> list[str]:
+    """The compilers of which one will be called: by Triton for C, by torch for C++."""
+    if device.type == "cuda":
+        return [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    return [os.environ.get("CXX", "clang++" if platform.system() == "Darwin" else "g++")]
+
+
+def start_compiled(arguments: ModelArguments) -> Runtime:
+    """As `start` with --compile true, for what makes no sense without.
+
+    Raises `FailedError` where nothing can be compiled.
+    """
+    arguments = replace(arguments, compile=True)
+    runtime = start(arguments)
+    obstacle = compile_obstacle(arguments, runtime.device)
+    if obstacle:
+        raise FailedError(f"compiled decoding is measured here, and {obstacle}")
+    return runtime
 
 
 def find_checkpoint(arguments: ModelArguments) -> Checkpoint:

@@ -228,6 +228,7 @@ def _facts(run: LoggedRun) -> Row:
         "strategy": run.strategy,
         "exit_layer": run.exit_layer,
         "num_speculations": run.num_speculations,
+        "compiled": None if run.is_older else run.conditions["compile"],
         "layers_kept": None if run.is_older else len(run.kept_layers),
         "layers": run.original_layers,
         "n_shot": None if run.is_older else run.conditions["n_shot"],
@@ -252,6 +253,8 @@ def _names(runs: list[LoggedRun]) -> dict[str, Callable[[Row], str]]:
     models = {run.model or "" for run in runs if not run.is_older}
     if len(models) > 1 or any(model.startswith(SYNTHETIC) for model in models):
         columns = {"model": lambda row: row["model"] or _MISSING} | columns
+    if len({run.conditions["compile"] for run in runs if not run.is_older}) > 1:
+        columns["compiled"] = lambda row: "yes" if row["compiled"] else "no"
     if any(run.is_older for run in runs):
         columns["log"] = lambda row: "older" if row["log"] == "older" else "new"
     return columns

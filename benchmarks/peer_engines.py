@@ -101,7 +101,7 @@ class Setting:
         if not removed and compiled:
             return self.model
         if (removed, compiled) not in self.models:
-            model = copy.deepcopy(self.model)
+            model = _sharing_copy(self.without(0, compiled) if removed else self.model)
             if removed:
                 prompts = [torch.tensor([ids]) for ids in self.prompts]
                 arguments = PruneArguments(prune_method="angular", prune_n=removed)
@@ -113,6 +113,15 @@ class Setting:
 
     def column(self, ids: list[int]) -> torch.Tensor:
         return torch.tensor([ids], device=self.model.device)
+
+
+def _sharing_copy(model: nn.Module) -> nn.Module:
+    """The same weights in the same memory, but modules and parameters that can be changed."""
+    shared = {
+        id(parameter): nn.Parameter(parameter.data, requires_grad=False)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, shared)
 
 
 def build(side: Side, setting: Setting) -> Engine:

@@ -7,7 +7,6 @@ cannot be told apart there: its matrix products and its attention are compiled o
 themselves and timed on the same weights and lengths, in turn with the rounds.
 """
 
-import dataclasses
 import shlex
 import statistics
 import sys
@@ -26,7 +25,7 @@ from arguments import DataArguments, ModelArguments
 from command_line import flag, parse, reject, run_script
 from data import get_data
 from run_log import current_commit
-from runtime import load_model, start
+from runtime import load_model, start_compiled
 from self_speculation import compiled_llama, self_speculation_generator
 from self_speculation.generator_base import GenerationConfig, Output
 from self_speculation.programs import Program, program_of, tensors_of
@@ -173,8 +172,7 @@ class Alone:
 @torch.inference_mode()
 def profile(arguments: ProfileArguments, model_arguments: ModelArguments) -> dict[str, Any]:
     """Median milliseconds of a full round and of its parts."""
-    # Compiled, so that the weights lie as its programs read them.
-    runtime = dataclasses.replace(start(model_arguments), compiled=True)
+    runtime = start_compiled(model_arguments)
     if runtime.device.type != "cpu":
         reject("device", runtime.device.type, "only a CPU's rounds can be told apart so; use cpu")
     loaded = load_model(model_arguments, runtime)
@@ -185,24 +183,26 @@ def profile(arguments: ProfileArguments, model_arguments: ModelArguments) -> dic
     ids = loaded.tokenizer(example.prompt)["input_ids"]
     drafts = arguments.num_speculations
     bucket = compiled_llama.buckets_for(len(ids))[-1]
-    most = len(ids) + arguments.rounds * (drafts + 1) + 1
+    room = bucket - drafts - 1  # within which all rounds are of one bucket
+    if len(ids) + drafts + 1 > room:
+        allowed = f"a prompt of {len(ids)} tokens and {bucket} positions leave no room for a round"
+        reject("num_speculations", drafts, allowed)
     config = GenerationConfig(
-        max_steps=most, kept_exit_layer=arguments.exit_layer, num_speculations=drafts
+        max_steps=room, kept_exit_layer=arguments.exit_layer, num_speculations=drafts
     )
     ledger = Ledger()
     with ledger.watching():
         made = TextGenerator(
-            loaded.model, loaded.tokenizer, "self_speculative", config, most, compiled=True
+            loaded.model, loaded.tokenizer, "self_speculative", config, room, compiled=True
         )
         strategy = made.strategy
         alone = Alone(loaded.model, arguments, len(ids), bucket)
         alone.run(Ledger())
         strategy.begin(seeded_generator(runtime.device, 42, "", ""))
-        output = Output(ids, most, strategy.stop_rule)
+        output = Output(ids, room, strategy.stop_rule)
         output.extend([strategy.prefill(output)])
         parts: dict[str, list[float]] = defaultdict(list)
-        # All rounds are told of one bucket.
-        while len(parts["round"]) < arguments.rounds and len(output.tokens) + drafts < bucket:
+        while len(parts["round"]) < arguments.rounds and len(output.tokens) + drafts < room:
             ledger.seconds.clear()
             ledger.timed("round", lambda: output.extend(strategy.round(output)))()
             alone.run(ledger)

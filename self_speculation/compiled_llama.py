@@ -11,21 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from self_speculation.llama_model_utils import CachedLlama, KeyValueCache
-from self_speculation.programs import program_of, programs_known, tensors_of
+from self_speculation.programs import compile_errors, program_of, programs_known, tensors_of
 from self_speculation.row_kernels import HeadBlock, LayerBlock
 
 _SMALLEST_BUCKET = 256
+# Capacities are often powers of two, and a last draft's padding then lies behind them.
+_BEYOND = 32
 
 
 def buckets_for(positions: int) -> list[int]:
-    """The lengths for which attention is compiled: powers of two up to what holds `positions`.
+    """The lengths for which attention is compiled, each about twice the one before.
 
-    A step attends to the smallest that holds its sequence, so its cost follows the actual length.
+    The last one holds `positions`. A step attends to the smallest that holds its sequence, so its
+    cost follows the actual length.
     """
-    buckets = [_SMALLEST_BUCKET]
-    while buckets[-1] < positions:
-        buckets.append(2 * buckets[-1])
-    return buckets
+    powers = [_SMALLEST_BUCKET]
+    while powers[-1] + _BEYOND < positions:
+        powers.append(2 * powers[-1])
+    return [power + _BEYOND for power in powers]
 
 
 class CompiledLlama(CachedLlama):
@@ -34,8 +37,9 @@ class CompiledLlama(CachedLlama):
     A verification of fewer tokens is padded to them. Whatever has another shape, above all the
     prefill, runs as it would without compilation, over the same cache.
 
-    Everything is compiled, or loaded from an earlier start, by the constructor; `compile_seconds`
-    says how long that took. `exit_layer` counts the model's layers.
+    Everything is compiled, or loaded from an earlier start, by the constructor, which raises
+    `CompileError` where that fails; `compile_seconds` says how long it took, first runs included.
+    `exit_layer` counts the model's layers.
     """
 
     def __init__(
@@ -58,13 +62,20 @@ class CompiledLlama(CachedLlama):
         self._head_tensors = tensors_of(self._head_block)
         self._spans: dict[tuple, Callable[[list[Tensor]], Tensor]] = {}
         self._heads: dict[int, Callable[[list[Tensor]], Tensor]] = {}
-        self._warm_up(exit_layer)
+        with compile_errors():
+            self._warm_up(exit_layer)
         self.compile_seconds = time.perf_counter() - started
 
     @property
     def compilations(self) -> int:
         """Programs built or loaded in this process, and steps made of them here, so far."""
         return programs_known() + len(self._spans) + len(self._heads)
+
+    @torch.inference_mode()
+    def reset(self, exit_layer: int | None = None) -> None:
+        super().reset(exit_layer)
+        # A sequence that overflowed may have left what no zero of attention takes away.
+        self._cache.clear()
 
     @torch.inference_mode()
     def verify(self, ids_1T: Tensor, count: int) -> Tensor:
@@ -74,17 +85,20 @@ class CompiledLlama(CachedLlama):
         states_1TD = torch.cat([*self._exit_states, self._early(ids_1T)], dim=1)
         self._exit_states = []
         padded_1TD = F.pad(states_1TD, (0, 0, 0, self._most_rows - rows))
-        padded_1TD = self._run(padded_1TD, self.exit_layer, self.num_layers, self.length)
+        padded_1TD = self._run(padded_1TD, self.exit_layer, self.num_layers, self.length, rows)
         self.length += rows
         return self._logits(padded_1TD, self._most_rows)[rows - count : rows]
 
-    def _run(self, states_1TD: Tensor, first: int, last: int, start: int) -> Tensor:
+    def _run(
+        self, states_1TD: Tensor, first: int, last: int, start: int, tokens: int | None = None
+    ) -> Tensor:
+        """As for any engine; only the first `tokens` states (default: all) need be right."""
         rows = states_1TD.shape[1]
         bucket = next(bucket for bucket in self._buckets if bucket >= start + rows)
         span = self._spans.get((first, last, rows, bucket))
         if span is None:
             return super()._run(states_1TD, first, last, start)
-        return span(self._inputs(states_1TD, start, bucket))
+        return span(self._inputs(states_1TD, start, bucket, tokens or rows))
 
     def _logits(self, states_1TD: Tensor, count: int) -> Tensor:
         head = self._heads.get(count)
@@ -92,21 +106,23 @@ class CompiledLlama(CachedLlama):
             return super()._logits(states_1TD, count)
         return head([states_1TD[:, -count:].contiguous()])
 
-    def _inputs(self, states_1TD: Tensor, start: int, bucket: int) -> list[Tensor]:
+    def _inputs(self, states_1TD: Tensor, start: int, bucket: int, tokens: int) -> list[Tensor]:
         """States, what they may see (T, S), their rotary cosines and sines, and positions (T,)."""
         device, end = states_1TD.device, start + states_1TD.shape[1]
         positions_T = torch.arange(start, end, device=device)
-        cosine, sine = self._decoder.rotary_emb(states_1TD, position_ids=positions_T[None])
+        # Some kinds of rotary embedding depend on the longest position: padding must not be it.
+        real_1T = positions_T.clamp(max=start + tokens - 1)[None]
+        cosine, sine = self._decoder.rotary_emb(states_1TD, position_ids=real_1T)
         visible_TS = torch.arange(bucket, device=device) <= positions_T[:, None]
         return [states_1TD.contiguous(), visible_TS, cosine, sine, positions_T]
 
     def _span(
-        self, first: int, last: int, inputs: list[Tensor]
+        self, first: int, last: int, bucket: int, inputs: list[Tensor]
     ) -> Callable[[list[Tensor]], Tensor]:
-        """Layers `first` to `last` in one call, for inputs of such shapes."""
+        """Layers `first` to `last` in one call over a bucket, for inputs of such shapes."""
         steps = []
         for index in range(first, last):
-            caches = list(self._cache.layer(index))
+            caches = list(self._cache.layer(index, bucket))
             program = program_of(self._layers[index], [*inputs, *caches], self._config)
             steps.append((program, self._layer_tensors[index], caches))
 
@@ -129,16 +145,16 @@ class CompiledLlama(CachedLlama):
         for first, last, rows in sorted(spans):
             states_1TD = self._embed(ids_11.expand(1, rows))
             for bucket in self._buckets:
-                inputs = self._inputs(states_1TD, bucket - rows, bucket)
-                self._spans[first, last, rows, bucket] = self._span(first, last, inputs)
+                inputs = self._inputs(states_1TD, bucket - rows, bucket, rows)
+                self._spans[first, last, rows, bucket] = self._span(first, last, bucket, inputs)
                 self._run(states_1TD, first, last, bucket - rows)
             if rows not in self._heads:
                 self._heads[rows] = self._head_of([states_1TD])
                 self._logits(states_1TD, rows)
 
     def _head_of(self, inputs: list[Tensor]) -> Callable[[list[Tensor]], Tensor]:
-        program = program_of(self._head_block, inputs, self._config)
-        return _fast(lambda inputs: program(self._head_tensors, inputs), inputs)
+        program, tensors = program_of(self._head_block, inputs, self._config), self._head_tensors
+        return _fast(lambda inputs: program(tensors, inputs), inputs)
 
 
 def _fast(

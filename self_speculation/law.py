@@ -39,7 +39,11 @@ class ChiSquare:
 
 
 def sampled_law(
-    strategy: GenerationStrategy, prompt_ids: list[int], generator: torch.Generator, draws: int
+    strategy: GenerationStrategy,
+    prompt_ids: list[int],
+    generator: torch.Generator,
+    draws: int,
+    judge: GenerationStrategy | None = None,
 ) -> tuple[Counter[Sequence], dict[Sequence, float]]:
     """What speculation drew, and the verifier's probability of every sequence that is likely.
 
@@ -48,7 +52,10 @@ def sampled_law(
 
     Every other output has room for `LENGTH` tokens after the first and no more, so that fewer are
     drafted and the token that follows a draft which stands as a whole is among those compared.
+    `judge` decodes by the same rules, and says what the verifier's probabilities are; None asks the
+    strategy's own full steps.
     """
+    judge = judge or strategy
     engine, sampling = strategy.engine, strategy.config.sampling
     strategy.begin(generator)
     logits_1V = engine.forward(strategy.column(prompt_ids))
@@ -60,7 +67,10 @@ def sampled_law(
     drawn = (_draw(strategy, prompt_ids, first, limit) for limit in limits)
     observed = Counter(itertools.islice(drawn, draws))
     law: dict[Sequence, float] = {}
-    _enumerate(strategy, prompt_ids, [first], 1.0, LEAST_EXPECTED / draws, law)
+    if judge is not strategy:
+        judge.begin(generator)
+        judge.engine.forward(judge.column(prompt_ids))
+    _enumerate(judge, prompt_ids, [first], 1.0, LEAST_EXPECTED / draws, law)
     return observed, law
 
 

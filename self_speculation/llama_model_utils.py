@@ -7,6 +7,7 @@ Shapes: T new tokens, M positions whose logits are read, V vocabulary; the batch
 """
 
 import copy
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -78,12 +79,23 @@ class KeyValueCache:
         values[:, :, self.position : end] = value
         return keys[:, :, :end], values[:, :, :end]
 
-    def layer(self, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values, (1, heads, capacity, head size), once it was first updated."""
-        return self._buffers[layer_idx]
+    def layer(self, layer_idx: int, length: int) -> tuple[Tensor, Tensor]:
+        """A layer's first `length` keys and values, (1, heads, `length`, head size), as views.
+
+        The layer was updated before. Shapes and strides say nothing of the capacity.
+        """
+        keys, values = self._buffers[layer_idx]
+        return keys[0, :, :length][None], values[0, :, :length][None]
+
+    def clear(self) -> None:
+        """Overwrites everything with zeros."""
+        for buffer in chain.from_iterable(self._buffers.values()):
+            buffer.zero_()
 
     def _allocate(self, like: Tensor) -> Tensor:
-        return like.new_zeros(1, like.shape[1], self.capacity, like.shape[3])
+        # Token by token in memory, so that what is read of it lies alike whatever the capacity.
+        _, heads, _, size = like.shape
+        return like.new_zeros(1, self.capacity, heads, size).transpose(1, 2)
 
 
 class CachedLlama:

@@ -8,12 +8,14 @@ torch.compile makes it, with the compiler's own cache, and its calls are meant t
 
 import functools
 import hashlib
+import inspect
 import json
 import platform
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,22 @@ class CompileError(Exception):
     """The compiler failed; the message says how, in one line."""
 
 
+@contextmanager
+def compile_errors() -> Iterator[None]:
+    """Makes a `CompileError` of whatever breaks inside.
+
+    Export, lowering, the C++ compiler, the cache's folder and CUDA's capture raise errors of their
+    own.
+    """
+    try:
+        yield
+    except CompileError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CompileError(f"{type(error).__name__}: {reason}") from error
+
+
 def tensors_of(block: nn.Module) -> list[Tensor]:
     """A block's parameters and buffers, in the order in which its program takes them."""
     return list(_named_tensors(block).values())
@@ -54,13 +72,15 @@ def tensors_of(block: nn.Module) -> list[Tensor]:
 def program_of(block: nn.Module, inputs: list[Tensor], config: Any) -> Program:
     """The program of a block for inputs of such shapes, found or built.
 
-    The same program is given for blocks that are alike. `config` is the model's: it says of a
-    block what its modules' shapes do not. Raises `CompileError` where the compiler fails.
+    The same program is given for blocks that are alike: all that sets two of a class apart, beside
+    their tensors, must be in `config`, the model's. Raises `CompileError` where that fails; on CUDA
+    the compiler starts with the first call, and raises then.
     """
     key = _key(block, inputs, config)
     if key not in _programs:
         build = _native if inputs[0].device.type == "cpu" else _captured_later
-        _programs[key] = build(block, inputs, key)
+        with compile_errors():
+            _programs[key] = build(block, inputs, key)
     return _programs[key]
 
 
@@ -87,17 +107,18 @@ def _native(block: nn.Module, inputs: list[Tensor], key: str) -> Program:
     path = cache_folder() / "compiled" / f"{key}.pt2"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        if not path.exists():
+        try:
+            run = _load(path)
+        except Exception:  # missing, damaged, or made where libraries are newer
             tokens = inputs[0].shape[1]
             print(f"Compiling {type(block).__name__}, {tokens} tokens (once)", file=sys.stderr)
-            try:
-                _build(block, inputs, path)
-            except Exception as error:
-                # Export, lowering and the C++ compiler each raise errors of their own.
-                reason = str(error).strip().partition("\n")[0]
-                raise CompileError(f"{type(error).__name__}: {reason}") from error
-    run = torch._inductor.aoti_load_package(str(path), run_single_threaded=True).loader.boxed_run
+            _build(block, inputs, path)
+            run = _load(path)
     return lambda tensors, inputs: run([*tensors, *inputs])[0]
+
+
+def _load(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+    return torch._inductor.aoti_load_package(str(path), run_single_threaded=True).loader.boxed_run
 
 
 def _build(block: nn.Module, inputs: list[Tensor], path: Path) -> None:
@@ -131,7 +152,10 @@ def _named_tensors(block: nn.Module) -> dict[str, Tensor]:
 
 def _signature(block: nn.Module) -> str:
     """What a block is built of: modules by name and class, tensors by shape, stride and dtype."""
-    modules = [(name, type(module).__name__) for name, module in block.named_modules()]
+    modules = [
+        (name, type(module).__module__, type(module).__qualname__)
+        for name, module in block.named_modules()
+    ]
     tensors = [(name, _layout(tensor)) for name, tensor in _named_tensors(block).items()]
     return repr((modules, tensors))
 
@@ -141,12 +165,12 @@ def _layout(tensor: Tensor) -> tuple:
 
 
 def _key(block: nn.Module, inputs: list[Tensor], config: Any) -> str:
-    """Names all that a program depends on, this file and the kernels' included."""
+    """Names all that a program depends on, the code that makes it included."""
     facts = [
         _signature(block),
         [_layout(tensor) for tensor in inputs],
         json.dumps(_meaning(config), sort_keys=True, default=str),
-        _sources(),
+        _sources(inspect.getfile(type(block))),
         torch.__version__,
         transformers.__version__,
         torch.get_num_threads(),
@@ -156,9 +180,10 @@ def _key(block: nn.Module, inputs: list[Tensor], config: Any) -> str:
 
 
 @functools.cache
-def _sources() -> str:
-    """A hash of the code that decides what programs do."""
+def _sources(of_block: str) -> str:
+    """A hash of the code that decides what a program does, its block's file included."""
     paths = [Path(__file__).with_name(name) for name in ("programs.py", "row_kernels.py")]
+    paths.append(Path(of_block))
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 

@@ -79,6 +79,7 @@ def attend(
     """Attention of T tokens to a bucket of cached positions, in the form that transformers calls.
 
     Query heads that share keys and values are taken as further rows, so nothing is repeated.
+    Values that no token may see are multiplied by zero: they must be finite.
     """
     _, heads, tokens, size = query_1HTD.shape
     shared = heads // key_1HSD.shape[1]
@@ -103,9 +104,6 @@ def _attend_by_rows(
     scores = [(key_HSD * query_HRD[:, r, None]).sum(-1, dtype=wide) for r in rows]
     scores_HRS = torch.stack(scores, 1).masked_fill(~visible_RS, -torch.inf)
     probs_HRS = _materialised(scores_HRS.softmax(-1))
-    # What no token may see holds another sequence's values, if not worse: 0 times it may be NaN.
-    seen_S1 = visible_RS.any(0)[:, None]
-    value_HSD = torch.where(seen_S1, value_HSD, 0)
     out = [(value_HSD * probs_HRS[:, r, :, None]).sum(1, dtype=wide) for r in rows]
     return torch.stack(out, 1)[None].to(value_1HSD.dtype)
 
@@ -116,15 +114,14 @@ AttentionInterface.register(_ATTENTION, attend)
 class _Slot:
     """One layer's keys and values, as its attention meets a cache."""
 
-    def __init__(self, keys: Tensor, values: Tensor, positions_T: Tensor, bucket: int) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, positions_T: Tensor) -> None:
         self._buffers = keys, values
         self._positions_T = positions_T
-        self._bucket = bucket
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, ...]:
         for buffer, new in zip(self._buffers, (key, value), strict=True):
             buffer.index_copy_(2, self._positions_T, new)
-        return tuple(buffer[:, :, : self._bucket] for buffer in self._buffers)
+        return self._buffers
 
 
 class LayerBlock(nn.Module):
@@ -147,7 +144,7 @@ class LayerBlock(nn.Module):
         return self.layer(
             states_1TD,
             attention_mask=visible_TS,
-            past_key_values=_Slot(keys, values, positions_T, visible_TS.shape[1]),
+            past_key_values=_Slot(keys, values, positions_T),
             use_cache=True,
             position_embeddings=(cosine, sine),
         )

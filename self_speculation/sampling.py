@@ -41,7 +41,7 @@ class SamplingRule:
         if not self.sample:
             return self._ban_repeats(logits_1V, tokens).argmax(-1), None
         (probs_V,) = self.probabilities(logits_1V, tokens)
-        return torch.multinomial(probs_V, 1, generator=generator), probs_V
+        return _draw(probs_V, generator), probs_V
 
     def probabilities(self, logits_MV: Tensor, tokens: list[int]) -> Tensor:
         """The distributions, float32 of shape (M, V), from which the next tokens are drawn.
@@ -118,7 +118,7 @@ def accept(
     q_V = None if draft_probs_KV is None else draft_probs_KV.index_select(0, fallen_1)[0]
     residual_V = _residual(probs_V, q_V, draft_tokens_K.index_select(0, fallen_1))
     probs_V = torch.where(accepted_1 < count, residual_V, probs_V)
-    return torch.cat([accepted_1, torch.multinomial(probs_V, 1, generator=generator)])
+    return torch.cat([accepted_1, _draw(probs_V, generator)])
 
 
 def seeded_generator(
@@ -127,6 +127,16 @@ def seeded_generator(
     """A generator that depends on its arguments alone, so no example shifts another's draws."""
     digest = hashlib.sha256(repr((seed, example_id, purpose)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _draw(weights_V: Tensor, generator: torch.Generator) -> Tensor:
+    """A draw by weights that need not sum to one, (1,).
+
+    The race of exponentials by which torch.multinomial draws, to the same tokens, without its
+    checks, for which the host would wait.
+    """
+    times_V = torch.empty_like(weights_V).exponential_(1, generator=generator)
+    return (weights_V / times_V).argmax(0, keepdim=True)
 
 
 def _residual(p_V: Tensor, q_V: Tensor | None, drafted_1: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Compiled steps compute what the others do, are made once, and cost what the length asks for."""
 
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -15,10 +17,11 @@ from transformers import (
 )
 
 from pruned_model import PruneModel, PrunePlan
-from self_speculation import compiled_llama, programs
+from self_speculation import compiled_llama, programs, row_kernels
 from self_speculation.compiled_llama import CompiledLlama, buckets_for
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama
+from self_speculation.programs import CompileError, program_of
 from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
 
@@ -84,6 +87,13 @@ def test_every_pass_computes_what_the_plain_engine_does(model):
         same(*logits)
 
 
+def use_library_kernels(monkeypatch):
+    """As on CUDA: no product and no attention is written as sums."""
+    monkeypatch.setattr(row_kernels, "_MOST_SUMS", 0)
+    ordinary = programs._key
+    monkeypatch.setattr(programs, "_key", lambda *of: f"{ordinary(*of)}-library")
+
+
 def passes(engine, ids):
     engine.reset(2)
     yield engine.forward(row(ids[:57]), count=5)
@@ -101,15 +111,24 @@ def passes(engine, ids):
 
 
 @torch.inference_mode()
-def test_values_left_behind_are_not_attended_to(model):
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_values_left_behind_are_not_attended_to(model, by_rows, monkeypatch):
+    """Neither those of tokens that were taken back, nor those of a sequence that overflowed."""
+    if not by_rows:
+        use_library_kernels(monkeypatch)
     engine = CompiledLlama(model, CAPACITY, 2, K)
-    engine.forward(row(random_prompt(30)))
-    for index in range(LAYERS):
-        for buffer in engine._cache.layer(index):
-            buffer[:, :, 20:] = torch.nan
+    prompt = random_prompt(30)
+    engine.forward(row(prompt))
+    buffers = [buffer for index in range(LAYERS) for buffer in engine._cache.layer(index, CAPACITY)]
+    for buffer in buffers:
+        buffer.fill_(torch.nan)
+    engine.reset(2)
+    engine.forward(row(prompt))
+    for buffer in buffers:
+        buffer[:, :, 20:] = 1e4
     engine.rollback(20)
     expected = CachedLlama(model, CAPACITY)
-    expected.forward(row(random_prompt(30)[:20]))
+    expected.forward(row(prompt[:20]))
     same(engine.forward(row([5])), expected.forward(row([5])))
 
 
@@ -126,15 +145,103 @@ def test_nothing_is_compiled_once_it_was_warmed_up(model, tokenizer, monkeypatch
     assert generator.engine.compile_seconds > 0
 
 
+def test_after_the_prompt_every_step_runs_compiled(model, tokenizer, monkeypatch):
+    config = GenerationConfig(max_steps=48, kept_exit_layer=2, num_speculations=K)
+    generator = TextGenerator(model, tokenizer, "self_speculative", config, CAPACITY, True)
+    passed = []
+    for name in ("_run", "_logits"):
+        ordinary = getattr(CachedLlama, name)
+
+        def watched(engine, states, *others, ordinary=ordinary):
+            passed.append(states.shape[1])
+            return ordinary(engine, states, *others)
+
+        monkeypatch.setattr(CachedLlama, name, watched)
+    made = generator.generate(PROMPT)
+    generator.time_full_step(1)
+    assert made.rounds
+    assert passed == [len(PROMPT)]
+
+
+def test_an_engine_that_is_let_go_is_freed_at_once(model):
+    engine = CompiledLlama(model, CAPACITY, 2, K)
+    known = weakref.ref(engine)
+    gc.disable()
+    try:
+        del engine
+        assert known() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a program"])
+def test_a_program_that_cannot_be_read_is_built_again(model, monkeypatch, tmp_path, content):
+    monkeypatch.setattr(programs, "cache_folder", lambda: tmp_path)
+    block = compiled_llama.HeadBlock(model.model.norm, model.lm_head)
+    states = torch.ones(1, 1, 32, dtype=torch.float64)
+    folder = tmp_path / "compiled"
+    folder.mkdir()
+    (folder / f"{programs._key(block, [states], model.config)}.pt2").write_bytes(content)
+    for _ in range(2):
+        monkeypatch.setattr(programs, "_programs", {})
+        program = program_of(block, [states], model.config)
+        logits_1V = program(programs.tensors_of(block), [states])
+        same(logits_1V, model.lm_head(model.model.norm(states))[0])
+        monkeypatch.setattr(programs, "_build", lambda *_: pytest.fail("a program was built"))
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(model, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(programs, "_programs", {})
+    monkeypatch.setattr(programs, "cache_folder", lambda: tmp_path / "file")
+    with pytest.raises(CompileError, match=r"^NotADirectoryError: .*$"):
+        CompiledLlama(model, CAPACITY)
+
+
+def test_what_breaks_in_a_first_call_is_told_in_one_line(model, monkeypatch):
+    """On CUDA the compiler starts there."""
+
+    def build(*_):
+        def program(tensors, inputs):
+            raise RuntimeError("no room on the device\nand more")
+
+        return program
+
+    monkeypatch.setattr(programs, "_programs", {})
+    monkeypatch.setattr(programs, "_native", build)
+    with pytest.raises(CompileError, match=r"^RuntimeError: no room on the device$"):
+        CompiledLlama(model, CAPACITY)
+
+
+def test_padding_is_never_the_longest_position(model, monkeypatch):
+    """Some rotary embeddings change all frequencies with it."""
+    engine = CompiledLlama(model, CAPACITY, 2, K)
+    longest = []
+    ordinary = model.model.rotary_emb.forward
+
+    def watched(states, position_ids):
+        longest.append(int(position_ids.max()))
+        return ordinary(states, position_ids)
+
+    monkeypatch.setattr(model.model.rotary_emb, "forward", watched)
+    engine.reset(2)
+    engine.forward(row(PROMPT))
+    engine.draft(row([1]))
+    engine.verify(row([2]), count=2)
+    assert longest == [39, 40, 41, 41]
+
+
 def test_all_layers_share_one_program(model):
     layers = [compiled_llama.LayerBlock(layer) for layer in model.model.layers]
     assert len({programs._signature(layer) for layer in layers}) == 1
 
 
 def test_programs_are_found_again(model, monkeypatch):
+    """By a later start, and by one with room for less."""
     CompiledLlama(model, CAPACITY)
     monkeypatch.setattr(programs, "_programs", {})
     monkeypatch.setattr(programs, "_build", lambda *_: pytest.fail("a program was built"))
+    CompiledLlama(model, 32)
     engine = CompiledLlama(model, CAPACITY)
     expected = CachedLlama(model, CAPACITY)
     for one in (engine, expected):
@@ -163,9 +270,9 @@ def test_attention_takes_the_smallest_bucket_that_holds_the_sequence(model, monk
     taken = []
     ordinary = engine._inputs
 
-    def watched(states_1TD, start, bucket):
+    def watched(states_1TD, start, bucket, tokens):
         taken.append((start, bucket))
-        return ordinary(states_1TD, start, bucket)
+        return ordinary(states_1TD, start, bucket, tokens)
 
     monkeypatch.setattr(engine, "_inputs", watched)
     engine.forward(row(random_prompt(62)))
@@ -179,6 +286,11 @@ def test_attention_takes_the_smallest_bucket_that_holds_the_sequence(model, monk
 )
 def test_buckets_double(positions, expected):
     assert buckets_for(positions) == expected
+
+
+def test_a_draft_at_the_end_of_a_usual_capacity_needs_no_further_bucket(monkeypatch):
+    monkeypatch.undo()
+    assert buckets_for(4096 + 7) == [288, 544, 1056, 2080, 4128]
 
 
 def test_the_model_stays_as_it_was(model):
@@ -234,16 +346,30 @@ def test_a_replay_copies_its_inputs_in_and_its_output_out(monkeypatch):
 
 
 class CountedWaits(torch.overrides.TorchFunctionMode):
-    """Counts what makes a host wait for its device."""
+    """Counts what makes a host wait for its device, inside of torch's operators too."""
 
     def __init__(self):
         super().__init__()
-        self.waits = 0
+        self._called = 0
+        self._profiler = torch.profiler.profile()
 
     def __torch_function__(self, function, types, arguments=(), named=None):
-        waiting = {"tolist", "item", "__int__", "__bool__", "__float__", "nonzero", "cpu", "numpy"}
-        self.waits += getattr(function, "__name__", "") in waiting
+        self._called += getattr(function, "__name__", "") in ("tolist", "cpu", "numpy")
         return function(*arguments, **(named or {}))
+
+    def __enter__(self):
+        self._profiler.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self._profiler.__exit__(*error)
+
+    @property
+    def waits(self):
+        waiting = ("aten::_local_scalar_dense", "aten::nonzero")
+        inside = [one.count for one in self._profiler.key_averages() if one.key in waiting]
+        return self._called + sum(inside)
 
 
 @pytest.mark.parametrize("sampling", [SamplingRule(), SamplingRule(True, 0.8, 20, 0.95)])
@@ -268,6 +394,7 @@ def test_the_host_waits_once_a_round(model, tokenizer, sampling):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 def test_what_cuda_is_given_computes_the_same(model, monkeypatch):
     """torch.compile's programs, whose launches are captured there, called as they are."""
+    use_library_kernels(monkeypatch)
     monkeypatch.setattr(programs, "_programs", {})
     monkeypatch.setattr(programs, "_native", programs._captured_later)
     engines = [CachedLlama(model, CAPACITY), CompiledLlama(model, CAPACITY, 2, K)]

@@ -6,6 +6,7 @@ from conftest import GREEDY, SPECULATIVE
 
 import runtime
 from arguments import ModelArguments
+from command_line import FailedError
 from runtime import load_model, start
 from self_speculation import programs
 
@@ -39,12 +40,32 @@ def test_what_cannot_be_compiled_is_known_before_weights_are_read(model_args):
 @pytest.mark.parametrize("compiler", ["", "no-such-compiler"])
 def test_without_a_compiler_a_run_goes_on_without(checkpoint, capsys, monkeypatch, compiler):
     monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setattr(runtime.shutil, "which", lambda _: None)
     arguments = ModelArguments(model=str(checkpoint), compile=True)
     loaded = load_model(arguments, start(arguments))
     assert not loaded.compiled
-    line = f"warning: --compile true: there is no C++ compiler {compiler or 'g++'}; "
+    line = f"warning: --compile true: no compiler '{compiler}' was found; "
     assert capsys.readouterr().err.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [("gcc", "no compiler 'gcc' or 'clang' was found"), ("triton", "the package triton is not")],
+)
+def test_what_cuda_needs_is_looked_for(monkeypatch, missing, told):
+    found = {"gcc": True, "triton": True} | {missing: None}
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(runtime.shutil, "which", found.get)
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", found.get)
+    arguments, cuda = ModelArguments(compile=True), torch.device("cuda")
+    assert told in runtime.compile_obstacle(arguments, cuda)
+    found[missing] = True
+    assert runtime.compile_obstacle(arguments, cuda) is None
+
+
+def test_what_measures_compiled_decoding_does_not_go_on_without(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(FailedError, match="and no compiler 'no-such-compiler' was found"):
+        runtime.start_compiled(ModelArguments())
 
 
 def test_a_compiler_that_fails_is_told_in_one_line(run, small_buckets, capsys, monkeypatch):
@@ -53,7 +74,7 @@ def test_a_compiler_that_fails_is_told_in_one_line(run, small_buckets, capsys, m
 
     monkeypatch.setattr(programs, "_programs", {})
     monkeypatch.setattr(programs, "_build", fail)
-    monkeypatch.setattr(programs, "_sources", lambda: "of which nothing was compiled yet")
+    monkeypatch.setattr(programs, "_sources", lambda _: "of which nothing was compiled yet")
     code, record, _ = run(*SHORT, "--compile", "true")
     assert (code, record) == (1, None)
     last = capsys.readouterr().err.strip().splitlines()[-1]

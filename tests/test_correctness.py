@@ -9,7 +9,7 @@ from conftest import VOCABULARY
 import correctness
 import lossless
 from command_line import run_script
-from self_speculation import law, self_speculation_generator
+from self_speculation import compiled_llama, law, self_speculation_generator
 from self_speculation.llama_model_utils import CachedLlama
 
 SPECULATIVE = ["--exit_layer", "3", "--num_speculations", "3", "--max_steps", "16"]
@@ -78,6 +78,18 @@ def test_what_is_wrong_is_shown_and_fails(check, broken, capsys):
     assert "self-speculation changes what this model says" in out
 
 
+@pytest.mark.parametrize("rule", [[], ["--sample", "true", "--num_draws", "400"]])
+def test_compiled_decoding_is_held_against_what_is_not(check, monkeypatch, rule):
+    def skip_layers(block, inputs, config):
+        skips = isinstance(block, compiled_llama.LayerBlock)
+        return lambda _, given: given[0].clone() if skips else block(*given)
+
+    monkeypatch.setattr(compiled_llama, "program_of", skip_layers)
+    code, log = check("--compile", "true", *rule)
+    assert code == 1
+    assert log["summary"]["verdicts"]["wrong"]
+
+
 def test_in_half_precision_differences_are_told_and_prove_nothing(check, broken):
     code, log = check("--dtype", "bfloat16")
     assert code == 0
@@ -98,8 +110,8 @@ def test_more_ties_than_rounding_explains_fail(check, broken, monkeypatch):
 def test_an_output_that_ends_early_has_no_gap(check, monkeypatch):
     ordinary = lossless.DecoderPair._generator
 
-    def shorter(self, flags):
-        made = ordinary(self, flags)
+    def shorter(self, flags, loaded=None):
+        made = ordinary(self, flags, loaded)
         if flags.generation_strategy == "autoregressive":
             made.strategy.stop_rule.reason = lambda ids: "stop_token" if len(ids) == 5 else None
         return made

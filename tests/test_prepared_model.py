@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import prepared_model
 from arguments import GenerationArguments, ModelArguments, PromptArguments, PruneArguments
 from command_line import UsageError
 from prepared_model import load_pruned
@@ -35,12 +36,14 @@ def test_the_readmes_ten_lines_work(checkpoint, capsys):
     assert names["made"].rounds
 
 
-def test_decoders_are_kept_while_they_will_do(load):
+def test_decoders_are_kept_while_they_will_do(load, monkeypatch):
+    monkeypatch.setattr(prepared_model, "_LEAST_ROOM", 8)
     pruned = load()
     first = pruned.generator(GREEDY, 8)
     assert pruned.generator(GREEDY, 4) is first
     longer = pruned.generator(GREEDY, 9)
-    assert (longer is not first, longer.engine.capacity) == (True, 21)
+    assert (longer is not first, longer.engine.capacity) == (True, 16 + GREEDY.max_steps)
+    assert pruned.generator(GREEDY, 16) is longer
     changed = GenerationArguments(max_steps=6, sample=False)
     assert pruned.generator(changed, 4) is not longer
     ids = pruned.encode("ab", GREEDY.max_steps)
