@@ -1,13 +1,11 @@
 """Where a run happens: process, device, dtype; and the model and tokenizer loaded there."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import platform
 import re
 import resource
-import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +23,9 @@ from transformers.utils import logging as transformers_logging
 
 from arguments import PLAN_FILE, ModelArguments
 from command_line import FailedError, UsageError, reject, warn
+from compilation import compile_obstacle
 from embedded_model import EMBEDDED_MODEL, embedded_checkpoint
 from self_speculation.llama_model_utils import (
-    COMPILED_ATTENTION,
     DEFAULT_ATTENTION,
     SUPPORTED_ATTENTION,
     SUPPORTED_MODEL_TYPES,
@@ -143,29 +141,6 @@ def start(arguments: ModelArguments) -> Runtime:
         torch.set_float32_matmul_precision("highest")
     compiled = arguments.compile and compile_obstacle(arguments, device) is None
     return Runtime(device, dtype, compiled)
-
-
-def compile_obstacle(arguments: ModelArguments, device: torch.device) -> str | None:
-    """Why decoding steps cannot be compiled with these flags, here; None where they can."""
-    extra = arguments.extra()
-    kernel = extra.get("attn_implementation") or DEFAULT_ATTENTION
-    if kernel not in COMPILED_ATTENTION:
-        return f"attn_implementation={kernel} is not compiled"
-    if "device_map" in extra:
-        return "a model that device_map places is not compiled"
-    if device.type == "cuda" and not importlib.util.find_spec("triton"):
-        return "the package triton is not installed"
-    wanted = _compilers(device)
-    if not any(map(shutil.which, wanted)):
-        return f"no compiler {' or '.join(map(repr, wanted))} was found"
-    return None
-
-
-def _compilers(device: torch.device) -> list[str]:
-    """The compilers of which one will be called: by Triton for C, by torch for C++."""
-    if device.type == "cuda":
-        return [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
-    return [os.environ.get("CXX", "clang++" if platform.system() == "Darwin" else "g++")]
 
 
 def start_compiled(arguments: ModelArguments) -> Runtime:

@@ -83,6 +83,16 @@ def tiny_config(**changes) -> LlamaConfig:
     return LlamaConfig(**values | changes)
 
 
+def row(ids):
+    """Token ids as an engine takes them."""
+    return torch.tensor([ids])
+
+
+def same(one, other):
+    """Close; transformers' norms compute in float32, whose sums have another order compiled."""
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
 @pytest.fixture(scope="session")
 def _pristine() -> LlamaForCausalLM:
     torch.manual_seed(0)

@@ -200,6 +200,20 @@ def test_a_model_that_is_made_up_is_named_though_it_is_the_only_one(tmp_path, an
         assert {row["model"] for row in rows} == {"synthetic:llama2-7b"}, title
 
 
+def test_compiled_runs_are_told_from_others(tmp_path, analyze):
+    for compiled in (True, False):
+        MadeUpRun(identity={"compile": compiled}).write(tmp_path / "logs")
+    for title, rows in tables(analyze()[1]).items():
+        assert {row["compiled"] for row in rows} == {"yes", "no"}, title
+
+
+def test_runs_logged_before_there_was_compilation_count_as_without(tmp_path, analyze):
+    path = MadeUpRun().write(tmp_path / "logs")
+    with rewritten(path) as log:
+        del log["identity"]["compile"]
+    assert len(tables(analyze()[1])["Metrics"]) == 1
+
+
 def test_what_cannot_be_read_or_is_not_over_is_named(logs, analyze):
     (logs / "benchmark_1_broken.json").write_text('{"schema_version": 1')
     (logs / "benchmark_2_newer.json").write_text('{"schema_version": 2}')

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from conftest import LAYERS, random_prompt, tiny_config
+from conftest import LAYERS, random_prompt, row, same, tiny_config
 from transformers import (
     MistralConfig,
     MistralForCausalLM,
@@ -21,7 +21,6 @@ from self_speculation import compiled_llama, programs, row_kernels
 from self_speculation.compiled_llama import CompiledLlama, buckets_for
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama
-from self_speculation.programs import CompileError, program_of
 from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
 
@@ -37,15 +36,6 @@ def decode(model, tokenizer, strategy, compiled, exit_layer=None, k=K, **changes
     )
     generator = TextGenerator(model, tokenizer, strategy, config, CAPACITY, compiled)
     return generator.generate(PROMPT)
-
-
-def row(ids):
-    return torch.tensor([ids])
-
-
-def same(one, other):
-    """Close; transformers' norms compute in float32, whose sums have another order here."""
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
 
 
 RULES = {
@@ -174,45 +164,6 @@ def test_an_engine_that_is_let_go_is_freed_at_once(model):
         gc.enable()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a program"])
-def test_a_program_that_cannot_be_read_is_built_again(model, monkeypatch, tmp_path, content):
-    monkeypatch.setattr(programs, "cache_folder", lambda: tmp_path)
-    block = compiled_llama.HeadBlock(model.model.norm, model.lm_head)
-    states = torch.ones(1, 1, 32, dtype=torch.float64)
-    folder = tmp_path / "compiled"
-    folder.mkdir()
-    (folder / f"{programs._key(block, [states], model.config)}.pt2").write_bytes(content)
-    for _ in range(2):
-        monkeypatch.setattr(programs, "_programs", {})
-        program = program_of(block, [states], model.config)
-        logits_1V = program(programs.tensors_of(block), [states])
-        same(logits_1V, model.lm_head(model.model.norm(states))[0])
-        monkeypatch.setattr(programs, "_build", lambda *_: pytest.fail("a program was built"))
-
-
-def test_a_folder_that_cannot_be_written_is_told_in_one_line(model, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(programs, "_programs", {})
-    monkeypatch.setattr(programs, "cache_folder", lambda: tmp_path / "file")
-    with pytest.raises(CompileError, match=r"^NotADirectoryError: .*$"):
-        CompiledLlama(model, CAPACITY)
-
-
-def test_what_breaks_in_a_first_call_is_told_in_one_line(model, monkeypatch):
-    """On CUDA the compiler starts there."""
-
-    def build(*_):
-        def program(tensors, inputs):
-            raise RuntimeError("no room on the device\nand more")
-
-        return program
-
-    monkeypatch.setattr(programs, "_programs", {})
-    monkeypatch.setattr(programs, "_native", build)
-    with pytest.raises(CompileError, match=r"^RuntimeError: no room on the device$"):
-        CompiledLlama(model, CAPACITY)
-
-
 def test_padding_is_never_the_longest_position(model, monkeypatch):
     """Some rotary embeddings change all frequencies with it."""
     engine = CompiledLlama(model, CAPACITY, 2, K)
@@ -229,40 +180,6 @@ def test_padding_is_never_the_longest_position(model, monkeypatch):
     engine.draft(row([1]))
     engine.verify(row([2]), count=2)
     assert longest == [39, 40, 41, 41]
-
-
-def test_all_layers_share_one_program(model):
-    layers = [compiled_llama.LayerBlock(layer) for layer in model.model.layers]
-    assert len({programs._signature(layer) for layer in layers}) == 1
-
-
-def test_programs_are_found_again(model, monkeypatch):
-    """By a later start, and by one with room for less."""
-    CompiledLlama(model, CAPACITY)
-    monkeypatch.setattr(programs, "_programs", {})
-    monkeypatch.setattr(programs, "_build", lambda *_: pytest.fail("a program was built"))
-    CompiledLlama(model, 32)
-    engine = CompiledLlama(model, CAPACITY)
-    expected = CachedLlama(model, CAPACITY)
-    for one in (engine, expected):
-        one.forward(row(PROMPT))
-    same(engine.forward(row([5])), expected.forward(row([5])))
-
-
-def test_a_program_belongs_to_its_shapes_and_its_machine(model, monkeypatch):
-    block = compiled_llama.LayerBlock(model.model.layers[0])
-    states = torch.zeros(1, 1, 32, dtype=torch.float64)
-
-    def key(config=model.config, states=states):
-        return programs._key(block, [states], config)
-
-    keys = [key(), key(states=states.expand(1, 2, 32)), key(states=states.float())]
-    keys.append(key(tiny_config(hidden_act="gelu")))
-    monkeypatch.setattr(programs, "_processor", lambda: "another")
-    keys.append(key())
-    assert len(set(keys)) == 5
-    other_depth = tiny_config(num_hidden_layers=2)
-    assert key(other_depth) == key(tiny_config())
 
 
 def test_attention_takes_the_smallest_bucket_that_holds_the_sequence(model, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import GREEDY, SPECULATIVE
 
+import compilation
 import runtime
 from arguments import ModelArguments
 from command_line import FailedError
@@ -33,7 +34,7 @@ OBSTACLES = {
 @pytest.mark.parametrize("model_args", OBSTACLES)
 def test_what_cannot_be_compiled_is_known_before_weights_are_read(model_args):
     arguments = ModelArguments(compile=True, model_args=model_args)
-    assert OBSTACLES[model_args] in runtime.compile_obstacle(arguments, torch.device("cpu"))
+    assert OBSTACLES[model_args] in compilation.compile_obstacle(arguments, torch.device("cpu"))
     assert not start(arguments).compiled
 
 
@@ -54,12 +55,12 @@ def test_without_a_compiler_a_run_goes_on_without(checkpoint, capsys, monkeypatc
 def test_what_cuda_needs_is_looked_for(monkeypatch, missing, told):
     found = {"gcc": True, "triton": True} | {missing: None}
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(runtime.shutil, "which", found.get)
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", found.get)
+    monkeypatch.setattr(compilation.shutil, "which", found.get)
+    monkeypatch.setattr(compilation.importlib.util, "find_spec", found.get)
     arguments, cuda = ModelArguments(compile=True), torch.device("cuda")
-    assert told in runtime.compile_obstacle(arguments, cuda)
+    assert told in compilation.compile_obstacle(arguments, cuda)
     found[missing] = True
-    assert runtime.compile_obstacle(arguments, cuda) is None
+    assert compilation.compile_obstacle(arguments, cuda) is None
 
 
 def test_what_measures_compiled_decoding_does_not_go_on_without(monkeypatch):

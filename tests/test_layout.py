@@ -33,6 +33,7 @@ ORDER = [
     "self_speculation.self_speculation_generator",
     "self_speculation",
     "self_speculation.text_generator",
+    "compilation",
     "runtime",
     "prompt_encoding",
     "pruned_model",
