@@ -100,7 +100,10 @@ class Bench:
 
 
 def against_transformers(bench: Bench) -> dict[str, Any]:
-    """Autoregressive decoding against `generate`: the same prompts, in turn, medians of pairs."""
+    """Autoregressive decoding against `generate`: the same prompts, in turn, medians of pairs.
+
+    Both have the weights as they lie for this project; `benchmarks.peers` has each side's own.
+    """
     model, steps = bench.loaded.model, bench.arguments.max_steps
     plain = bench.generator(model, "autoregressive")
 

@@ -262,6 +262,24 @@ def test_another_output_is_judged_wrong(setting):
     assert verdicts == {PLAIN.name: "equal", DRAFTED.name: "wrong"}
 
 
+@pytest.mark.parametrize(("side", "is_right"), [(DRAFTED, False), (THEIR_DRAFTED, True)])
+def test_the_run_fails_where_a_side_of_this_project_does(side, is_right):
+    of_dtype = {"left_out": {side.name: "RuntimeError"}, "summary": {"sides": []}}
+    assert peers._ours_is_right({"dtypes": {"float32": of_dtype}}) is is_right
+
+
+def test_models_without_layers_share_the_weights_and_change_none(setting):
+    setting.model.float()
+    model = setting.model
+    held = {parameter.data_ptr() for parameter in model.parameters()}
+    pruned = setting.without(2, True)
+    assert {parameter.data_ptr() for parameter in pruned.parameters()} < held
+    turned = {parameter.data_ptr() for parameter in setting.without(0, False).parameters()}
+    assert turned & held
+    assert {parameter.data_ptr() for parameter in model.parameters()} == held
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+
+
 def test_sides_share_exit_layers_and_draft_lengths():
     arguments = PeersArguments(exit_layers=[2, 4], num_speculations=[1, 3], removed=[0])
     sides = list(sides_of(arguments, cuda=False))
