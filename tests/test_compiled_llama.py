@@ -268,7 +268,7 @@ class CountedWaits(torch.overrides.TorchFunctionMode):
     def __init__(self):
         super().__init__()
         self._called = 0
-        self._profiler = torch.profiler.profile()
+        self._profiler = torch.profiler.profile(acc_events=True)
 
     def __torch_function__(self, function, types, arguments=(), named=None):
         self._called += getattr(function, "__name__", "") in ("tolist", "cpu", "numpy")
