@@ -23,7 +23,7 @@ def test_parts_are_shares_of_a_round(tokenizer, tmp_path, compiled_cache, capsys
     *parts, (_, whole, share) = cells[1:]
     assert share == "100.0%"
     assert sum(float(part[1]) for part in parts) == pytest.approx(float(whole), abs=0.05)
-    assert "medians of 5 rounds, attention over 512 positions" in out
+    assert "medians of 5 rounds, attention over 544 positions" in out
 
 
 @pytest.mark.parametrize(
