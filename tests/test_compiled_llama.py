@@ -106,18 +106,19 @@ def test_values_left_behind_are_not_attended_to(model, by_rows, monkeypatch):
     """Neither those of tokens that were taken back, nor those of a sequence that overflowed."""
     if not by_rows:
         use_library_kernels(monkeypatch)
-    engine = CompiledLlama(model, CAPACITY, 2, K)
+    capacity = 64  # of one bucket
+    engine = CompiledLlama(model, capacity)
     prompt = random_prompt(30)
     engine.forward(row(prompt))
-    buffers = [buffer for index in range(LAYERS) for buffer in engine._cache.layer(index, CAPACITY)]
+    buffers = [buffer for index in range(LAYERS) for buffer in engine._cache.layer(index, capacity)]
     for buffer in buffers:
         buffer.fill_(torch.nan)
-    engine.reset(2)
+    engine.reset()
     engine.forward(row(prompt))
     for buffer in buffers:
         buffer[:, :, 20:] = 1e4
     engine.rollback(20)
-    expected = CachedLlama(model, CAPACITY)
+    expected = CachedLlama(model, capacity)
     expected.forward(row(prompt[:20]))
     same(engine.forward(row([5])), expected.forward(row([5])))
 

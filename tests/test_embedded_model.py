@@ -120,9 +120,11 @@ def test_embedded_model_is_the_real_one(embedded):
     [
         PruneArguments(),
         PruneArguments(prune_method="angular", prune_n=6),
-        PruneArguments(prune_method="random", dropout_threshold=0.1),
+        pytest.param(
+            PruneArguments(prune_method="random", dropout_threshold=0.1), marks=pytest.mark.slow
+        ),
     ],
-    ids=lambda pruning: pruning.prune_method,
+    ids=["base", "angular", "random"],
 )
 def test_speculation_equals_autoregression_on_a_real_model(embedded, pruning):
     """By the tie rule in float32, against transformers' own greedy decoding too."""
