@@ -118,6 +118,8 @@ def _native(block: nn.Module, inputs: list[Tensor], key: str) -> Program:
 
 
 def _load(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(path)  # torch would warn of a file that is outdated
     return torch._inductor.aoti_load_package(str(path), run_single_threaded=True).loader.boxed_run
 
 

@@ -1,5 +1,7 @@
 """Programs are made once, found again by what they depend on, and fail in one line."""
 
+import logging
+
 import pytest
 import torch
 from conftest import random_prompt, row, same, tiny_config
@@ -31,11 +33,24 @@ def test_programs_are_found_again(model, monkeypatch):
     same(engine.forward(row([5])), expected.forward(row([5])))
 
 
-@pytest.mark.parametrize("content", [b"", b"not a program"])
-def test_a_program_that_cannot_be_read_is_built_again(model, monkeypatch, tmp_path, content):
+@pytest.fixture
+def head(model, monkeypatch, tmp_path):
+    """A block without a program, and inputs of it."""
+    monkeypatch.setattr(programs, "_programs", {})
     monkeypatch.setattr(programs, "cache_folder", lambda: tmp_path)
     block = compiled_llama.HeadBlock(model.model.norm, model.lm_head)
-    states = torch.ones(1, 1, 32, dtype=torch.float64)
+    return block, torch.ones(1, 1, 32, dtype=torch.float64)
+
+
+def test_a_first_build_warns_of_nothing(model, head, caplog):
+    block, states = head
+    program_of(block, [states], model.config)
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a program"])
+def test_a_program_that_cannot_be_read_is_built_again(model, head, monkeypatch, tmp_path, content):
+    block, states = head
     folder = tmp_path / "compiled"
     folder.mkdir()
     (folder / f"{programs._key(block, [states], model.config)}.pt2").write_bytes(content)
