@@ -51,7 +51,8 @@ def _sides(measured: dict[str, Any]) -> list[str]:
         "Tokens/s are of whole calls, prompt included; decoding is the same less a call for one "
         "token. Ratios of speed are paired within a turn: means over prompts of medians over "
         "repeats, with 95 % intervals over prompts. Outputs are held against this project's eager "
-        f"autoregressive ones. The floor is {bandwidth['median_gigabytes_per_second']:.1f} GB/s "
+        "autoregressive ones; rounding alone sets some apart in half precision, where a difference "
+        f"proves nothing. The floor is {bandwidth['median_gigabytes_per_second']:.1f} GB/s "
         f"(at best {bandwidth['best_gigabytes_per_second']:.1f}), measured before every call by "
         f"torch's {bandwidth['operation']} over {bandwidth['buffer_bytes'] / 1e6:.0f} MB, by "
         f"{measured['step_bytes'] / 1e6:.0f} MB of weights a step.",
