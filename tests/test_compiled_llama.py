@@ -106,19 +106,19 @@ def test_values_left_behind_are_not_attended_to(model, by_rows, monkeypatch):
     """Neither those of tokens that were taken back, nor those of a sequence that overflowed."""
     if not by_rows:
         use_library_kernels(monkeypatch)
-    capacity = 64  # of one bucket
-    engine = CompiledLlama(model, capacity)
+    engine = CompiledLlama(model, 63)
+    (bucket,) = engine._buckets
     prompt = random_prompt(30)
     engine.forward(row(prompt))
-    buffers = [buffer for index in range(LAYERS) for buffer in engine._cache.layer(index, capacity)]
+    buffers = [buffer for index in range(LAYERS) for buffer in engine._cache.layer(index, bucket)]
     for buffer in buffers:
         buffer.fill_(torch.nan)
     engine.reset()
     engine.forward(row(prompt))
     for buffer in buffers:
-        buffer[:, :, 20:] = 1e4
+        buffer[:, :, 20:30] = 1e4
     engine.rollback(20)
-    expected = CachedLlama(model, capacity)
+    expected = CachedLlama(model, CAPACITY)
     expected.forward(row(prompt[:20]))
     same(engine.forward(row([5])), expected.forward(row([5])))
 

@@ -124,7 +124,7 @@ def test_embedded_model_is_the_real_one(embedded):
             PruneArguments(prune_method="random", dropout_threshold=0.1), marks=pytest.mark.slow
         ),
     ],
-    ids=["base", "angular", "random"],
+    ids=lambda pruning: pruning.prune_method,
 )
 def test_speculation_equals_autoregression_on_a_real_model(embedded, pruning):
     """By the tie rule in float32, against transformers' own greedy decoding too."""
