@@ -15,9 +15,10 @@ from typing import Any
 import code_execution
 from arguments import CellArguments, GenerationArguments, ModelArguments, PruneArguments
 from data import Selection, get_prompts
+from model_loading import Checkpoint, find_checkpoint
 from prompt_encoding import check_chat_template
 from run_log import content_hash, identity_hash
-from runtime import Checkpoint, Runtime, find_checkpoint, start
+from runtime import Runtime, start
 from self_speculation.generator_base import ENGINE_VERSION
 
 # Which of the folder's weights are read, and where they lie. What else --model_args may say is

@@ -14,6 +14,7 @@ from code_execution import passes
 from command_line import UsageError
 from data import EvaluationExample
 from metrics import summarize, text_scores
+from model_loading import LoadedModel, load_model
 from prepared_model import (
     decide_plan,
     exit_layer_facts,
@@ -26,7 +27,6 @@ from prompt_encoding import encode, fitted, longest_prompt
 from pruned_model import PruneModel, PrunePlan, is_saved
 from run_log import RunRecord, SampleRecord, current_commit
 from run_writer import RunWriter, claimed, find_run, resume
-from runtime import LoadedModel, load_model
 from self_speculation.generator_base import Generation
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.text_generator import TextGenerator

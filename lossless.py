@@ -13,10 +13,10 @@ from tqdm import tqdm
 from arguments import GenerationArguments
 from cell import Cell
 from experiment import EncodedExample, encode_examples, load_and_prune, make_record
+from model_loading import LoadedModel
 from prepared_model import make_generator, save_as_asked
 from pruned_model import PrunePlan
 from run_writer import begin_log, replace_json, timestamp
-from runtime import LoadedModel
 from self_speculation.equality import TIE_GAPS, first_difference, ties_allowed, verdict
 from self_speculation.law import ALPHA, chi_square, needed_tokens, sampled_law
 from self_speculation.sampling import seeded_generator

@@ -9,9 +9,10 @@ import torch
 from arguments import GenerationArguments, ModelArguments, PromptArguments, PruneArguments
 from command_line import FailedError, reject
 from data import Selection, get_calibration_alone
+from model_loading import Checkpoint, LoadedModel, find_checkpoint, load_model
 from prompt_encoding import check_chat_template, encode, fitted, longest_prompt
 from pruned_model import PruneModel, PrunePlan, count_parameters, is_saved, make_plan, weight_bytes
-from runtime import Checkpoint, LoadedModel, Runtime, find_checkpoint, load_model, start
+from runtime import Runtime, start
 from self_speculation.generator_base import Generation, GenerationConfig, Streamer
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.programs import CompileError

@@ -2,7 +2,7 @@
 
 from arguments import PromptArguments
 from command_line import UsageError, reject
-from runtime import Checkpoint, LoadedModel
+from model_loading import Checkpoint, LoadedModel
 
 
 def encode(arguments: PromptArguments, named: Checkpoint | LoadedModel, prompt: str) -> list[int]:

@@ -9,10 +9,10 @@ from arguments import CellArguments
 from cell import Cell, cell_finder
 from command_line import BusyError, UsageError, print_error, reject
 from experiment import run_cell
+from model_loading import LoadedModel, load_model
 from prepared_model import decide_plan
 from pruned_model import PruneModel, PrunePlan, check_prune_n, with_prune_n
 from run_log import RunRecord
-from runtime import LoadedModel, load_model
 from sweep_grid import GridArguments, SweepArguments
 
 

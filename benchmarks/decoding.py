@@ -23,9 +23,10 @@ from benchmarks.decoding_report import plot, table
 from command_line import flag, parse, reject, run_script
 from data import get_calibration_data, get_data
 from metrics import predicted_speedup
+from model_loading import LoadedModel, load_model
 from pruned_model import PruneModel, angular_distances, make_plan, weight_bytes
 from run_log import current_commit
-from runtime import LoadedModel, load_model, start
+from runtime import start
 from self_speculation.equality import first_difference, ties_allowed, verdict
 from self_speculation.generator_base import Generation, GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama

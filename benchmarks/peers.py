@@ -41,9 +41,10 @@ from command_line import (
     warn,
 )
 from data import get_data
+from model_loading import LoadedModel, load_model
 from pruned_model import check_prune_n, weight_bytes
 from run_log import current_commit
-from runtime import LoadedModel, Runtime, load_model, start_compiled
+from runtime import Runtime, start_compiled
 from self_speculation.equality import first_difference, verdict
 from self_speculation.llama_model_utils import position_limit
 from timing import now

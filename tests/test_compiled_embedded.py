@@ -6,8 +6,9 @@ import torch
 import embedded_model
 from arguments import DataArguments, ModelArguments, PruneArguments
 from data import get_data
+from model_loading import load_model
 from pruned_model import PruneModel, make_plan
-from runtime import load_model, start
+from runtime import start
 from self_speculation.equality import first_difference, ties_allowed, verdict
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.sampling import SamplingRule

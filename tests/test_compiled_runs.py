@@ -8,7 +8,8 @@ import compilation
 import runtime
 from arguments import ModelArguments
 from command_line import FailedError
-from runtime import load_model, start
+from model_loading import load_model
+from runtime import start
 from self_speculation import programs
 
 SHORT = [*SPECULATIVE, "--exit_layer", "2", *GREEDY, "--stop_words", "none"]

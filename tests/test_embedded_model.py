@@ -12,8 +12,9 @@ from arguments import DataArguments, ModelArguments, PruneArguments
 from command_line import UsageError
 from data import get_data
 from embedded_model import embedded_checkpoint
+from model_loading import load_model
 from pruned_model import PruneModel, make_plan
-from runtime import load_model, start
+from runtime import start
 from self_speculation.equality import first_difference, ties_allowed, verdict
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.text_generator import TextGenerator

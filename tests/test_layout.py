@@ -35,6 +35,7 @@ ORDER = [
     "self_speculation.text_generator",
     "compilation",
     "runtime",
+    "model_loading",
     "prompt_encoding",
     "pruned_model",
     "prepared_model",

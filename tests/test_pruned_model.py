@@ -8,7 +8,7 @@ from conftest import LAYERS, random_prompt, tiny_config
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import pruned_model
-from arguments import PruneArguments
+from arguments import PLAN_FILE, PruneArguments
 from command_line import UsageError
 from pruned_model import (
     PruneModel,
@@ -18,7 +18,6 @@ from pruned_model import (
     make_plan,
     weight_bytes,
 )
-from runtime import PLAN_FILE
 
 PROMPTS = [torch.tensor([random_prompt(length, seed=length)]) for length in (5, 9, 14)]
 

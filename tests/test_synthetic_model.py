@@ -10,9 +10,10 @@ from transformers import LlamaForCausalLM
 import synthetic_model
 from arguments import ModelArguments, PruneArguments
 from command_line import UsageError
+from model_loading import find_checkpoint, load_model
 from prepared_model import load_pruned
 from pruned_model import count_parameters
-from runtime import find_checkpoint, load_model, start
+from runtime import start
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.text_generator import TextGenerator
 from synthetic_model import (

@@ -6,8 +6,9 @@ from conftest import random_prompt, tiny_config
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from arguments import ModelArguments
+from model_loading import load_model
 from pruned_model import PruneModel, PrunePlan
-from runtime import load_model, start
+from runtime import start
 from weight_layout import favour_single_rows
 
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch has no MKL")

@@ -1,0 +1,264 @@
+"""A model and its tokenizer: found, checked, fingerprinted and loaded."""
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import errors as hub_errors
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from arguments import PLAN_FILE, ModelArguments
+from command_line import UsageError, reject, warn
+from compilation import compile_obstacle
+from embedded_model import EMBEDDED_MODEL, embedded_checkpoint
+from runtime import Runtime
+from self_speculation.llama_model_utils import (
+    DEFAULT_ATTENTION,
+    SUPPORTED_ATTENTION,
+    SUPPORTED_MODEL_TYPES,
+)
+from synthetic_model import find_synthetic, is_synthetic, make_model, make_tokenizer
+from weight_layout import favour_single_rows
+
+# Weights, configuration, tokenizers of every kind and their chat templates.
+_FINGERPRINTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+_SAMPLED_BYTES = 1 << 16
+_LOCATION_ARGS = ("cache_dir", "local_files_only", "revision")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A supported model with its tokenizer, in a folder or on the hub; its weights are unread.
+
+    `fingerprint` changes with the checkpoint's files. `attention` is the kernel it will run with.
+    """
+
+    name: str
+    source: str
+    config: Any
+    tokenizer: Any
+    fingerprint: str
+    attention: str
+
+
+@dataclass
+class LoadedModel:
+    """A model with its tokenizer, and where it came from.
+
+    `fingerprint` is the checkpoint's. `plan_of_origin` is the prune plan stored beside one that was
+    saved pruned; its own layers count as the original ones all the same. `compiled`: its decoding
+    steps are to be.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    name: str
+    fingerprint: str
+    plan_of_origin: dict[str, Any] | None
+    compiled: bool = False
+
+
+def find_checkpoint(arguments: ModelArguments) -> Checkpoint:
+    """Finds what `--model` names and whether it is supported, before its weights are read.
+
+    Raises `UsageError` for a model that is missing, gated, out of reach or no Llama.
+    """
+    name, extra = arguments.model, arguments.extra()
+    kernel = extra.get("attn_implementation") or DEFAULT_ATTENTION
+    if kernel not in SUPPORTED_ATTENTION:
+        allowed = ", ".join(SUPPORTED_ATTENTION)
+        reject("model_args", f"attn_implementation={kernel}", f"must be one of {allowed}")
+    if is_synthetic(name):
+        return _synthetic_checkpoint(name, extra, kernel)
+    source = _source(name)
+    where = {key: extra[key] for key in _LOCATION_ARGS if key in extra}
+    with _one_line_errors(name):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
+        _check_supported(name, config)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
+        fingerprint = _fingerprint(source, config)
+    return Checkpoint(name, source, config, tokenizer, fingerprint, kernel)
+
+
+def load_model(
+    arguments: ModelArguments, runtime: Runtime, checkpoint: Checkpoint | None = None
+) -> LoadedModel:
+    """Loads `--model` from safetensors, or makes it up; never runs a checkpoint's own code.
+
+    Raises `UsageError` as `find_checkpoint` does, and for a checkpoint that is incomplete.
+    """
+    checkpoint = checkpoint or find_checkpoint(arguments)
+    name, extra = checkpoint.name, arguments.extra()
+    obstacle = compile_obstacle(arguments, runtime.device)
+    if arguments.compile and obstacle:
+        warn(f"--compile true: {obstacle}; decoding goes on without")
+    with _one_line_errors(name):
+        if is_synthetic(name):
+            synthetic = find_synthetic(name, extra)
+            model = make_model(synthetic, runtime.device, runtime.dtype, checkpoint.attention)
+        else:
+            model = _read_model(checkpoint, runtime, extra)
+        plan_of_origin = _plan_beside(checkpoint.source)
+    model.eval().requires_grad_(False)
+    if not runtime.compiled:
+        favour_single_rows(model)
+    return LoadedModel(
+        model,
+        checkpoint.tokenizer,
+        name,
+        checkpoint.fingerprint,
+        plan_of_origin,
+        runtime.compiled,
+    )
+
+
+def _synthetic_checkpoint(name: str, extra: dict[str, Any], attention: str) -> Checkpoint:
+    synthetic = find_synthetic(name, extra)
+    config = synthetic.config
+    tokenizer = make_tokenizer(config.vocab_size)
+    return Checkpoint(name, name, config, tokenizer, synthetic.fingerprint, attention)
+
+
+def _read_model(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any]) -> nn.Module:
+    """The checkpoint's weights, on the run's device unless `device_map` says where."""
+    own = {"dtype": runtime.dtype, "attn_implementation": checkpoint.attention}
+    model, report = AutoModelForCausalLM.from_pretrained(
+        checkpoint.source,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+        **extra | own,
+    )
+    _check_complete(checkpoint.name, report, checkpoint.config.num_hidden_layers)
+    return model if "device_map" in extra else model.to(runtime.device)
+
+
+@contextmanager
+def _one_line_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        # A checkpoint is foreign input, and transformers answers it with errors of every type.
+        raise UsageError(f"--model {name}: {_reason(error)}") from error
+
+
+def _source(name: str) -> str:
+    """The folder, or the name on the hub, that `--model` means."""
+    if name == EMBEDDED_MODEL:
+        return str(embedded_checkpoint())
+    try:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            _check_folder(name, folder)
+            return str(folder)
+        if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+            reject("model", name, "is no checkpoint folder")
+    except (OSError, RuntimeError) as error:
+        reject("model", name, f"is no possible folder ({error})")
+    return name
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        reject("model", name, "the folder holds no config.json")
+    if not any(folder.glob("*.safetensors")):
+        reject(
+            "model", name, "the folder holds no *.safetensors weights, the one format that is read"
+        )
+
+
+def _check_supported(name: str, config: Any) -> None:
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        allowed = ", ".join(SUPPORTED_MODEL_TYPES)
+        reject("model", name, f"is of type {config.model_type}; supported are {allowed}")
+    for key in ("num_hidden_layers", "max_position_embeddings"):
+        if getattr(config, key) < 1:
+            reject("model", name, f"its config.json says {key} {getattr(config, key)}")
+
+
+def _check_complete(name: str, report: dict[str, Any], layers: int) -> None:
+    """Refuses weights that would be made up, and layers that would be left out."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        reject("model", name, f"the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
+    found = (re.search(r"\blayers\.(\d+)\.", key) for key in report["unexpected_keys"])
+    beyond = [int(match[1]) for match in found if match and int(match[1]) >= layers]
+    if beyond:
+        reject(
+            "model",
+            name,
+            f"the checkpoint holds {max(beyond) + 1} layers, its config.json says {layers}",
+        )
+
+
+def _reason(error: BaseException) -> str:
+    """One line for whatever kept a model from loading."""
+    chain = list(_causes(error))
+    for kind, reason in _HUB_REASONS.items():
+        if any(isinstance(cause, kind) for cause in chain):
+            return reason
+    first_line = str(error).strip().partition("\n")[0]
+    return f"cannot be loaded ({type(error).__name__}: {first_line})"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+# In this order: a gated repository is also one that was not found.
+_HUB_REASONS: dict[type[BaseException], str] = {
+    hub_errors.GatedRepoError: "is gated; accept its licence on the hub and set HF_TOKEN",
+    hub_errors.RepositoryNotFoundError: "is neither a folder here nor a model on the hub",
+    hub_errors.RevisionNotFoundError: "has no such revision on the hub",
+    hub_errors.HFValidationError: "is neither a folder here nor a valid name on the hub",
+    hub_errors.OfflineModeIsEnabled: "is not in the local cache, and offline mode is on",
+    hub_errors.LocalEntryNotFoundError: "the hub cannot be reached and the local cache lacks it; "
+    f"name a checkpoint folder, or {EMBEDDED_MODEL}",
+    hub_errors.EntryNotFoundError: "lacks a file that a safetensors checkpoint has",
+}
+
+
+def _fingerprint(source: str, config: Any) -> str:
+    """Names a checkpoint's contents: the hub's commit, or a hash over the folder's files.
+
+    Weights enter by size, safetensors header and evenly spaced samples: hashing all bytes of a
+    large model would take minutes at every start.
+    """
+    commit = getattr(config, "_commit_hash", None)
+    if commit and not Path(source).is_dir():
+        return f"commit {commit}"
+    digest = hashlib.sha256()
+    folder = Path(source)
+    for path in sorted(path for kind in _FINGERPRINTED for path in folder.glob(kind)):
+        digest.update(f"{path.name} {path.stat().st_size} ".encode())
+        if path.suffix == ".safetensors":
+            _update_with_samples(digest, path)
+        else:
+            digest.update(path.read_bytes())
+    return f"files {digest.hexdigest()[:16]}"
+
+
+def _update_with_samples(digest: Any, path: Path) -> None:
+    with path.open("rb") as file:
+        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        digest.update(file.read(header_bytes))
+        stride = max(_SAMPLED_BYTES, path.stat().st_size // 64)
+        for offset in range(8 + header_bytes, path.stat().st_size, stride):
+            file.seek(offset)
+            digest.update(file.read(_SAMPLED_BYTES))
+
+
+def _plan_beside(source: str) -> dict[str, Any] | None:
+    path = Path(source) / PLAN_FILE
+    return json.loads(path.read_text()) if path.is_file() else None

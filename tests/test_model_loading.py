@@ -1,0 +1,199 @@
+"""Loading: whatever is wrong with a model gets one line that names it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from huggingface_hub import errors
+from safetensors.torch import load_file, save_file
+
+import model_loading
+from arguments import ModelArguments
+from command_line import UsageError
+from model_loading import load_model
+from runtime import Runtime, start
+
+CPU = Runtime(torch.device("cpu"), torch.float64)
+
+
+@pytest.fixture
+def copied(checkpoint, tmp_path):
+    return shutil.copytree(checkpoint, tmp_path / "model")
+
+
+def refusal(name, **changes):
+    with pytest.raises(UsageError) as caught:
+        load_model(ModelArguments(model=str(name), **changes), CPU)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix(f"--model {name}: ")
+
+
+def test_a_checkpoint_folder_loads(checkpoint):
+    loaded = load_model(ModelArguments(model=str(checkpoint)), CPU)
+    assert loaded.model.dtype == torch.float64
+    assert not loaded.model.training
+    assert loaded.plan_of_origin is None
+    assert loaded.tokenizer("ab")["input_ids"]
+
+
+def test_model_args_reach_from_pretrained(checkpoint, monkeypatch):
+    """They were parsed and then ignored by older tools, which loaded float16 whatever was asked."""
+    arguments = ModelArguments(
+        model=str(checkpoint), model_args="attn_implementation=eager,dtype=bfloat16"
+    )
+    loaded = load_model(arguments, start(arguments))
+    assert loaded.model.config._attn_implementation == "eager"
+    assert loaded.model.dtype == torch.bfloat16
+    handed = {}
+    ordinary = model_loading.AutoModelForCausalLM.from_pretrained
+
+    def watched(source, **options):
+        handed.update(options)
+        return ordinary(source, **options)
+
+    monkeypatch.setattr(model_loading.AutoModelForCausalLM, "from_pretrained", watched)
+    load_model(ModelArguments(model=str(checkpoint), model_args="device_map=auto"), CPU)
+    assert handed["device_map"] == "auto"
+    assert handed["use_safetensors"] is True
+    assert handed["trust_remote_code"] is False
+
+
+def test_folders_that_are_no_checkpoint_are_refused(copied, tmp_path):
+    assert refusal(tmp_path / "none") == "is no checkpoint folder"
+    assert refusal("./none") == "is no checkpoint folder"
+    assert refusal("~nobody-of-this-name/x").startswith("is no possible folder (")
+    assert refusal("x" * 300).startswith("is n")
+    assert refusal(tmp_path) == "the folder holds no config.json"
+    (copied / "model.safetensors").rename(copied / "pytorch_model.bin")
+    assert refusal(copied).startswith("the folder holds no *.safetensors weights")
+
+
+def test_models_of_another_kind_are_refused(copied):
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    assert refusal(copied) == "is of type gpt2; supported are llama, mistral, qwen2, qwen3"
+
+
+def test_remote_code_is_never_run(copied):
+    marker = copied / "ran"
+    (copied / "evil.py").write_text(f"open({str(marker)!r}, 'w')")
+    config = json.loads((copied / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}
+    (copied / "config.json").write_text(json.dumps(config))
+    assert refusal(copied).startswith("cannot be loaded (")
+    assert not marker.exists()
+
+
+def test_a_broken_config_is_refused(copied):
+    (copied / "config.json").write_text("{")
+    assert refusal(copied).startswith("cannot be loaded (")
+
+
+def test_truncated_weights_are_refused(copied):
+    weights = copied / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert refusal(copied).startswith("cannot be loaded (SafetensorError")
+
+
+def test_weights_that_are_missing_are_not_made_up(copied):
+    weights = load_file(copied / "model.safetensors")
+    del weights["model.layers.3.mlp.up_proj.weight"]
+    save_file(weights, copied / "model.safetensors", {"format": "pt"})
+    assert refusal(copied) == (
+        "the checkpoint lacks 1 weights, such as model.layers.3.mlp.up_proj.weight"
+    )
+
+
+BAD_CONFIGS = {
+    "vocab_size": (99, "cannot be loaded ("),
+    "num_hidden_layers": ("six", "cannot be loaded ("),
+    "num_attention_heads": (5, "cannot be loaded ("),
+    "hidden_act": ("magic", "cannot be loaded ("),
+    "rope_parameters": ({"rope_type": "magic", "rope_theta": 1.0}, "cannot be loaded ("),
+    "max_position_embeddings": (-1, "its config.json says max_position_embeddings -1"),
+}
+
+
+@pytest.mark.parametrize("key", BAD_CONFIGS)
+def test_configs_that_cannot_be_are_refused(copied, key):
+    value, message = BAD_CONFIGS[key]
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {key: value}))
+    assert refusal(copied).startswith(message)
+
+
+@pytest.mark.parametrize("layers", [0, 3])
+def test_layers_are_not_left_out_silently(copied, layers):
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    expected = "the checkpoint holds 6 layers" if layers else "its config.json says num_hidden"
+    assert refusal(copied).startswith(expected)
+
+
+def test_a_damaged_plan_of_origin_is_refused(copied):
+    (copied / "prune_plan.json").write_text("{")
+    assert refusal(copied).startswith("cannot be loaded (JSONDecodeError")
+
+
+def test_a_home_folder_is_found(copied, monkeypatch):
+    monkeypatch.setenv("HOME", str(copied.parent))
+    loaded = load_model(ModelArguments(model=f"~/{copied.name}"), CPU)
+    assert loaded.fingerprint.startswith("files ")
+
+
+def test_unknown_attention_kernels_are_refused(checkpoint):
+    with pytest.raises(UsageError, match="attn_implementation=magic: must be one of sdpa, eager"):
+        load_model(
+            ModelArguments(model=str(checkpoint), model_args="attn_implementation=magic"), CPU
+        )
+
+
+def test_a_kernel_that_is_not_installed_is_refused(checkpoint):
+    message = refusal(checkpoint, model_args="attn_implementation=flash_attention_2")
+    assert message.startswith("cannot be loaded (")
+
+
+def _http(kind):
+    # The constructor wants a response of whichever HTTP library this release of the hub's uses.
+    return kind.__new__(kind, "long\nmessage")
+
+
+HUB_FAILURES = {
+    "gated": (lambda: _http(errors.GatedRepoError), "is gated; accept its licence"),
+    "missing": (lambda: _http(errors.RepositoryNotFoundError), "is neither a folder here nor a"),
+    "no revision": (lambda: _http(errors.RevisionNotFoundError), "has no such revision"),
+    "unreachable": (
+        lambda: errors.LocalEntryNotFoundError("no connection"),
+        "the hub cannot be reached and the local cache lacks it; name a checkpoint folder",
+    ),
+    "offline": (lambda: errors.OfflineModeIsEnabled("off"), "is not in the local cache"),
+    "bad name": (lambda: errors.HFValidationError("bad"), "is neither a folder here nor a valid"),
+}
+
+
+@pytest.mark.parametrize("kind", HUB_FAILURES)
+def test_hub_failures_are_told_apart(kind, monkeypatch):
+    make, expected = HUB_FAILURES[kind]
+
+    def fail(*_, **__):
+        raise OSError("We could not\nload it") from make()
+
+    monkeypatch.setattr(model_loading.AutoConfig, "from_pretrained", fail)
+    assert refusal("somebody/model").startswith(expected)
+
+
+def test_the_fingerprint_follows_the_files(copied):
+    def fingerprint():
+        return load_model(ModelArguments(model=str(copied)), CPU).fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first
+    weights = load_file(copied / "model.safetensors")
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, copied / "model.safetensors", {"format": "pt"})
+    second = fingerprint()
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    assert len({first, second, fingerprint()}) == 3
