@@ -31,6 +31,7 @@ MODEL_ARGS = (
     "variant",
 )
 PLAN_FILE = "prune_plan.json"  # beside the weights of a checkpoint that was saved pruned
+PROMPT_FILE = "prompt_template.json"  # beside the weights of one that was trained with a template
 SYNTHETIC = "synthetic:"  # begins the name of a model whose weights are made up
 PLACEHOLDER = "{message}"
 NO_STOP_WORDS = "none"

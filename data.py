@@ -132,6 +132,19 @@ def get_calibration_data(
     return Selection(examples, str(reader.source), split.name, len(split), shots)
 
 
+def get_pairs(
+    dataset: str, path: str | None, renamed: dict[str, str], path_flag: str, split: str
+) -> list[tuple[str, str]]:
+    """All prompts of a split with their references, in order, as they are.
+
+    A source without that split has its test split read. Raises `UsageError` for rows that cannot
+    be read.
+    """
+    found = _Reader(dataset, path, renamed, path_flag=path_flag).best_split(split)
+    examples = itertools.chain.from_iterable(map(found.__getitem__, range(len(found))))
+    return [(example.prompt, example.reference) for example in examples]
+
+
 def get_calibration_alone(prompting: PromptArguments, pruning: PruneArguments) -> Selection | None:
     """What pruning calibrates on where nothing is evaluated; None where it does not calibrate."""
     if not pruning.calibrates():

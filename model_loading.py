@@ -99,12 +99,8 @@ def load_model(
     obstacle = compile_obstacle(arguments, runtime.device)
     if arguments.compile and obstacle:
         warn(f"--compile true: {obstacle}; decoding goes on without")
+    model = read_model(checkpoint, runtime, extra)
     with _one_line_errors(name):
-        if is_synthetic(name):
-            synthetic = find_synthetic(name, extra)
-            model = make_model(synthetic, runtime.device, runtime.dtype, checkpoint.attention)
-        else:
-            model = _read_model(checkpoint, runtime, extra)
         plan_of_origin = _plan_beside(checkpoint.source)
     model.eval().requires_grad_(False)
     if not runtime.compiled:
@@ -126,8 +122,19 @@ def _synthetic_checkpoint(name: str, extra: dict[str, Any], attention: str) -> C
     return Checkpoint(name, name, config, tokenizer, synthetic.fingerprint, attention)
 
 
-def _read_model(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any]) -> nn.Module:
-    """The checkpoint's weights, on the run's device unless `device_map` says where."""
+def read_model(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any]) -> nn.Module:
+    """The model as transformers makes it, on the run's device unless `device_map` says where.
+
+    Raises `UsageError` for a checkpoint that is incomplete.
+    """
+    with _one_line_errors(checkpoint.name):
+        if is_synthetic(checkpoint.name):
+            synthetic = find_synthetic(checkpoint.name, extra)
+            return make_model(synthetic, runtime.device, runtime.dtype, checkpoint.attention)
+        return _read_weights(checkpoint, runtime, extra)
+
+
+def _read_weights(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any]) -> nn.Module:
     own = {"dtype": runtime.dtype, "attn_implementation": checkpoint.attention}
     model, report = AutoModelForCausalLM.from_pretrained(
         checkpoint.source,

@@ -73,15 +73,11 @@ class Runtime:
 
 def start(arguments: ModelArguments) -> Runtime:
     """Settles device and dtype, and quietens libraries. Raises `UsageError` without them."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    hub_logging.set_verbosity_error()
+    quieten_libraries()
     world = os.environ.get("WORLD_SIZE", "1")
     if world != "1":
         raise UsageError(f"torchrun --nproc_per_node: {world} processes started; one is supported")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        reject("device", "cuda", "torch sees no CUDA device here; use --device cpu")
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device_type(arguments.device))
     default = "bfloat16" if device.type == "cuda" else "float32"
     dtype = getattr(torch, arguments.dtype or arguments.extra().get("dtype", default))
     if dtype == torch.float32:
@@ -89,6 +85,20 @@ def start(arguments: ModelArguments) -> Runtime:
         torch.set_float32_matmul_precision("highest")
     compiled = arguments.compile and compile_obstacle(arguments, device) is None
     return Runtime(device, dtype, compiled)
+
+
+def quieten_libraries() -> None:
+    """Leaves it to this project to say what its user should know."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+
+
+def device_type(asked: str | None) -> str:
+    """The device that --device asks for, cuda where it asks for none and there is one."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        reject("device", "cuda", "torch sees no CUDA device here; use --device cpu")
+    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def start_compiled(arguments: ModelArguments) -> Runtime:

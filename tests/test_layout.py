@@ -69,6 +69,18 @@ ORDER = [
     "harness_model",
     "harness_run",
     "eval",
+    "layerskip_recipe",
+    "training_arguments",
+    "training_text",
+    "training_documents",
+    "early_exits",
+    "learner",
+    "optimizers",
+    "training_state",
+    "training_log",
+    "training",
+    "training_run",
+    "train",
 ]
 SCRIPTS = {
     "benchmark",
@@ -79,6 +91,7 @@ SCRIPTS = {
     "analyze_logs",
     "sweep",
     "eval",
+    "train",
 }
 FORBIDDEN = {"eval", "exec", "pickle", "cPickle", "shelve", "marshal", "__import__"}
 

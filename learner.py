@@ -1,0 +1,221 @@
+"""The model that is trained, its tokenizer and its teacher; and the checkpoint that it ends as."""
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from arguments import ModelArguments
+from command_line import reject
+from early_exits import EarlyExits, Teacher
+from model_loading import find_checkpoint, read_model
+from runtime import Runtime
+from self_speculation.llama_model_utils import SUPPORTED_MODEL_TYPES
+from training_arguments import TRAIN_TOKENIZER, LearnerArguments
+
+END_TOKEN = "<|end|>"
+# GPT-2's way to split a text, contractions aside.
+DEFAULT_PATTERN = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+BYTES = 256
+
+
+@dataclass
+class Learner:
+    """What learns.
+
+    `model` is transformers' own, or with LoRA peft's around it. `fingerprint` names what training
+    begins with.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    exits: EarlyExits
+    teacher: Teacher | None
+    fingerprint: str
+
+    @property
+    def config(self) -> Any:
+        return self.exits.causal.config
+
+    def save(self, folder: Path, dtype: torch.dtype, files: dict[str, Any]) -> None:
+        """Writes an ordinary checkpoint in place of an earlier one, whole or not at all.
+
+        Adapters are merged into the weights for good. `files` are JSON values beside them.
+        """
+        merged = self.model.merge_and_unload() if hasattr(self.model, "peft_config") else self.model
+        merged = merged.to(dtype)
+        merged.config._attn_implementation = None
+        if (
+            self.tokenizer.eos_token_id is not None
+            and merged.generation_config.eos_token_id is None
+        ):
+            merged.generation_config.eos_token_id = self.tokenizer.eos_token_id
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            whole = Path(scratch) / folder.name
+            merged.save_pretrained(whole)
+            self.tokenizer.save_pretrained(whole)
+            for name, values in files.items():
+                (whole / name).write_text(json.dumps(values, indent=2) + "\n")
+            if folder.exists():
+                folder.rename(Path(scratch) / "earlier")
+            whole.rename(folder)
+
+
+def make_learner(
+    arguments: LearnerArguments, runtime: Runtime, texts: Iterable[str], seed: int
+) -> Learner:
+    """Loads or makes the model; in float32, as small updates vanish in half precision.
+
+    `texts` are what a tokenizer is trained on. Raises `UsageError` for a model or configuration
+    that cannot be had.
+    """
+    if arguments.config is None:
+        found = ModelArguments(
+            model=arguments.model, model_args=f"attn_implementation={arguments.attention}"
+        )
+        checkpoint = find_checkpoint(found)
+        causal, tokenizer = read_model(checkpoint, runtime, found.extra()), checkpoint.tokenizer
+        fingerprint = checkpoint.fingerprint
+    else:
+        causal, tokenizer = _from_scratch(arguments, texts, seed)
+        causal.to(runtime.device)
+        fingerprint = json.dumps(causal.config.to_diff_dict(), sort_keys=True, default=str)
+    causal.train()
+    return _learner(arguments, runtime, causal, tokenizer, fingerprint)
+
+
+def _learner(
+    arguments: LearnerArguments,
+    runtime: Runtime,
+    causal: nn.Module,
+    tokenizer: Any,
+    fingerprint: str,
+) -> Learner:
+    model, unchanged = causal, nullcontext
+    if arguments.lora_rank:
+        model = _with_adapters(arguments, causal)
+        unchanged = model.disable_adapter
+    exits = EarlyExits(causal)
+    teacher = None
+    if arguments.distill and arguments.lora_rank and arguments.teacher is None:
+        teacher = Teacher(exits, unchanged)
+    elif arguments.distill:
+        teacher = Teacher(EarlyExits(_teacher(arguments, runtime, causal.config.vocab_size)))
+    return Learner(model, tokenizer, exits, teacher, fingerprint)
+
+
+def _teacher(arguments: LearnerArguments, runtime: Runtime, vocabulary: int) -> nn.Module:
+    name = arguments.teacher or arguments.model
+    found = ModelArguments(model=name, model_args=f"attn_implementation={arguments.attention}")
+    model = read_model(find_checkpoint(found), runtime, found.extra())
+    if model.config.vocab_size != vocabulary:
+        reject("teacher", name, f"its vocab_size is {model.config.vocab_size}, not {vocabulary}")
+    return model.eval().requires_grad_(False)
+
+
+def _with_adapters(arguments: LearnerArguments, causal: nn.Module) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=arguments.lora_rank,
+        lora_alpha=arguments.lora_alpha,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # peft 0.19 asks for a property that transformers 5.23 has renamed.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(causal, settings)
+
+
+def _from_scratch(
+    arguments: LearnerArguments, texts: Iterable[str], seed: int
+) -> tuple[nn.Module, Any]:
+    config = _read_config(arguments.config)
+    if arguments.tokenizer == TRAIN_TOKENIZER:
+        tokenizer = train_tokenizer(texts, config.vocab_size, arguments)
+    else:
+        tokenizer = _read_tokenizer(arguments.tokenizer)
+    if len(tokenizer) > config.vocab_size:
+        allowed = f"has {len(tokenizer)} tokens, the configuration's vocab_size {config.vocab_size}"
+        reject("tokenizer", arguments.tokenizer, allowed)
+    config.bos_token_id = tokenizer.bos_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    torch.manual_seed(seed)
+    try:
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=arguments.attention
+        )
+    except Exception as error:
+        # A configuration is foreign input, and transformers answers it with errors of every type.
+        reject("config", arguments.config, f"makes no model ({type(error).__name__}: {error})")
+    return model, tokenizer
+
+
+def _read_config(name: str) -> Any:
+    path = Path(name).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        values = json.loads(path.read_text())
+        kind = values.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        reject("config", name, f"is no configuration that can be read ({error})")
+    if kind not in SUPPORTED_MODEL_TYPES:
+        allowed = ", ".join(SUPPORTED_MODEL_TYPES)
+        reject("config", name, f"its model_type {kind} must be one of {allowed}")
+    try:
+        return AutoConfig.for_model(**values)
+    except Exception as error:
+        # As above.
+        reject("config", name, f"makes no model ({type(error).__name__}: {error})")
+
+
+def _read_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        # As above.
+        reason = str(error).strip().partition("\n")[0]
+        reject("tokenizer", name, f"cannot be loaded ({type(error).__name__}: {reason})")
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocabulary: int, arguments: LearnerArguments
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of at most `vocabulary` tokens: all bytes, an end token, merges of texts."""
+    if vocabulary <= BYTES:
+        allowed = (
+            f"its vocab_size {vocabulary} must exceed {BYTES}, for every byte and an end token"
+        )
+        reject("config", arguments.config, allowed)
+    core = Tokenizer(models.BPE())
+    pattern = arguments.tokenizer_pattern or DEFAULT_PATTERN
+    try:
+        split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    except Exception as error:  # of Rust, without a type of its own
+        reject("tokenizer_pattern", pattern, f"is no regular expression ({error})")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=END_TOKEN, clean_up_tokenization_spaces=False
+    )

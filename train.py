@@ -1,0 +1,37 @@
+"""Trains a Llama with the LayerSkip recipe: from scratch, further, or by adapters."""
+
+import sys
+
+from command_line import command_text, parse, run_script
+from training_arguments import (
+    LearnerArguments,
+    OptimizationArguments,
+    RecipeArguments,
+    TrainingArguments,
+    TrainingDataArguments,
+    TrainingLogArguments,
+)
+
+GROUPS = (
+    LearnerArguments,
+    TrainingDataArguments,
+    RecipeArguments,
+    OptimizationArguments,
+    TrainingLogArguments,
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = TrainingArguments(*parse(argv, __doc__, *GROUPS))
+    # What needs no torch comes first, so that it is refused within a second.
+    from training_text import get_training_texts
+
+    texts = get_training_texts(arguments.data, arguments.optimization.seed)
+
+    from training_run import run_training
+
+    return run_training(arguments, texts, command_text(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,182 @@
+"""From texts to a trained checkpoint in a folder, in one go or in several."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from arguments import PROMPT_FILE
+from command_line import EXIT_INTERRUPTED, BusyError, FailedError, reject, unescaped
+from learner import Learner, make_learner
+from run_log import current_commit
+from runtime import Runtime, device_type, quieten_libraries
+from training import Training, describe, start_accelerator
+from training_arguments import TrainingArguments
+from training_documents import Document, check_vocabulary, encode_texts
+from training_log import TrainingLog
+from training_state import check_configuration
+from training_text import TrainingText, spoken
+
+CHECKPOINT = "checkpoint"
+FACTS_FILE = "training.json"  # beside the weights of a checkpoint that was trained here
+
+
+def run_training(
+    arguments: TrainingArguments,
+    texts: tuple[list[TrainingText], list[TrainingText]],
+    command: str,
+) -> int:
+    """Trains until all steps are done; returns the exit code.
+
+    Raises `UsageError` for a model or data that do not fit, and `FailedError` for a training that
+    breaks down; what it had is in its state.
+    """
+    quieten_libraries()
+    learner_flags, data, seed = arguments.learner, arguments.data, arguments.optimization.seed
+    accelerator = start_accelerator(
+        device_type(learner_flags.device), learner_flags.mixed_precision
+    )
+    main = accelerator.is_main_process
+    runtime = Runtime(accelerator.device, torch.float32)
+    learner = make_learner(learner_flags, runtime, spoken(texts[0]), seed)
+    documents, held_out = (
+        encode_texts(some, learner.tokenizer, data.apply_chat_template, data.max_length)
+        for some in texts
+    )
+    _check(arguments, learner, [*documents, *held_out])
+    with _claimed(arguments.log.output_dir) if main else nullcontext():
+        accelerator.wait_for_everyone()
+        training = Training(arguments, learner, documents, held_out, accelerator)
+        folder = Path(arguments.log.output_dir)
+        if _is_complete(folder, training.configuration):
+            print(f"the training in {folder} is complete; another --output_dir trains anew")
+            return 0
+        training.resume()
+        if main:
+            print(_summary(training, learner, documents, held_out))
+        log = TrainingLog(folder, training.progress.step, writes=main)
+        log.add(
+            "start",
+            step=training.progress.step,
+            total_steps=training.total_steps,
+            command=command,
+            arguments=describe(arguments),
+            **_facts(runtime, accelerator.num_processes),
+        )
+        if not training.run(log):
+            print(f"interrupted after step {training.progress.step}; the same command goes on")
+            return EXIT_INTERRUPTED
+        if main:
+            _finish(arguments, training, learner, log, command)
+        accelerator.wait_for_everyone()
+    return 0
+
+
+def _check(arguments: TrainingArguments, learner: Learner, documents: list[Document]) -> None:
+    """Refuses what the model cannot learn from."""
+    flags = arguments.data
+    if not documents:
+        reject("data_path", flags.data_path, "holds nothing to learn")
+    if flags.max_length > learner.config.max_position_embeddings:
+        limit = learner.config.max_position_embeddings
+        reject("max_length", flags.max_length, f"exceeds the model's {limit} positions")
+    if flags.max_length > arguments.optimization.batch_tokens:
+        reject("max_length", flags.max_length, "must not exceed --batch_tokens")
+    check_vocabulary(documents, learner.config.vocab_size, arguments.learner)
+
+
+def _summary(
+    training: Training, learner: Learner, documents: list[Document], held_out: list[Document]
+) -> str:
+    tokens = sum(map(len, documents))
+    learned = sum(parameter.numel() for parameter in _learning(learner))
+    begins = training.progress.step
+    return (
+        f"{learner.exits.num_layers} layers, {learned:,} parameters learn; {len(documents):,} "
+        f"documents of {tokens:,} tokens, {len(held_out):,} held out; {training.total_steps:,} "
+        f"steps" + (f", going on after step {begins:,}" if begins else "")
+    )
+
+
+def _learning(learner: Learner) -> Iterator[torch.nn.Parameter]:
+    return (item for item in learner.model.parameters() if item.requires_grad)
+
+
+def _facts(runtime: Runtime, processes: int) -> dict[str, Any]:
+    facts = runtime.facts() | {"processes": processes, "commit": current_commit()}
+    del facts["ranks"], facts["dtype"]
+    facts["versions"] |= {"peft": version("peft")}
+    return facts
+
+
+def _finish(
+    arguments: TrainingArguments,
+    training: Training,
+    learner: Learner,
+    log: TrainingLog,
+    command: str,
+) -> None:
+    """Writes the checkpoint, and takes the state away that is in it now."""
+    folder = Path(arguments.log.output_dir)
+    evaluations = log.of_kind("eval")
+    facts = {
+        "command": command,
+        "configuration": training.configuration,
+        "progress": {
+            name: value
+            for name, value in vars(training.progress).items()
+            if name != "configuration"
+        },
+        "held_out": evaluations[-1] if evaluations else None,
+        "commit": current_commit(),
+    }
+    files = {FACTS_FILE: facts}
+    if arguments.data.template is not None:
+        template = unescaped(arguments.data.template)
+        files[PROMPT_FILE] = {"dataset": arguments.data.dataset, "template": template}
+    try:
+        learner.save(folder / CHECKPOINT, getattr(torch, arguments.log.save_dtype), files)
+    except (OSError, SafetensorError) as error:
+        raise FailedError(
+            f"--output_dir {folder}: the checkpoint cannot be written ({error}); the state stays, "
+            "and the same command goes on from it"
+        ) from error
+    log.plot()
+    training.state.remove()
+    print(f"checkpoint {folder / CHECKPOINT}")
+
+
+def _is_complete(folder: Path, configuration: dict[str, Any]) -> bool:
+    """Whether the folder holds the end of this training; raises `UsageError` for another's."""
+    path = folder / CHECKPOINT / FACTS_FILE
+    if not path.is_file():
+        return False
+    check_configuration(folder, json.loads(path.read_text())["configuration"], configuration)
+    return True
+
+
+@contextmanager
+def _claimed(output_dir: str) -> Iterator[None]:
+    """Holds the folder for this training, and makes it."""
+    folder = Path(output_dir)
+    lock = FileLock(folder / ".training.lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise BusyError(
+            f"--output_dir {output_dir}: another process is at a training in it"
+        ) from error
+    except OSError as error:
+        reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,139 @@
+"""What a training goes on from after it was broken off: weights, optimizers and the step.
+
+Which batch comes next, and every random draw, is a function of seed and step alone.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from command_line import UsageError
+
+_WEIGHTS = "weights.safetensors"
+_OPTIMIZER = "optimizer_{}.safetensors"
+_PROGRESS = "progress.json"
+_NAME = "state-{:08d}"
+
+
+@dataclass
+class Progress:
+    """How far a training is, and by which settings. Seconds are of training alone."""
+
+    configuration: dict[str, Any]
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class TrainingState:
+    """The states below a folder, of which the newest counts and the others go.
+
+    A state is there as a whole or not at all: it is written under another name first.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module, optimizers: list[Optimizer]) -> None:
+        self._folder = folder
+        self._model = model
+        self._optimizers = optimizers
+
+    def newest(self) -> Path | None:
+        """The folder of the newest state."""
+        return max(self._folder.glob(_NAME.format(0).replace("0" * 8, "*[0-9]")), default=None)
+
+    def save(self, progress: Progress) -> None:
+        """Writes a state and removes the one before. Raises OSError, which leaves that one."""
+        earlier, target = self.newest(), self._folder / _NAME.format(progress.step)
+        if earlier == target:
+            return
+        partial = self._folder / "state.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir()
+            save_file(_learned(self._model), partial / _WEIGHTS)
+            for number, optimizer in enumerate(self._optimizers):
+                save_file(_tensors(optimizer), partial / _OPTIMIZER.format(number))
+            (partial / _PROGRESS).write_text(json.dumps(vars(progress), indent=2) + "\n")
+            partial.rename(target)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        if earlier is not None:
+            shutil.rmtree(earlier)
+
+    def load(self, folder: Path, configuration: dict[str, Any]) -> Progress:
+        """Goes on from a state; raises `UsageError` where it is damaged or of other settings."""
+        try:
+            progress = Progress(**json.loads((folder / _PROGRESS).read_text()))
+            check_configuration(self._folder, progress.configuration, configuration)
+            _restore(self._model, load_file(folder / _WEIGHTS))
+            for number, optimizer in enumerate(self._optimizers):
+                _restore_optimizer(optimizer, load_file(folder / _OPTIMIZER.format(number)))
+        except UsageError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise UsageError(
+                f"--output_dir {self._folder}: its {folder.name} cannot be read ({error}); remove "
+                "that folder to begin anew"
+            ) from error
+        return progress
+
+    def remove(self) -> None:
+        """Takes all states away, once they are of no more use."""
+        for folder in self._folder.glob(_NAME.format(0).replace("0" * 8, "*[0-9]")):
+            shutil.rmtree(folder)
+
+
+def check_configuration(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Refuses to go on with a training that other flags or data began."""
+    for name in [*asked, *found]:
+        if found.get(name) != asked.get(name):
+            raise UsageError(
+                f"--output_dir {folder}: holds a training whose {name} is {found.get(name)}, not "
+                f"{asked.get(name)}; name another folder, or the settings that it began with"
+            )
+
+
+def _learned(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes; what stays is read from where it came from."""
+    named = model.named_parameters()  # one that is tied occurs once
+    return {name: item.detach().contiguous() for name, item in named if item.requires_grad}
+
+
+def _restore(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    own = _learned(model)
+    if own.keys() != tensors.keys():
+        raise ValueError("its weights are those of another model")
+    for name, item in model.named_parameters():
+        if name in tensors:
+            item.data.copy_(tensors[name])
+
+
+def _tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": value.detach().cpu().contiguous()
+        for index, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def _restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def flat(groups: Iterable[Any]) -> dict[str, Any]:
+    """Flags of several dataclasses in one dictionary."""
+    return {name: value for group in groups for name, value in vars(group).items()}
