@@ -5,10 +5,11 @@ Nothing here imports torch, so that a mistyped flag is answered at once.
 
 import math
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from checkpoint_folders import PLACEHOLDER, stored_template
 from command_line import check_new_folder, flag, reject, unescaped
 from dataset_table import DATASETS
 
@@ -31,9 +32,7 @@ MODEL_ARGS = (
     "variant",
 )
 PLAN_FILE = "prune_plan.json"  # beside the weights of a checkpoint that was saved pruned
-PROMPT_FILE = "prompt_template.json"  # beside the weights of one that was trained with a template
 SYNTHETIC = "synthetic:"  # begins the name of a model whose weights are made up
-PLACEHOLDER = "{message}"
 NO_STOP_WORDS = "none"
 DEFAULT_DATASET = "human_eval"
 
@@ -44,7 +43,7 @@ class ModelArguments:
 
     model: str = flag(
         "smollm2-135m",
-        "smollm2-135m (embedded, needs no hub), a local checkpoint folder, a hub name, or "
+        "smollm2-135m or layerskip-topv2-5m (need no hub), a checkpoint folder, a hub name, or "
         "synthetic:SHAPE[:ACCEPTANCE], random weights for work on speed; SHAPE: llama3.2-1b, "
         "llama2-7b, llama3-8b or llama2-13b; ACCEPTANCE: accepted / drafted of greedy rounds of 6 "
         "at an exit layer of a quarter of the depth (default: 0.7)",
@@ -95,7 +94,9 @@ class PromptArguments:
 
     template: str | None = flag(
         None,
-        r"text around every prompt, which takes the place of {message}; \n, \t and \\ understood",
+        r"text around every prompt, which takes the place of {message}; \n, \t and \\ understood "
+        "(default: the one that a checkpoint of train.py stores, with the data set it was trained "
+        "on)",
     )
     apply_chat_template: bool = flag(
         False, "hand the prompt to the model as a user's message, by its tokenizer's template"
@@ -124,6 +125,18 @@ class PromptArguments:
         if self.template is None:
             return message
         return unescaped(self.template).replace(PLACEHOLDER, message)
+
+
+_Prompting = typing.TypeVar("_Prompting", bound=PromptArguments)
+
+
+def with_stored_template(
+    prompting: _Prompting, model: str, dataset: str | None = None
+) -> _Prompting:
+    """The flags with the checkpoint's own template, where `--template` names none."""
+    if prompting.template is not None:
+        return prompting
+    return replace(prompting, template=stored_template(model, dataset))
 
 
 @dataclass(frozen=True)
@@ -326,6 +339,9 @@ class CellArguments:
     prune: PruneArguments
     generation: GenerationArguments
     log: LogArguments
+
+    def __post_init__(self) -> None:
+        self.data = with_stored_template(self.data, self.model.model, self.data.dataset)
 
     @property
     def stop_words(self) -> tuple[str, ...]:

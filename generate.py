@@ -12,6 +12,7 @@ from arguments import (
     ModelArguments,
     PromptArguments,
     PruneArguments,
+    with_stored_template,
 )
 from command_line import (
     EXIT_INTERRUPTED,
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     model, pruning, generation, prompting, answering = parse(
         argv, __doc__, *GROUPS, AnswerArguments
     )
-    prompt = answering.prompt
+    prompting, prompt = with_stored_template(prompting, model.model), answering.prompt
     if sys.stdout is None:
         raise UsageError("standard output is closed; nothing could be shown")
     if prompt is None and not (sys.stdin and sys.stdin.isatty()):

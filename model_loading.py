@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from arguments import PLAN_FILE, ModelArguments
+from checkpoint_folders import SHIPPED
 from command_line import UsageError, reject, warn
 from compilation import compile_obstacle
 from embedded_model import EMBEDDED_MODEL, embedded_checkpoint
@@ -162,6 +163,8 @@ def _source(name: str) -> str:
     """The folder, or the name on the hub, that `--model` means."""
     if name == EMBEDDED_MODEL:
         return str(embedded_checkpoint())
+    if name in SHIPPED:
+        return str(SHIPPED[name])
     try:
         folder = Path(name).expanduser()
         if folder.is_dir():

@@ -11,8 +11,8 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from arguments import PROMPT_FILE
-from command_line import EXIT_INTERRUPTED, BusyError, FailedError, reject, unescaped
+from checkpoint_folders import PROMPT_FILE
+from command_line import EXIT_INTERRUPTED, BusyError, FailedError, reject
 from learner import Learner, make_learner
 from run_log import current_commit
 from runtime import Runtime, device_type, quieten_libraries
@@ -138,8 +138,10 @@ def _finish(
     }
     files = {FACTS_FILE: facts}
     if arguments.data.template is not None:
-        template = unescaped(arguments.data.template)
-        files[PROMPT_FILE] = {"dataset": arguments.data.dataset, "template": template}
+        files[PROMPT_FILE] = {
+            "dataset": arguments.data.dataset,
+            "template": arguments.data.template,
+        }
     try:
         learner.save(folder / CHECKPOINT, getattr(torch, arguments.log.save_dtype), files)
     except (OSError, SafetensorError) as error:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "timing",
     "command_line",
+    "checkpoint_folders",
     "rows",
     "dataset_table",
     "arguments",

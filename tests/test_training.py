@@ -316,7 +316,7 @@ def go_on(tmp_path, data, checkpoint):
 def test_adapters_alone_learn_and_are_merged(go_on, checkpoint, capsys):
     code, out = go_on("--lora_rank", "2", "--learning_rate", "0.01")
     assert code == 0
-    assert f"{LAYERS} layers, 5,376 parameters learn" in capsys.readouterr().out
+    assert f"{LAYERS} layers, 5,568 parameters learn" in capsys.readouterr().out
     before, after = load_file(checkpoint / "model.safetensors"), weights(out)
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
