@@ -126,9 +126,13 @@ class Teacher:
     @torch.no_grad()
     def log_probabilities(self, batch: Batch, learned_BT: Tensor) -> Tensor:
         """(N, V), of the learned positions."""
+        exits = self._exits
+        learning = exits.training
+        exits.eval()
         with self._unchanged():
-            states = self._exits._run(batch, None)[self._exits.num_layers]
-            return self._exits.logits(states[learned_BT]).log_softmax(-1)
+            states = exits._run(batch, None)[exits.num_layers]
+            exits.train(learning)
+            return exits.logits(states[learned_BT]).log_softmax(-1)
 
 
 def _divergence(target_NV: Tensor, logits_NV: Tensor) -> Tensor:

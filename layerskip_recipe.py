@@ -1,7 +1,7 @@
 """The LayerSkip recipe as numbers: which layer is dropped how often, which exit weighs how much.
 
 Elhoushi et al. 2024 (arXiv 2404.16710), section 4.1. Layers l are 0-based, L of them; exit layer
-l + 1 reads what layer l puts out. `progress` is the share of training that is over, in [0, 1).
+l + 1 reads what layer l puts out. `progress` is t / (T - 1) at step t of T: 0 first, 1 at the last.
 """
 
 import math
@@ -42,7 +42,7 @@ class Moment:
 
     @property
     def progress(self) -> float:
-        return self.step / self.total_steps
+        return self.step / max(self.total_steps - 1, 1)
 
 
 def all_exits(layers: int, moment: Moment, interval: int) -> list[int]:
@@ -57,7 +57,7 @@ def rotational(layers: int, moment: Moment, interval: int) -> list[int]:
 
 def gradual(layers: int, moment: Moment, interval: int) -> list[int]:
     """C_grad: from the last layer down, one more with every T / 2L steps."""
-    joined = math.floor(moment.progress * 2 * layers)
+    joined = moment.step * 2 * layers // moment.total_steps
     return list(range(max(layers - 1 - joined, 0), layers))
 
 
@@ -92,6 +92,8 @@ class Recipe:
         """
         enabled = EARLY_EXIT_CURRICULA[self.early_exit_curriculum]
         weight = EARLY_EXIT_WEIGHTS[self.early_exit_weights]
+        if layers == 1:
+            return {1: 1.0}  # the paper's weight of an only layer would be 0
         learning = {*enabled(layers, moment, self.rotation_interval), layers - 1}
         weights = {
             layer + 1: weight(layer, layers, self.early_exit_scale) for layer in sorted(learning)

@@ -1,10 +1,9 @@
 """The model that is trained, its tokenizer and its teacher; and the checkpoint that it ends as."""
 
 import json
-import tempfile
+import shutil
 import warnings
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from arguments import ModelArguments
-from command_line import reject
+from command_line import UsageError, reject
 from early_exits import EarlyExits, Teacher
-from model_loading import find_checkpoint, read_model
+from model_loading import find_checkpoint, plan_beside, read_model
+from run_log import content_hash
 from runtime import Runtime
 from self_speculation.llama_model_utils import SUPPORTED_MODEL_TYPES
 from training_arguments import TRAIN_TOKENIZER, LearnerArguments
@@ -32,42 +32,51 @@ BYTES = 256
 class Learner:
     """What learns.
 
-    `model` is transformers' own, or with LoRA peft's around it. `fingerprint` names what training
-    begins with.
+    `model` is transformers' own, or with LoRA peft's around it. `fingerprints` name what training
+    begins with: the model, and a teacher of its own. `plan_of_origin` is a pruned model's.
     """
 
     model: nn.Module
     tokenizer: Any
     exits: EarlyExits
     teacher: Teacher | None
-    fingerprint: str
+    fingerprints: dict[str, str]
+    plan_of_origin: dict[str, Any] | None = None
 
     @property
     def config(self) -> Any:
         return self.exits.causal.config
 
     def save(self, folder: Path, dtype: torch.dtype, files: dict[str, Any]) -> None:
-        """Writes an ordinary checkpoint in place of an earlier one, whole or not at all.
+        """Writes an ordinary checkpoint into a new folder, whole or not at all.
 
         Adapters are merged into the weights for good. `files` are JSON values beside them.
         """
         merged = self.model.merge_and_unload() if hasattr(self.model, "peft_config") else self.model
         merged = merged.to(dtype)
         merged.config._attn_implementation = None
-        if (
-            self.tokenizer.eos_token_id is not None
-            and merged.generation_config.eos_token_id is None
-        ):
-            merged.generation_config.eos_token_id = self.tokenizer.eos_token_id
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            whole = Path(scratch) / folder.name
-            merged.save_pretrained(whole)
-            self.tokenizer.save_pretrained(whole)
+        _declare_end(merged.generation_config, self.tokenizer.eos_token_id)
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            merged.save_pretrained(partial)
+            self.tokenizer.save_pretrained(partial)
             for name, values in files.items():
-                (whole / name).write_text(json.dumps(values, indent=2) + "\n")
-            if folder.exists():
-                folder.rename(Path(scratch) / "earlier")
-            whole.rename(folder)
+                (partial / name).write_text(json.dumps(values, indent=2) + "\n")
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _declare_end(config: Any, end: int | None) -> None:
+    """Makes the tokenizer's end token one that ends generation, where none is declared."""
+    if end is None or config.eos_token_id is not None:
+        return
+    config.eos_token_id = end
+    if not config.do_sample:
+        # Once it was changed, transformers 5 saves no configuration that says how a sampling is
+        # done which is off.
+        config.update(temperature=None, top_p=None, top_k=None)
 
 
 def make_learner(
@@ -84,42 +93,39 @@ def make_learner(
         )
         checkpoint = find_checkpoint(found)
         causal, tokenizer = read_model(checkpoint, runtime, found.extra()), checkpoint.tokenizer
-        fingerprint = checkpoint.fingerprint
+        fingerprint, plan = checkpoint.fingerprint, plan_beside(checkpoint.source)
     else:
         causal, tokenizer = _from_scratch(arguments, texts, seed)
         causal.to(runtime.device)
-        fingerprint = json.dumps(causal.config.to_diff_dict(), sort_keys=True, default=str)
+        described = json.dumps(causal.config.to_diff_dict(), sort_keys=True, default=str)
+        fingerprint, plan = content_hash(described), None
     causal.train()
-    return _learner(arguments, runtime, causal, tokenizer, fingerprint)
-
-
-def _learner(
-    arguments: LearnerArguments,
-    runtime: Runtime,
-    causal: nn.Module,
-    tokenizer: Any,
-    fingerprint: str,
-) -> Learner:
-    model, unchanged = causal, nullcontext
+    model = causal
     if arguments.lora_rank:
+        torch.manual_seed(seed)
         model = _with_adapters(arguments, causal)
-        unchanged = model.disable_adapter
-    exits = EarlyExits(causal)
-    teacher = None
-    if arguments.distill and arguments.lora_rank and arguments.teacher is None:
-        teacher = Teacher(exits, unchanged)
-    elif arguments.distill:
-        teacher = Teacher(EarlyExits(_teacher(arguments, runtime, causal.config.vocab_size)))
-    return Learner(model, tokenizer, exits, teacher, fingerprint)
+    learner = Learner(model, tokenizer, EarlyExits(causal), None, {"model": fingerprint}, plan)
+    if arguments.distill:
+        _give_teacher(learner, arguments, runtime)
+    return learner
 
 
-def _teacher(arguments: LearnerArguments, runtime: Runtime, vocabulary: int) -> nn.Module:
-    name = arguments.teacher or arguments.model
+def _give_teacher(learner: Learner, arguments: LearnerArguments, runtime: Runtime) -> None:
+    """The model as it was: by adapters off, or read once more; or `--teacher`."""
+    if arguments.lora_rank and arguments.teacher is None:
+        learner.teacher = Teacher(learner.exits, learner.model.disable_adapter)
+        return
+    name, vocabulary = arguments.teacher or arguments.model, learner.config.vocab_size
     found = ModelArguments(model=name, model_args=f"attn_implementation={arguments.attention}")
-    model = read_model(find_checkpoint(found), runtime, found.extra())
+    try:
+        checkpoint = find_checkpoint(found)
+        model = read_model(checkpoint, runtime, found.extra())
+    except UsageError as error:
+        raise UsageError(str(error).replace("--model", "--teacher", 1)) from error
     if model.config.vocab_size != vocabulary:
         reject("teacher", name, f"its vocab_size is {model.config.vocab_size}, not {vocabulary}")
-    return model.eval().requires_grad_(False)
+    learner.teacher = Teacher(EarlyExits(model.eval().requires_grad_(False)))
+    learner.fingerprints["teacher"] = checkpoint.fingerprint
 
 
 def _with_adapters(arguments: LearnerArguments, causal: nn.Module) -> nn.Module:
@@ -163,13 +169,15 @@ def _from_scratch(
 
 
 def _read_config(name: str) -> Any:
-    path = Path(name).expanduser()
-    path = path / "config.json" if path.is_dir() else path
     try:
+        path = Path(name).expanduser()
+        path = path / "config.json" if path.is_dir() else path
         values = json.loads(path.read_text())
-        kind = values.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+        kind, layers = values.get("model_type"), values.get("num_hidden_layers", 1)
+    except (OSError, ValueError, AttributeError, RuntimeError) as error:
         reject("config", name, f"is no configuration that can be read ({error})")
+    if not isinstance(layers, int) or layers < 1:
+        reject("config", name, f"its num_hidden_layers {layers} must be at least 1")
     if kind not in SUPPORTED_MODEL_TYPES:
         allowed = ", ".join(SUPPORTED_MODEL_TYPES)
         reject("config", name, f"its model_type {kind} must be one of {allowed}")
@@ -215,7 +223,13 @@ def train_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator(texts, trainer)
+    try:
+        core.train_from_iterator(texts, trainer)
+    except BaseException as error:
+        # What breaks down in Rust, such as a pattern that tries too many ways, is no Exception.
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        reject("tokenizer_pattern", pattern, "breaks down on the training texts")
     return PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=END_TOKEN, clean_up_tokenization_spaces=False
     )

@@ -102,7 +102,7 @@ def load_model(
         warn(f"--compile true: {obstacle}; decoding goes on without")
     model = read_model(checkpoint, runtime, extra)
     with _one_line_errors(name):
-        plan_of_origin = _plan_beside(checkpoint.source)
+        plan_of_origin = plan_beside(checkpoint.source)
     model.eval().requires_grad_(False)
     if not runtime.compiled:
         favour_single_rows(model)
@@ -269,6 +269,7 @@ def _update_with_samples(digest: Any, path: Path) -> None:
             digest.update(file.read(_SAMPLED_BYTES))
 
 
-def _plan_beside(source: str) -> dict[str, Any] | None:
+def plan_beside(source: str) -> dict[str, Any] | None:
+    """The prune plan of a checkpoint that was saved pruned."""
     path = Path(source) / PLAN_FILE
     return json.loads(path.read_text()) if path.is_file() else None

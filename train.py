@@ -2,6 +2,7 @@
 
 import sys
 
+from arguments import with_stored_template
 from command_line import command_text, parse, run_script
 from training_arguments import (
     LearnerArguments,
@@ -22,7 +23,10 @@ GROUPS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = TrainingArguments(*parse(argv, __doc__, *GROUPS))
+    learner, data, *others = parse(argv, __doc__, *GROUPS)
+    if learner.model is not None and data.dataset is not None:
+        data = with_stored_template(data, learner.model, data.dataset)
+    arguments = TrainingArguments(learner, data, *others)
     # What needs no torch comes first, so that it is refused within a second.
     from training_text import get_training_texts
 

@@ -1,6 +1,5 @@
 """One training: batches in, steps taken, what held-out rows say, states kept, a checkpoint out."""
 
-import dataclasses
 import hashlib
 import signal
 import time
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,21 +21,20 @@ from layerskip_recipe import Moment
 from learner import Learner
 from optimizers import OPTIMIZERS, set_learning_rates, warm_up_and_cosine
 from training_arguments import TrainingArguments
-from training_documents import Batch, BatchPlan, Document, Sequences, collate
+from training_documents import UNLEARNED, Batch, BatchPlan, Document, Sequences, collate
 from training_log import TrainingLog, shown_exits
 from training_state import Progress, TrainingState
 
-# Where documents come from and how they are computed with changes nothing of what is learned.
-_INDIFFERENT = ("data_path", "eval_path", "config", "tokenizer", "model", "teacher", "num_samples")
+# What these name is compared by its contents: documents, models, a tokenizer's tokens.
+_COMPARED_BY_CONTENTS = (
+    *("data_path", "eval_path", "num_samples"),
+    *("config", "tokenizer", "model", "teacher", "device"),
+)
 
 
 def start_accelerator(device: str, mixed_precision: str) -> Accelerator:
     """The processes of torchrun, each on a device of its own."""
-    # A layer that all sequences of a process skip has no gradient there.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(
-        cpu=device == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[unused]
-    )
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
 
 
 class Training:
@@ -71,9 +68,11 @@ class Training:
         self.total_steps = flags.max_steps or self._plan.steps(flags.epochs)
         self._optimizers = OPTIMIZERS[flags.optimizer](learner.model, flags)
         self._exits = accelerator.prepare(learner.exits)
-        self._folder = Path(arguments.log.output_dir)
-        self.state = TrainingState(self._folder, learner.model, self._optimizers)
-        self.configuration = configuration(arguments, learner, documents, held_out)
+        self.folder = Path(arguments.log.output_dir)
+        self.state = TrainingState(self.folder, learner.model, self._optimizers)
+        self.configuration = configuration(arguments, learner, documents, held_out) | {
+            "device": accelerator.device.type
+        }
         self.progress = Progress(self.configuration)
         self._interrupted = False
 
@@ -125,7 +124,7 @@ class Training:
         rates = recipe.dropout_rates(layers, moment.progress)
         kept_LB = draw_kept(rates, len(sequences), flags.seed, number)
         targets = sum(self._documents[index].targets for row in sequences for index in row)
-        torch.manual_seed(flags.seed + number)  # of dropout within adapters, if there is any
+        torch.manual_seed(flags.seed + number)  # of dropout in attention, if there is any
         set_learning_rates(
             self._optimizers, warm_up_and_cosine(number, self.total_steps, flags.warmup_steps)
         )
@@ -157,6 +156,8 @@ class Training:
         sums: dict[int, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
         for part in range(parts):
             rows = range(accelerator.process_index * parts + part, len(sequences), shares)
+            if not rows and part + 1 < parts:
+                continue  # the last part is where processes wait for each other
             batch = self._batch([sequences[row] for row in rows] or sequences[:1], bool(rows))
             kept = None
             if kept_LB is not None:
@@ -179,7 +180,7 @@ class Training:
         """
         batch = collate(self._documents, sequences)
         if not counts:
-            batch.labels_BT.fill_(-100)
+            batch.labels_BT.fill_(UNLEARNED)
         return batch.to(self._accelerator.device)
 
     def _evaluate(self, log: TrainingLog) -> None:
@@ -200,7 +201,7 @@ class Training:
         except OSError as error:
             kept = self.state.newest()
             tqdm.write(
-                f"warning: --output_dir {self._folder}: the state of step {self.progress.step} is "
+                f"warning: --output_dir {self.folder}: the state of step {self.progress.step} is "
                 f"not saved ({error}); " + (f"{kept.name} stays" if kept else "there is none yet")
             )
         log.plot()
@@ -210,7 +211,7 @@ class Training:
         left = f"{kept.name} is kept" if kept else "no state was saved before"
         raise FailedError(
             f"--learning_rate {self._flags.optimization.learning_rate:g}: loss or gradient of step "
-            f"{number + 1} is not finite; training stops, {left} in {self._folder}"
+            f"{number + 1} is not finite; training stops, {left} in {self.folder}"
         )
 
     @contextmanager
@@ -284,7 +285,8 @@ def evaluate(
     `acceptance` is the share of learned tokens at which an exit says what the last layer says.
     """
     order = sorted(range(len(documents)), key=lambda index: len(documents[index]))
-    width = max(flags.optimization.batch_tokens // len(documents[order[-1]]), 1)
+    parts = flags.optimization.gradient_accumulation * accelerator.num_processes
+    width = max(flags.optimization.batch_tokens // parts // len(documents[order[-1]]), 1)
     batches = [order[start : start + width] for start in range(0, len(order), width)]
     sums: dict[str, Tensor] = {}
     exits.eval()
@@ -335,13 +337,10 @@ def configuration(
     """All that decides what is learned; data and model by their contents."""
     groups = (arguments.learner, arguments.data, arguments.recipe, arguments.optimization)
     flags = {name: value for group in groups for name, value in vars(group).items()}
-    decisive = {f"--{name}": value for name, value in flags.items() if name not in _INDIFFERENT}
+    decisive = {
+        f"--{name}": value for name, value in flags.items() if name not in _COMPARED_BY_CONTENTS
+    }
     digest = hashlib.sha256()
     for document in [*documents, *held_out]:
         digest.update(array("q", document.ids).tobytes() + bytes(document.learned) + b"|")
-    return decisive | {"model": learner.fingerprint, "data": digest.hexdigest()[:16]}
-
-
-def describe(arguments: TrainingArguments) -> dict[str, Any]:
-    """All flags, by group."""
-    return dataclasses.asdict(arguments)
+    return decisive | learner.fingerprints | {"data": digest.hexdigest()[:16]}

@@ -21,6 +21,7 @@ from layerskip_recipe import (
 OPTIMIZERS = ("adamw", "muon")
 BATCHINGS = ("length_grouped", "packed")
 TRAIN_TOKENIZER = "bpe"
+_SEEDS = 2**62  # the step is added, and torch takes 63 bits
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class LearnerArguments:
     )
 
     def check(self) -> None:
+        for name in ("model", "config", "tokenizer", "teacher"):
+            if getattr(self, name) == "":
+                reject(name, "''", "must not be empty")
         if (self.model is None) == (self.config is None):
             reject("model", self.model, "name either --model or --config, and not both")
         if self.config is not None and self.tokenizer is None:
@@ -119,8 +123,20 @@ class TrainingDataArguments(PromptArguments):
         for name in ("data_path", "eval_path"):
             if getattr(self, name) == "":
                 reject(name, "''", "must not be empty")
-        if self.template is not None and self.dataset is None:
-            reject("template", repr(self.template), "only with --dataset")
+        if self.truncate_prompt:
+            reject("truncate_prompt", "true", "prompts are cut to --max_length in any case")
+        self._check_belongs_to_a_dataset()
+
+    def _check_belongs_to_a_dataset(self) -> None:
+        if self.dataset is None:
+            if self.template is not None:
+                reject("template", repr(self.template), "only with --dataset")
+            if self.apply_chat_template:
+                reject("apply_chat_template", "true", "only with --dataset")
+        if self.dataset is None or not DATASETS[self.dataset].renamable:
+            for field, name in self.renamed_fields().items():
+                if name != field:
+                    reject(f"{field}_field", name, "only with --dataset custom_jsonl")
 
 
 @dataclass(frozen=True)
@@ -201,6 +217,8 @@ class OptimizationArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 reject(name, value, "must be at least 1")
+        if not 0 <= self.seed < _SEEDS:
+            reject("seed", self.seed, f"must be 0 to {_SEEDS - 1}")
 
 
 @dataclass(frozen=True)

@@ -43,21 +43,26 @@ Sequences = list[tuple[int, ...]]  # for every sequence of a batch, its document
 def encode_texts(
     texts: Sequence[TrainingText], tokenizer: Any, chat: bool, max_length: int
 ) -> list[Document]:
-    """Documents of at most `max_length` tokens, with the tokenizer's end token after each answer.
+    """Documents of at most `max_length` tokens.
 
-    `chat`: prompts become a user's messages, by the tokenizer's template. Plain texts are split;
-    of a prompt that is too long, the tail is kept. Texts in which nothing is left to learn are
-    left out with a warning.
+    Answers and plain texts end with the tokenizer's end token, chats as its template ends them.
+    `chat`: prompts become a user's messages, by that template. Plain texts are split; others are
+    cut, prompts from their head on, which a warning counts. What leaves nothing to learn is left
+    out with a warning.
     """
-    documents = []
+    documents, cut = [], 0
     for start in range(0, len(texts), _ENCODED_AT_ONCE):
         some = texts[start : start + _ENCODED_AT_ONCE]
         for document in _encode(some, tokenizer, chat):
-            documents += _fitted(document, max_length)
+            fitted = _fitted(document, max_length)
+            cut += sum(map(len, fitted)) < len(document)
+            documents += fitted
+    if cut:
+        warn(f"--max_length {max_length}: {cut} documents are longer, and cut")
     learned = [document for document in documents if document.targets]
     if len(learned) < len(documents):
         lost = len(documents) - len(learned)
-        warn(f"--max_length {max_length}: {lost} documents hold nothing to learn, and are left out")
+        warn(f"{lost} documents hold nothing to learn, and are left out")
     return learned
 
 
@@ -75,7 +80,7 @@ def _encode(texts: Sequence[TrainingText], tokenizer: Any, chat: bool) -> list[D
 
 
 def _plain(ids: list[int], tokenizer: Any) -> Document:
-    ids = [*ids, *_end(tokenizer)]
+    ids = _ended(ids, tokenizer)
     return Document(ids, [True] * len(ids))
 
 
@@ -84,14 +89,16 @@ def _answers(texts: Sequence[Answer], tokenizer: Any) -> list[Document]:
     answers = tokenizer([text.reference for text in texts], add_special_tokens=False)["input_ids"]
     documents = []
     for prompt, answer in zip(prompts, answers, strict=True):
-        answer = [*answer, *_end(tokenizer)]
+        answer = _ended(answer, tokenizer)
         learned = [False] * len(prompt) + [True] * len(answer)
         documents.append(Document(prompt + answer, learned))
     return documents
 
 
-def _end(tokenizer: Any) -> list[int]:
-    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+def _ended(ids: list[int], tokenizer: Any) -> list[int]:
+    """The tokens with the end token after them, where there is one that is not there yet."""
+    end = tokenizer.eos_token_id
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
 def _chat(chat: Chat, tokenizer: Any) -> Document:
@@ -104,7 +111,10 @@ def _chat(chat: Chat, tokenizer: Any) -> Document:
         asked = _templated(chat.place, turns[: count - 1], tokenizer, True)
         answered = _templated(chat.place, turns[:count], tokenizer, False)
         if ids[: len(answered)] != answered or answered[: len(asked)] != asked:
-            raise UsageError(f"{chat.place}: the tokenizer's template rewrites turns of a chat")
+            raise UsageError(
+                f"{chat.place}: with the tokenizer's template, the tokens of a chat's first turns "
+                "are no beginning of those of all turns"
+            )
         learned += [False] * (len(asked) - len(learned))
         learned += [True] * (len(answered) - len(learned))
     return Document(ids, learned + [False] * (len(ids) - len(learned)))
@@ -128,8 +138,9 @@ def _fitted(document: Document, max_length: int) -> list[Document]:
     ids, learned = document.ids, document.learned
     unlearned = learned.index(True) if True in learned else len(ids)
     if unlearned and len(ids) > max_length:
-        # A prompt's tail is enough to answer by; at least one token of it is.
-        cut = min(len(ids) - max_length, unlearned - 1)
+        # Room for the first answer is made out of the prompt's head, but half the length stays.
+        answered = learned.index(False, unlearned) if False in learned[unlearned:] else len(ids)
+        cut = max(0, min(answered - max_length, unlearned - max_length // 2))
         return [Document(ids[cut:][:max_length], learned[cut:][:max_length])]
     starts = range(0, len(ids), max_length)
     return [Document(ids[i : i + max_length], learned[i : i + max_length]) for i in starts]

@@ -1,6 +1,7 @@
 """A training's log, a JSON object a line, and the plot of it."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ PLOT_NAME = "training"
 class TrainingLog:
     """`OUTPUT_DIR/training.jsonl`: a line `start`, then lines `step` and `eval`.
 
-    Lines beyond the step that a training goes on from are cut off, as they will come again.
+    A `step` tells means over the steps since the line before, of the same start. Lines beyond the
+    step that a training goes on from are cut off, as they will come again.
     Of several processes one `writes`. Nothing is raised where the disk is full: training goes on,
     and the log says less.
     """
@@ -30,19 +32,30 @@ class TrainingLog:
             self.lines = []
         if not writes:
             return
-        partial = self._path.with_suffix(".jsonl.partial")
-        partial.write_text("".join(map(_dump, self.lines)))
-        partial.replace(self._path)
+        self._whole = False
+        self._write()
 
     def add(self, kind: str, **values: Any) -> None:
         line = {"kind": kind} | values
         self.lines.append(line)
-        if not self._writes:
-            return
+        if self._writes:
+            self._write(line)
+
+    def _write(self, line: dict[str, Any] | None = None) -> None:
+        """Appends a line; where an earlier one could not be written, all of them anew."""
+        partial = self._path.with_suffix(".jsonl.partial")
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(_dump(line))
+            if self._whole:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(_dump(line))
+                return
+            partial.write_text("".join(map(_dump, self.lines)), encoding="utf-8")
+            partial.replace(self._path)
+            self._whole = True
         except OSError as error:
+            self._whole = False
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
             warn(f"--output_dir {self._path.parent}: the log lacks a line ({error.strerror})")
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
@@ -63,14 +76,14 @@ def _dump(line: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; the last one may have been broken off."""
+    """All whole lines; one may have been broken off."""
     lines = []
     if path.exists():
         for text in path.read_text(encoding="utf-8").splitlines():
             try:
                 lines.append(json.loads(text))
             except ValueError:
-                break
+                continue
     return lines
 
 

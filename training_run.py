@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from arguments import PLAN_FILE
 from checkpoint_folders import PROMPT_FILE
-from command_line import EXIT_INTERRUPTED, BusyError, FailedError, reject
+from command_line import EXIT_INTERRUPTED, BusyError, FailedError, UsageError, reject
 from learner import Learner, make_learner
 from run_log import current_commit
 from runtime import Runtime, device_type, quieten_libraries
-from training import Training, describe, start_accelerator
+from training import Training, start_accelerator
 from training_arguments import TrainingArguments
 from training_documents import Document, check_vocabulary, encode_texts
 from training_log import TrainingLog
@@ -38,47 +39,53 @@ def run_training(
     breaks down; what it had is in its state.
     """
     quieten_libraries()
-    learner_flags, data, seed = arguments.learner, arguments.data, arguments.optimization.seed
-    accelerator = start_accelerator(
-        device_type(learner_flags.device), learner_flags.mixed_precision
-    )
-    main = accelerator.is_main_process
+    flags, data, seed = arguments.learner, arguments.data, arguments.optimization.seed
+    accelerator = start_accelerator(device_type(flags.device), flags.mixed_precision)
     runtime = Runtime(accelerator.device, torch.float32)
-    learner = make_learner(learner_flags, runtime, spoken(texts[0]), seed)
+    learner = make_learner(flags, runtime, spoken(texts[0]), seed)
     documents, held_out = (
         encode_texts(some, learner.tokenizer, data.apply_chat_template, data.max_length)
         for some in texts
     )
-    _check(arguments, learner, [*documents, *held_out])
-    with _claimed(arguments.log.output_dir) if main else nullcontext():
+    _check(arguments, learner, documents, held_out)
+    writes = accelerator.is_main_process
+    with _claimed(arguments.log.output_dir) if writes else nullcontext():
         accelerator.wait_for_everyone()
         training = Training(arguments, learner, documents, held_out, accelerator)
-        folder = Path(arguments.log.output_dir)
-        if _is_complete(folder, training.configuration):
-            print(f"the training in {folder} is complete; another --output_dir trains anew")
+        if _is_complete(training, writes):
             return 0
         training.resume()
-        if main:
+        accelerator.wait_for_everyone()  # before one of them may remove what it was read from
+        if writes:
             print(_summary(training, learner, documents, held_out))
-        log = TrainingLog(folder, training.progress.step, writes=main)
-        log.add(
-            "start",
-            step=training.progress.step,
-            total_steps=training.total_steps,
-            command=command,
-            arguments=describe(arguments),
-            **_facts(runtime, accelerator.num_processes),
-        )
+        log = TrainingLog(training.folder, training.progress.step, writes)
+        facts = _facts(runtime, accelerator.num_processes)
+        log.add("start", **_beginning(arguments, training, command), **facts)
         if not training.run(log):
-            print(f"interrupted after step {training.progress.step}; the same command goes on")
+            kept = training.state.newest()
+            print(f"interrupted; the same command goes on after {kept.name if kept else 'no step'}")
             return EXIT_INTERRUPTED
-        if main:
+        if writes:
             _finish(arguments, training, learner, log, command)
         accelerator.wait_for_everyone()
     return 0
 
 
-def _check(arguments: TrainingArguments, learner: Learner, documents: list[Document]) -> None:
+def _beginning(arguments: TrainingArguments, training: Training, command: str) -> dict[str, Any]:
+    return {
+        "step": training.progress.step,
+        "total_steps": training.total_steps,
+        "command": command,
+        "arguments": asdict(arguments),
+    }
+
+
+def _check(
+    arguments: TrainingArguments,
+    learner: Learner,
+    documents: list[Document],
+    held_out: list[Document],
+) -> None:
     """Refuses what the model cannot learn from."""
     flags = arguments.data
     if not documents:
@@ -88,7 +95,7 @@ def _check(arguments: TrainingArguments, learner: Learner, documents: list[Docum
         reject("max_length", flags.max_length, f"exceeds the model's {limit} positions")
     if flags.max_length > arguments.optimization.batch_tokens:
         reject("max_length", flags.max_length, "must not exceed --batch_tokens")
-    check_vocabulary(documents, learner.config.vocab_size, arguments.learner)
+    check_vocabulary([*documents, *held_out], learner.config.vocab_size, arguments.learner)
 
 
 def _summary(
@@ -111,7 +118,6 @@ def _learning(learner: Learner) -> Iterator[torch.nn.Parameter]:
 def _facts(runtime: Runtime, processes: int) -> dict[str, Any]:
     facts = runtime.facts() | {"processes": processes, "commit": current_commit()}
     del facts["ranks"], facts["dtype"]
-    facts["versions"] |= {"peft": version("peft")}
     return facts
 
 
@@ -123,7 +129,7 @@ def _finish(
     command: str,
 ) -> None:
     """Writes the checkpoint, and takes the state away that is in it now."""
-    folder = Path(arguments.log.output_dir)
+    folder = training.folder
     evaluations = log.of_kind("eval")
     facts = {
         "command": command,
@@ -137,6 +143,8 @@ def _finish(
         "commit": current_commit(),
     }
     files = {FACTS_FILE: facts}
+    if learner.plan_of_origin is not None:
+        files[PLAN_FILE] = learner.plan_of_origin
     if arguments.data.template is not None:
         files[PROMPT_FILE] = {
             "dataset": arguments.data.dataset,
@@ -144,7 +152,7 @@ def _finish(
         }
     try:
         learner.save(folder / CHECKPOINT, getattr(torch, arguments.log.save_dtype), files)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise FailedError(
             f"--output_dir {folder}: the checkpoint cannot be written ({error}); the state stays, "
             "and the same command goes on from it"
@@ -154,12 +162,20 @@ def _finish(
     print(f"checkpoint {folder / CHECKPOINT}")
 
 
-def _is_complete(folder: Path, configuration: dict[str, Any]) -> bool:
+def _is_complete(training: Training, writes: bool) -> bool:
     """Whether the folder holds the end of this training; raises `UsageError` for another's."""
-    path = folder / CHECKPOINT / FACTS_FILE
+    folder, path = training.folder, training.folder / CHECKPOINT / FACTS_FILE
     if not path.is_file():
         return False
-    check_configuration(folder, json.loads(path.read_text())["configuration"], configuration)
+    try:
+        found = json.loads(path.read_text())["configuration"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"its {FACTS_FILE} cannot be read ({error})"
+        raise UsageError(f"--output_dir {folder}: {reason}") from error
+    check_configuration(folder, found, training.configuration)
+    if writes:
+        training.state.remove()  # which a kill right after the end may have left
+        print(f"the training in {folder} is complete; another --output_dir trains anew")
     return True
 
 

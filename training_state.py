@@ -5,7 +5,6 @@ Which batch comes next, and every random draw, is a function of seed and step al
 
 import json
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ _WEIGHTS = "weights.safetensors"
 _OPTIMIZER = "optimizer_{}.safetensors"
 _PROGRESS = "progress.json"
 _NAME = "state-{:08d}"
+_ANY = "state-" + "[0-9]" * 8
 
 
 @dataclass
@@ -36,7 +36,8 @@ class Progress:
 class TrainingState:
     """The states below a folder, of which the newest counts and the others go.
 
-    A state is there as a whole or not at all: it is written under another name first.
+    A state is there as a whole or not at all, whenever a process is killed: it is written under
+    another name first.
     """
 
     def __init__(self, folder: Path, model: nn.Module, optimizers: list[Optimizer]) -> None:
@@ -46,12 +47,12 @@ class TrainingState:
 
     def newest(self) -> Path | None:
         """The folder of the newest state."""
-        return max(self._folder.glob(_NAME.format(0).replace("0" * 8, "*[0-9]")), default=None)
+        return max(self._folder.glob(_ANY), default=None)
 
     def save(self, progress: Progress) -> None:
-        """Writes a state and removes the one before. Raises OSError, which leaves that one."""
-        earlier, target = self.newest(), self._folder / _NAME.format(progress.step)
-        if earlier == target:
+        """Writes a state and removes those before. Raises OSError, which leaves that one."""
+        target = self._folder / _NAME.format(progress.step)
+        if target.exists():
             return
         partial = self._folder / "state.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -66,8 +67,9 @@ class TrainingState:
             raise OSError(str(error)) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        if earlier is not None:
-            shutil.rmtree(earlier)
+        for other in self._folder.glob(_ANY):
+            if other != target:
+                shutil.rmtree(other, ignore_errors=True)
 
     def load(self, folder: Path, configuration: dict[str, Any]) -> Progress:
         """Goes on from a state; raises `UsageError` where it is damaged or of other settings."""
@@ -88,8 +90,8 @@ class TrainingState:
 
     def remove(self) -> None:
         """Takes all states away, once they are of no more use."""
-        for folder in self._folder.glob(_NAME.format(0).replace("0" * 8, "*[0-9]")):
-            shutil.rmtree(folder)
+        for folder in self._folder.glob(_ANY):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_configuration(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -132,8 +134,3 @@ def _restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-
-
-def flat(groups: Iterable[Any]) -> dict[str, Any]:
-    """Flags of several dataclasses in one dictionary."""
-    return {name: value for group in groups for name, value in vars(group).items()}

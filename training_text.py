@@ -66,7 +66,10 @@ def _read(arguments: TrainingDataArguments, path_flag: str, split: str) -> list[
     source = PathSource(Path(path))
     try:
         rows = source.rows(split)
-        return [_text(row) for row in (source.rows("test") if rows is None else rows)]
+        texts = [_text(row) for row in (source.rows("test") if rows is None else rows)]
+        if len(set(map(type, texts))) > 1:
+            raise RowsError("holds rows with a text and rows with messages")
+        return texts
     except RowsError as error:
         reject(path_flag, path, str(error))
 

@@ -12,13 +12,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 import pyarrow
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from pyarrow import parquet
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from trainings import CONFIG, OFTEN, SHORT, command
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import benchmark
 import experiment
 import sweep
+import train
 from arguments import DataArguments, PruneArguments
 from command_line import run_script
 from data import get_calibration_data, get_data
@@ -249,3 +252,43 @@ def stop_at(monkeypatch):
         return lambda: monkeypatch.setattr(experiment, "measure_example", ordinary)
 
     return stop
+
+
+@pytest.fixture
+def training_rows(tmp_path):
+    rows = [{"prompt": f"count {n}", "response": f"{n} {n + 1} {n + 2}"} for n in range(60)]
+    return write(tmp_path / "rows.jsonl", rows)
+
+
+@pytest.fixture
+def llama_config(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    return path
+
+
+@pytest.fixture
+def train_anew(tmp_path, training_rows, llama_config):
+    """Runs train.py from scratch in a folder; returns the exit code and that folder."""
+
+    def run(*flags, folder="out"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        words = command(tmp_path, training_rows, llama_config, *flags, folder=folder)
+        return run_script(train.main, words), tmp_path / folder
+
+    return run
+
+
+@pytest.fixture
+def train_further(tmp_path, training_rows, checkpoint):
+    """Runs train.py on the tiny Llama; returns the exit code and the folder."""
+
+    def run(*flags, folder="out", model=checkpoint):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        where = ["--model", str(model), "--mixed_precision", "no", "--dataset", "custom_jsonl"]
+        rows = ["--data_path", str(training_rows), "--eval_samples", "10", "--max_length", "32"]
+        kept = ["--output_dir", str(tmp_path / folder), *SHORT, *OFTEN]
+        code = run_script(train.main, [*where, *rows, *kept, *flags])
+        return code, tmp_path / folder
+
+    return run

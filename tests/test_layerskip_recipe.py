@@ -18,12 +18,15 @@ def test_layer_dropout_rises_exponentially_with_depth():
 
 def test_layer_dropout_rises_exponentially_with_time_from_scratch():
     recipe = Recipe(max_layer_dropout=0.2, layer_dropout_curriculum="exponential")
-    last = [recipe.dropout_rates(4, progress)[-1] for progress in (0.0, 0.5, 1.0)]
+    steps = (Moment(step, 9) for step in (0, 4, 8))
+    last = [recipe.dropout_rates(4, moment.progress)[-1] for moment in steps]
     assert last == pytest.approx([0.0, 0.2 * (math.sqrt(2) - 1), 0.2])
 
 
-def test_a_model_of_one_layer_drops_none():
+@pytest.mark.parametrize("curriculum", EARLY_EXIT_CURRICULA)
+def test_a_model_of_one_layer_drops_none_and_learns(curriculum):
     assert Recipe().dropout_rates(1, 0.5) == [0.0]
+    assert Recipe(early_exit_curriculum=curriculum).exit_weights(1, Moment(0, 1)) == {1: 1.0}
 
 
 def test_exit_weights_are_the_papers():
