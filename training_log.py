@@ -108,7 +108,7 @@ def _figure(log: TrainingLog) -> Figure:
         points = [(line["tokens"], line["acceptance"][exit_layer - 1]) for line in evaluations]
         _line(acceptance, points, exit_layer, exits)
     loss.set(xlabel="tokens seen", ylabel="training loss (nats a token)", yscale="log")
-    acceptance.set(xlabel="tokens seen", ylabel="drafts equal to the last layer's word, held out")
+    acceptance.set(xlabel="tokens seen", ylabel="acceptance on held-out rows")
     loss.set_title("Loss by exit layer", fontsize=10)
     acceptance.set_title("Acceptance by exit layer", fontsize=10)
     for axes in (loss, acceptance):

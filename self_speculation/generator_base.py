@@ -14,7 +14,7 @@ from self_speculation.sampling import SamplingRule
 from timing import StepTime, Stopwatch, now
 
 # Part of every run's identity: raise it when the same arguments may yield other tokens or speeds.
-ENGINE_VERSION = 2
+ENGINE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class StopRule:
         self._tokenizer = tokenizer
         self._stop_token_ids = stop_token_ids
         self._stop_words = stop_words
+        self._ends = {word[-1] for word in stop_words}
+        self._completing: dict[int, bool] = {}
         # A token adds at least one byte to the text, save for the few that add nothing.
         self._tail_size = 16 + max((len(word.encode()) for word in stop_words), default=0)
 
@@ -74,9 +76,11 @@ class StopRule:
         """Why the newest token ends the output: stop_token, stop_word, or None."""
         if output_ids[-1] in self._stop_token_ids:
             return "stop_token"
+        if not self._stop_words or not self._may_complete(output_ids[-1]):
+            return None
         # The tail is searched first, so that a long output is not decoded anew for every token.
         spans = (output_ids[-self._tail_size :], output_ids)
-        if self._stop_words and all(self._cut(self._decode(ids)) is not None for ids in spans):
+        if all(self._cut(self._decode(ids)) is not None for ids in spans):
             return "stop_word"
         return None
 
@@ -100,6 +104,18 @@ class StopRule:
         text = text.rstrip("\ufffd")
         held = max((_overlap(text, word) for word in self._stop_words), default=0)
         return text[: len(text) - held]
+
+    def _may_complete(self, token_id: int) -> bool:
+        """Whether a stop word's last character can come with this token; True in doubt.
+
+        Decoding is slow beside a small model's steps, and most tokens are soon told apart.
+        """
+        if token_id not in self._completing:
+            piece = self._decode([token_id])
+            # Alone, a token may lack bytes of a character, or lose a space before it.
+            doubtful = not piece or "\ufffd" in piece or " " in self._ends
+            self._completing[token_id] = doubtful or any(end in piece for end in self._ends)
+        return self._completing[token_id]
 
     def _cut(self, text: str) -> int | None:
         """Where the first stop word begins."""

@@ -52,3 +52,29 @@ def test_a_stop_token_ends_the_output_and_leaves_no_text(tokenizer):
     output.extend([*tokenizer("hi")["input_ids"], END, 5])
     assert (output.ids[-1], output.stop_reason) == (END, "stop_token")
     assert rule.text(output.ids, "stop_token") == "hi"
+
+
+class SpacelessAlone:
+    """Decodes as Llama 2's tokenizer does: a first token loses the space before it."""
+
+    pieces = ("▁yes", "▁or", "▁no", ".")
+    decoded = 0
+
+    def decode(self, ids, **_):
+        self.decoded += 1
+        return "".join(self.pieces[token_id] for token_id in ids).replace("▁", " ").lstrip(" ")
+
+
+@pytest.mark.parametrize(("word", "kept"), [("or ", "yes "), ("or", "yes "), (" or", "yes")])
+def test_a_stop_word_may_end_in_the_space_before_a_word(word, kept):
+    rule = StopRule(SpacelessAlone(), set(), (word,))
+    output = Output([1], 9, rule)
+    output.extend([0, 1, 2, 3])
+    assert rule.text(output.ids, output.stop_reason) == kept
+
+
+def test_tokens_that_cannot_end_a_stop_word_are_decoded_but_once():
+    tokenizer = SpacelessAlone()
+    rule = StopRule(tokenizer, set(), ("!",))
+    Output([1], 200, rule).extend([0, 1, 2, 3] * 40)
+    assert tokenizer.decoded == 4
