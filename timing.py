@@ -17,6 +17,13 @@ class StepTime:
     seconds: float
 
 
+@dataclass
+class Calls:
+    """How many calls are timed as one."""
+
+    count: int = 1
+
+
 def now(device: torch.device) -> float:
     """Seconds of a steady clock, once `device` has finished what it was given."""
     if device.type == "cuda":
@@ -36,11 +43,11 @@ class Stopwatch:
         self._marks: dict[str, list[tuple]] = defaultdict(list)
 
     @contextmanager
-    def time(self, step: str, calls: int = 1) -> Iterator[None]:
-        """Times what is done inside as so many calls of `step`."""
-        begin = self._mark()
-        yield
-        self._marks[step].append((calls, begin, self._mark()))
+    def time(self, step: str) -> Iterator["Calls"]:
+        """Times what is done inside as one call of `step`, or as many as are counted there."""
+        begin, calls = self._mark(), Calls()
+        yield calls
+        self._marks[step].append((calls.count, begin, self._mark()))
 
     def steps(self) -> dict[str, StepTime]:
         """Calls and total seconds of every step timed so far."""

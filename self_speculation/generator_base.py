@@ -65,7 +65,7 @@ class StopRule:
         self, tokenizer: Any, stop_token_ids: set[int], stop_words: tuple[str, ...]
     ) -> None:
         self._tokenizer = tokenizer
-        self._stop_token_ids = stop_token_ids
+        self.stop_token_ids = frozenset(stop_token_ids)
         self._stop_words = stop_words
         self._ends = {word[-1] for word in stop_words}
         self._completing: dict[int, bool] = {}
@@ -74,7 +74,7 @@ class StopRule:
 
     def reason(self, output_ids: list[int]) -> str | None:
         """Why the newest token ends the output: stop_token, stop_word, or None."""
-        if output_ids[-1] in self._stop_token_ids:
+        if output_ids[-1] in self.stop_token_ids:
             return "stop_token"
         if not self._stop_words or not self._may_complete(output_ids[-1]):
             return None
@@ -96,7 +96,7 @@ class StopRule:
 
         What is held back may become a character that lacks bytes yet, or a stop word.
         """
-        ends = output_ids and output_ids[-1] in self._stop_token_ids
+        ends = output_ids and output_ids[-1] in self.stop_token_ids
         text = self._decode(output_ids[:-1] if ends else output_ids)
         cut = self._cut(text)
         if cut is not None:

@@ -27,15 +27,20 @@ class Drafter(Protocol):
     """Whatever proposes tokens. Those it runs through the engine itself stay pending there."""
 
     def propose(self, tokens: list[int], count: int, generator: torch.Generator) -> Draft:
-        """Proposes `count` tokens, at least one, to follow `tokens`; the newest is not cached."""
+        """Proposes 1 to `count` tokens to follow `tokens`, of which the newest is not cached."""
 
 
 class EarlyExitDrafter:
-    """Drafts with the model's own early layers, whose work the verifier reuses."""
+    """Drafts with the model's own early layers, whose work the verifier reuses.
 
-    def __init__(self, engine: CachedLlama, rule: SamplingRule) -> None:
+    A draft ends with a token of `ends`, after which nothing is wanted; where looking at each token
+    would make the host wait, it goes on to its full length.
+    """
+
+    def __init__(self, engine: CachedLlama, rule: SamplingRule, ends: frozenset[int]) -> None:
         self._engine = engine
         self._rule = rule
+        self._ends = ends if engine.device.type == "cpu" else frozenset()
 
     def propose(self, tokens: list[int], count: int, generator: torch.Generator) -> Draft:
         token_1 = on_device(tokens[-1:], self._engine.device)
@@ -46,6 +51,8 @@ class EarlyExitDrafter:
             token_1, probs_V = self._rule.pick(logits_1V, self._seen(tokens, drafted), generator)
             drafted.append(token_1)
             probs.append(probs_V)
+            if self._ends and int(token_1) in self._ends:
+                break
         return Draft(torch.cat(drafted), None if probs[0] is None else torch.stack(probs))
 
     def _seen(self, tokens: list[int], drafted: list[Tensor]) -> list[int]:
@@ -59,18 +66,20 @@ class SelfSpeculativeGenerationStrategy(GenerationStrategy):
 
     def begin(self, generator: torch.Generator, streamer: Streamer | None = None) -> None:
         super().begin(generator, streamer)
-        self.drafter: Drafter = EarlyExitDrafter(self.engine, self.config.sampling)
+        ends = self.stop_rule.stop_token_ids
+        self.drafter: Drafter = EarlyExitDrafter(self.engine, self.config.sampling, ends)
 
     def round(self, output: Output) -> list[int]:
         engine, tokens, rule = self.engine, output.tokens, self.config.sampling
         # The verifier adds a token of its own, so the last token of an output is never drafted.
-        count = min(self.config.num_speculations, output.remaining - 1)
-        if count == 0:
+        most = min(self.config.num_speculations, output.remaining - 1)
+        if most == 0:
             with self.stopwatch.time("full"):
                 return [self.step(output, self.column(tokens[-1:]))]
 
-        with self.stopwatch.time("draft", calls=count):
-            draft = self.drafter.propose(tokens, count, self.generator)
+        with self.stopwatch.time("draft") as calls:
+            draft = self.drafter.propose(tokens, most, self.generator)
+            calls.count = count = len(draft.tokens_K)
         if self.streamer.shows_drafts:
             drafted = draft.tokens_K.tolist()
             with self.unmeasured():

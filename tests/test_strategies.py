@@ -10,7 +10,7 @@ from conftest import END, LAYERS, random_prompt
 from pruned_model import PruneModel, PrunePlan
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.sampling import SamplingRule
-from self_speculation.self_speculation_generator import Draft
+from self_speculation.self_speculation_generator import Draft, EarlyExitDrafter
 from self_speculation.text_generator import TextGenerator, end_token_ids
 
 CAPACITY = 96
@@ -173,13 +173,36 @@ def test_other_drafters_join_through_the_same_seam(model, tokenizer, wrong_at, m
     expected = decode(model, tokenizer).output_ids
     monkeypatch.setattr(
         "self_speculation.self_speculation_generator.EarlyExitDrafter",
-        lambda engine, rule: OracleDrafter(expected + [0] * 16, wrong_at),
+        lambda engine, rule, ends: OracleDrafter(expected + [0] * 16, wrong_at),
     )
     made = speculate(model, tokenizer, 2, 4)
     assert made.output_ids == expected
     accepted = sum(accepted for _, accepted in made.rounds)
     drafted = sum(drafted for drafted, _ in made.rounds)
     assert accepted == {range(0): drafted, range(99): 0}.get(wrong_at, accepted)
+
+
+def test_nothing_is_drafted_after_an_end_token(agreeable, tokenizer):
+    """What followed it would be thrown away, on outputs as short as a round most of the work."""
+    free = speculate(agreeable, tokenizer, 5, 4)
+    end = next(token for at, token in enumerate(free.output_ids) if at > 1)
+    config = GenerationConfig(64, 5, 4, stop_token_ids=(end,))
+    generator = TextGenerator(agreeable, tokenizer, "self_speculative", config, CAPACITY)
+    drafts = []
+    propose = EarlyExitDrafter.propose
+
+    def watched(self, *arguments):
+        drafts.append(propose(self, *arguments))
+        return drafts[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EarlyExitDrafter, "propose", watched)
+        made = generator.generate(PROMPT)
+    assert made.output_ids == free.output_ids[: free.output_ids.index(end) + 1]
+    assert any(end in draft.tokens_K.tolist() for draft in drafts)
+    assert all(end not in draft.tokens_K.tolist()[:-1] for draft in drafts)
+    assert made.rounds[-1][0] == len(drafts[-1].tokens_K) < 4
+    assert made.steps["draft"].calls == sum(drafted for drafted, _ in made.rounds)
 
 
 def test_special_tokens_as_stop_words_are_stop_tokens(model, tokenizer):
