@@ -64,7 +64,7 @@ def get_local_prompts(
     readers = {"test": _Reader.of_evaluation(data)}
     if pruning.calibrates():
         readers["train"] = _Reader.of_calibration(data, pruning)
-    _check_renamed(data, list(readers.values()))
+    check_renamed(data, [reader.dataset for reader in readers.values()])
     if all(reader.source.local for reader in readers.values()):
         return get_prompts(data, pruning, seed)
     for split, reader in readers.items():
@@ -94,7 +94,7 @@ def get_data(arguments: DataArguments, seed: int) -> Selection:
     split = reader.best_split("test")
     order = range(len(split))
     if arguments.random_shuffle:
-        order = _shuffled(len(split), seed, "order")
+        order = shuffled(len(split), seed, "order")
     made = (example for index in order for example in split.evaluated(index))
     chosen = _first(made, arguments.num_samples)
     _check_names(reader, chosen)
@@ -118,7 +118,7 @@ def get_calibration_data(
     """
     reader = _Reader.of_calibration(arguments, pruning)
     split = reader.best_split("train")
-    seen = {_content_key(example) for example in [*evaluated.examples, *evaluated.shots]}
+    seen = {content_key(example.content) for example in [*evaluated.examples, *evaluated.shots]}
     drawn = split.drawn(pruning.prune_seed, "calibration", seen)
     chosen = _first(drawn, pruning.calibration_samples)
     unused = f"{reader.source} has {len(chosen)} examples that are not evaluated"
@@ -150,7 +150,7 @@ def get_calibration_alone(prompting: PromptArguments, pruning: PruneArguments) -
     if not pruning.calibrates():
         return None
     data = DataArguments(**dataclasses.asdict(prompting))
-    _check_renamed(data, [_Reader.of_calibration(data, pruning)])
+    check_renamed(data, [_Reader.of_calibration(data, pruning).dataset])
     return get_calibration_data(data, pruning, Selection([], "nothing", "none", 0))
 
 
@@ -241,7 +241,7 @@ class _Split:
             pairs = dataset.examples(values)
             row_id = values.get(dataset.id_field)
             row_id = str(index + 1) if row_id in (None, "") else str(row_id)
-            _check_characters(row_id, *itertools.chain(*pairs))
+            check_characters(row_id, *itertools.chain(*pairs))
         except RowsError as error:
             self.reader.reject(f"{row.place} {error}")
         examples = []
@@ -261,7 +261,7 @@ class _Split:
             return examples
         try:
             tests = self.reader.dataset.tests(row.values)
-            _check_characters(tests)
+            check_characters(tests)
         except RowsError as error:
             self.reader.reject(f"{row.place} {error}")
         return [dataclasses.replace(example, tests=tests) for example in examples]
@@ -272,9 +272,9 @@ class _Split:
         A conversation is one content, of which its first turn is the example.
         """
         seen = set(seen)
-        for index in _shuffled(len(self), seed, purpose):
+        for index in shuffled(len(self), seed, purpose):
             for example in self[index]:
-                key = _content_key(example)
+                key = content_key(example.content)
                 if key and key not in seen:
                     seen.add(key)
                     yield example
@@ -306,7 +306,7 @@ def _shots(
             f"needs a training split, and {reader.source} has none; --data_path may name a folder "
             "with a train and a test file",
         )
-    seen = {_content_key(example) for example in evaluated}
+    seen = {content_key(example.content) for example in evaluated}
     shots = _first(split.drawn(seed, "shots", seen), count)
     if len(shots) < count:
         reject("n_shot", count, f"the training split has {len(shots)} examples not evaluated")
@@ -323,9 +323,9 @@ def _check_names(reader: _Reader, chosen: list[EvaluationExample]) -> None:
         reader.reject(f"holds {count} rows whose {reader.dataset.id_field} is {name!r}")
 
 
-def _check_renamed(arguments: DataArguments, readers: list[_Reader]) -> None:
+def check_renamed(arguments: PromptArguments, datasets: list[DataSet]) -> None:
     """Refuses names for fields that no data set in use lets the user name."""
-    if any(reader.dataset.renamable for reader in readers):
+    if any(dataset.renamable for dataset in datasets):
         return
     for field, name in arguments.renamed_fields().items():
         if name != field:
@@ -348,22 +348,27 @@ def _framed(
     return dataclasses.replace(example, prompt=arguments.filled_template(message))
 
 
-def _shuffled(count: int, seed: int, purpose: str) -> list[int]:
-    """The numbers below `count` in an order that seed and purpose settle.
+def shuffled(count: int, seed: int, purpose: str) -> list[int]:
+    """The numbers below `count` in an order that seed and purpose settle."""
+    return drawn_order(count, random.Random(f"{seed} {purpose}"))
+
+
+def drawn_order(count: int, draws: random.Random) -> list[int]:
+    """The numbers below `count` in an order that the next `count` draws settle.
 
     Sorted by draws, as `random.random` is the one method whose sequence Python promises to keep.
     """
-    draws = random.Random(f"{seed} {purpose}")
     keys = [draws.random() for _ in range(count)]
     return sorted(range(count), key=keys.__getitem__)
 
 
-def _content_key(example: EvaluationExample) -> str:
-    """What examples of equal content share: their words."""
-    return " ".join(example.content.split())
+def content_key(text: str) -> str:
+    """What texts of equal content share: their words."""
+    return " ".join(text.split())
 
 
-def _check_characters(*texts: str) -> None:
+def check_characters(*texts: str) -> None:
+    """Raises `RowsError` for a text that is no UTF-8."""
     for text in texts:
         try:
             text.encode()

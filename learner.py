@@ -1,7 +1,6 @@
 """The model that is trained, its tokenizer and its teacher; and the checkpoint that it ends as."""
 
 import json
-import shutil
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,13 +10,14 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from arguments import ModelArguments
 from command_line import UsageError, reject
 from early_exits import EarlyExits, Teacher
-from model_loading import find_checkpoint, plan_beside, read_model
+from model_loading import Checkpoint, find_checkpoint, plan_beside, read_model
 from run_log import content_hash
+from run_writer import written_whole
 from runtime import Runtime
 from self_speculation.llama_model_utils import SUPPORTED_MODEL_TYPES
 from training_arguments import TRAIN_TOKENIZER, LearnerArguments
@@ -57,15 +57,11 @@ class Learner:
         merged.config._attn_implementation = None
         _declare_end(merged.generation_config, self.tokenizer.eos_token_id)
         partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
+        with written_whole(folder, partial):
             merged.save_pretrained(partial)
             self.tokenizer.save_pretrained(partial)
             for name, values in files.items():
                 (partial / name).write_text(json.dumps(values, indent=2) + "\n")
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _declare_end(config: Any, end: int | None) -> None:
@@ -88,11 +84,8 @@ def make_learner(
     that cannot be had.
     """
     if arguments.config is None:
-        found = ModelArguments(
-            model=arguments.model, model_args=f"attn_implementation={arguments.attention}"
-        )
-        checkpoint = find_checkpoint(found)
-        causal, tokenizer = read_model(checkpoint, runtime, found.extra()), checkpoint.tokenizer
+        checkpoint, causal = _read(arguments.model, arguments.attention, runtime)
+        tokenizer = checkpoint.tokenizer
         fingerprint, plan = checkpoint.fingerprint, plan_beside(checkpoint.source)
     else:
         causal, tokenizer = _from_scratch(arguments, texts, seed)
@@ -110,16 +103,20 @@ def make_learner(
     return learner
 
 
+def _read(name: str, attention: str, runtime: Runtime) -> tuple[Checkpoint, nn.Module]:
+    found = ModelArguments(model=name, model_args=f"attn_implementation={attention}")
+    checkpoint = find_checkpoint(found)
+    return checkpoint, read_model(checkpoint, runtime, found.extra())
+
+
 def _give_teacher(learner: Learner, arguments: LearnerArguments, runtime: Runtime) -> None:
     """The model as it was: by adapters off, or read once more; or `--teacher`."""
     if arguments.lora_rank and arguments.teacher is None:
         learner.teacher = Teacher(learner.exits, learner.model.disable_adapter)
         return
     name, vocabulary = arguments.teacher or arguments.model, learner.config.vocab_size
-    found = ModelArguments(model=name, model_args=f"attn_implementation={arguments.attention}")
     try:
-        checkpoint = find_checkpoint(found)
-        model = read_model(checkpoint, runtime, found.extra())
+        checkpoint, model = _read(name, arguments.attention, runtime)
     except UsageError as error:
         raise UsageError(str(error).replace("--model", "--teacher", 1)) from error
     if model.config.vocab_size != vocabulary:
@@ -189,8 +186,6 @@ def _read_config(name: str) -> Any:
 
 
 def _read_tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:

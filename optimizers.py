@@ -11,9 +11,14 @@ from training_arguments import OptimizationArguments
 _BETAS = (0.9, 0.98)
 
 
+def learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name; one that is tied occurs once."""
+    return {name: item for name, item in model.named_parameters() if item.requires_grad}
+
+
 def make_adamw(model: nn.Module, flags: OptimizationArguments) -> list[Optimizer]:
     """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) for all that learns."""
-    return [_adamw((item for item in model.parameters() if item.requires_grad), flags)]
+    return [_adamw(learning(model).values(), flags)]
 
 
 def make_muon(model: nn.Module, flags: OptimizationArguments) -> list[Optimizer]:
@@ -21,11 +26,10 @@ def make_muon(model: nn.Module, flags: OptimizationArguments) -> list[Optimizer]
 
     Its update of a matrix has singular values near 1, whatever the gradient's size.
     """
-    learning = [(name, item) for name, item in model.named_parameters() if item.requires_grad]
-    matrices = [item for name, item in learning if item.ndim == 2 and ".layers." in name]
-    chosen = set(map(id, matrices))
-    others = [item for _, item in learning if id(item) not in chosen]
-    muon = Muon(matrices, lr=flags.muon_learning_rate, weight_decay=flags.weight_decay)
+    items = learning(model)
+    matrices = {name: p for name, p in items.items() if p.ndim == 2 and ".layers." in name}
+    others = [item for name, item in items.items() if name not in matrices]
+    muon = Muon(matrices.values(), lr=flags.muon_learning_rate, weight_decay=flags.weight_decay)
     return [muon, *([_adamw(others, flags)] if others else [])]
 
 

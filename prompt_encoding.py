@@ -1,5 +1,7 @@
 """From a prompt's text to the tokens that the model reads."""
 
+from typing import Any
+
 from arguments import PromptArguments
 from command_line import UsageError, reject
 from model_loading import Checkpoint, LoadedModel
@@ -11,7 +13,7 @@ def encode(arguments: PromptArguments, named: Checkpoint | LoadedModel, prompt: 
     Raises `UsageError` where that makes no token, or the template does not work.
     """
     if arguments.apply_chat_template:
-        ids = _chat_ids(named, prompt)
+        ids = _asked_ids(named, prompt)
     else:
         ids = named.tokenizer(prompt)["input_ids"]
     if not ids:
@@ -43,16 +45,27 @@ def check_chat_template(arguments: PromptArguments, checkpoint: Checkpoint) -> N
         encode(arguments, checkpoint, "Hello")
 
 
-def _chat_ids(named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
-    if named.tokenizer.chat_template is None:
-        reject("apply_chat_template", "true", f"the tokenizer of {named.name} has no template")
-    turns = [{"role": "user", "content": prompt}]
+class TemplateError(ValueError):
+    """A chat template that does not work; the message says how."""
+
+
+def chat_ids(tokenizer: Any, turns: list[dict[str, str]], asks: bool) -> list[int]:
+    """The tokens of a chat in the tokenizer's template; `asks`: an answer is to follow.
+
+    Raises `TemplateError`.
+    """
     try:
-        chat = named.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_dict=True
-        )
+        chat = tokenizer.apply_chat_template(turns, add_generation_prompt=asks, return_dict=True)
     except Exception as error:
         # A template is a program that came with the checkpoint, and fails in its own ways.
-        reason = f"{type(error).__name__}: {error}"
-        reject("apply_chat_template", "true", f"the template of {named.name} fails ({reason})")
+        raise TemplateError(f"fails ({type(error).__name__}: {error})") from error
     return chat["input_ids"]
+
+
+def _asked_ids(named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
+    if named.tokenizer.chat_template is None:
+        reject("apply_chat_template", "true", f"the tokenizer of {named.name} has no template")
+    try:
+        return chat_ids(named.tokenizer, [{"role": "user", "content": prompt}], True)
+    except TemplateError as error:
+        reject("apply_chat_template", "true", f"the template of {named.name} {error}")

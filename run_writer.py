@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,25 +25,52 @@ def claimed(output_dir: str, run_id: str) -> Iterator[RunRecord | None]:
     """
     folder = Path(output_dir)
     is_new = not folder.exists()
-    lock = FileLock(folder / f".{run_id}.lock", timeout=0)
+    work = f"is at work on this run, {run_id}"
+    try:
+        with held_folder(output_dir, f".{run_id}.lock", work):
+            yield _left_over(output_dir, run_id)
+    finally:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()  # only an empty folder goes
+
+
+@contextmanager
+def held_folder(output_dir: str, lock_name: str, work: str) -> Iterator[None]:
+    """Makes the folder, and holds a lock in it for this process.
+
+    Raises `BusyError`, with what another process is at, while that one holds it, and `UsageError`
+    where the folder cannot be written.
+    """
+    folder = Path(output_dir)
+    lock = FileLock(folder / lock_name, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise BusyError(
-            f"--output_dir {output_dir}: another process is at work on this run, {run_id}"
-        ) from error
+        raise BusyError(f"--output_dir {output_dir}: another process {work}") from error
     except OSError as error:
         reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
     try:
-        yield _left_over(output_dir, run_id)
+        yield
     finally:
         # Taken away while it is held: whoever opened it meanwhile finds that it is gone.
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
-        if is_new:
-            with suppress(OSError):
-                folder.rmdir()  # only an empty folder goes
+
+
+@contextmanager
+def written_whole(target: Path, partial: Path) -> Iterator[None]:
+    """Lets a folder be written as `partial`, and then be there as `target`, or not at all.
+
+    What a process that was killed left of `partial` goes first.
+    """
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def find_run(output_dir: str, run_id: str) -> Path | None:

@@ -19,7 +19,7 @@ from command_line import FailedError, shown
 from early_exits import EarlyExits, draw_kept
 from layerskip_recipe import Moment
 from learner import Learner
-from optimizers import OPTIMIZERS, set_learning_rates, warm_up_and_cosine
+from optimizers import OPTIMIZERS, learning, set_learning_rates, warm_up_and_cosine
 from training_arguments import TrainingArguments
 from training_documents import UNLEARNED, Batch, BatchPlan, Document, Sequences, collate
 from training_log import TrainingLog, shown_exits
@@ -130,8 +130,7 @@ class Training:
         )
         sums = self._gradients(sequences, kept_LB, weights, targets)
         norm = torch.nn.utils.clip_grad_norm_(
-            (item for item in self._learner.model.parameters() if item.requires_grad),
-            flags.max_gradient_norm,
+            learning(self._learner.model).values(), flags.max_gradient_norm
         )
         if not torch.isfinite(norm):
             self._fail(number)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from arguments import DTYPES, PromptArguments
 from command_line import check_new_folder, flag, reject
+from data import check_renamed
 from dataset_table import DATASETS
 from layerskip_recipe import (
     DROPOUT_CURRICULA,
@@ -133,10 +134,7 @@ class TrainingDataArguments(PromptArguments):
                 reject("template", repr(self.template), "only with --dataset")
             if self.apply_chat_template:
                 reject("apply_chat_template", "true", "only with --dataset")
-        if self.dataset is None or not DATASETS[self.dataset].renamable:
-            for field, name in self.renamed_fields().items():
-                if name != field:
-                    reject(f"{field}_field", name, "only with --dataset custom_jsonl")
+        check_renamed(self, [] if self.dataset is None else [DATASETS[self.dataset]])
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from command_line import UsageError, reject, warn
+from data import drawn_order
+from prompt_encoding import TemplateError, chat_ids
 from training_arguments import LearnerArguments
 from training_text import Answer, Chat, Plain, TrainingText
 
@@ -124,13 +126,9 @@ def _templated(place: str, turns: list[dict[str, str]], tokenizer: Any, asked: b
     if tokenizer.chat_template is None:
         raise UsageError(f"{place}: messages need a tokenizer with a chat template")
     try:
-        done = tokenizer.apply_chat_template(turns, add_generation_prompt=asked, return_dict=True)
-    except Exception as error:
-        # A template is a program that came with the checkpoint, and fails in its own ways.
-        raise UsageError(
-            f"{place}: the tokenizer's template fails ({type(error).__name__}: {error})"
-        ) from error
-    return done["input_ids"]
+        return chat_ids(tokenizer, turns, asked)
+    except TemplateError as error:
+        raise UsageError(f"{place}: the tokenizer's template {error}") from error
 
 
 def _fitted(document: Document, max_length: int) -> list[Document]:
@@ -164,8 +162,8 @@ class BatchPlan:
         """The batches of one pass over the data."""
         if self._made[0] != number:
             draws = random.Random(f"{self.seed} batches of epoch {number}")
-            batches = BATCHINGS[self.batching](self, _drawn_order(len(self.lengths), draws))
-            order = _drawn_order(len(batches), draws)
+            batches = BATCHINGS[self.batching](self, drawn_order(len(self.lengths), draws))
+            order = drawn_order(len(batches), draws)
             self._made = number, [batches[index] for index in order]
         return self._made[1]
 
@@ -182,11 +180,6 @@ class BatchPlan:
                     yield batch
                 step += 1
             number += 1
-
-
-def _drawn_order(count: int, draws: random.Random) -> list[int]:
-    # By `random` alone, whose sequence Python promises to keep.
-    return sorted(range(count), key=[draws.random() for _ in range(count)].__getitem__)
 
 
 def length_grouped(plan: BatchPlan, order: list[int]) -> list[Sequences]:

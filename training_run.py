@@ -1,21 +1,20 @@
 """From texts to a trained checkpoint in a folder, in one go or in several."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from arguments import PLAN_FILE
 from checkpoint_folders import PROMPT_FILE
-from command_line import EXIT_INTERRUPTED, BusyError, FailedError, UsageError, reject
+from command_line import EXIT_INTERRUPTED, FailedError, UsageError, reject
 from learner import Learner, make_learner
+from optimizers import learning
 from run_log import current_commit
+from run_writer import held_folder
 from runtime import Runtime, device_type, quieten_libraries
 from training import Training, start_accelerator
 from training_arguments import TrainingArguments
@@ -49,7 +48,9 @@ def run_training(
     )
     _check(arguments, learner, documents, held_out)
     writes = accelerator.is_main_process
-    with _claimed(arguments.log.output_dir) if writes else nullcontext():
+    output_dir = arguments.log.output_dir
+    held = held_folder(output_dir, ".training.lock", "is at a training in it")
+    with held if writes else nullcontext():
         accelerator.wait_for_everyone()
         training = Training(arguments, learner, documents, held_out, accelerator)
         if _is_complete(training, writes):
@@ -102,17 +103,13 @@ def _summary(
     training: Training, learner: Learner, documents: list[Document], held_out: list[Document]
 ) -> str:
     tokens = sum(map(len, documents))
-    learned = sum(parameter.numel() for parameter in _learning(learner))
+    learned = sum(parameter.numel() for parameter in learning(learner.model).values())
     begins = training.progress.step
     return (
         f"{learner.exits.num_layers} layers, {learned:,} parameters learn; {len(documents):,} "
         f"documents of {tokens:,} tokens, {len(held_out):,} held out; {training.total_steps:,} "
         f"steps" + (f", going on after step {begins:,}" if begins else "")
     )
-
-
-def _learning(learner: Learner) -> Iterator[torch.nn.Parameter]:
-    return (item for item in learner.model.parameters() if item.requires_grad)
 
 
 def _facts(runtime: Runtime, processes: int) -> dict[str, Any]:
@@ -177,24 +174,3 @@ def _is_complete(training: Training, writes: bool) -> bool:
         training.state.remove()  # which a kill right after the end may have left
         print(f"the training in {folder} is complete; another --output_dir trains anew")
     return True
-
-
-@contextmanager
-def _claimed(output_dir: str) -> Iterator[None]:
-    """Holds the folder for this training, and makes it."""
-    folder = Path(output_dir)
-    lock = FileLock(folder / ".training.lock", timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise BusyError(
-            f"--output_dir {output_dir}: another process is at a training in it"
-        ) from error
-    except OSError as error:
-        reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from command_line import UsageError
+from optimizers import learning
+from run_writer import written_whole
 
 _WEIGHTS = "weights.safetensors"
 _OPTIMIZER = "optimizer_{}.safetensors"
@@ -55,21 +57,16 @@ class TrainingState:
         if target.exists():
             return
         partial = self._folder / "state.partial"
-        shutil.rmtree(partial, ignore_errors=True)
         try:
-            partial.mkdir()
-            save_file(_learned(self._model), partial / _WEIGHTS)
-            for number, optimizer in enumerate(self._optimizers):
-                save_file(_tensors(optimizer), partial / _OPTIMIZER.format(number))
-            (partial / _PROGRESS).write_text(json.dumps(vars(progress), indent=2) + "\n")
-            partial.rename(target)
+            with written_whole(target, partial):
+                partial.mkdir()
+                save_file(_learned(self._model), partial / _WEIGHTS)
+                for number, optimizer in enumerate(self._optimizers):
+                    save_file(_tensors(optimizer), partial / _OPTIMIZER.format(number))
+                (partial / _PROGRESS).write_text(json.dumps(vars(progress), indent=2) + "\n")
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        for other in self._folder.glob(_ANY):
-            if other != target:
-                shutil.rmtree(other, ignore_errors=True)
+        self.remove(but=target)
 
     def load(self, folder: Path, configuration: dict[str, Any]) -> Progress:
         """Goes on from a state; raises `UsageError` where it is damaged or of other settings."""
@@ -88,10 +85,11 @@ class TrainingState:
             ) from error
         return progress
 
-    def remove(self) -> None:
-        """Takes all states away, once they are of no more use."""
+    def remove(self, but: Path | None = None) -> None:
+        """Takes all states away, or all but one, once they are of no more use."""
         for folder in self._folder.glob(_ANY):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder != but:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_configuration(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -106,17 +104,15 @@ def check_configuration(folder: Path, found: dict[str, Any], asked: dict[str, An
 
 def _learned(model: nn.Module) -> dict[str, Tensor]:
     """What training changes; what stays is read from where it came from."""
-    named = model.named_parameters()  # one that is tied occurs once
-    return {name: item.detach().contiguous() for name, item in named if item.requires_grad}
+    return {name: item.detach().contiguous() for name, item in learning(model).items()}
 
 
 def _restore(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    own = _learned(model)
+    own = learning(model)
     if own.keys() != tensors.keys():
         raise ValueError("its weights are those of another model")
-    for name, item in model.named_parameters():
-        if name in tensors:
-            item.data.copy_(tensors[name])
+    for name, item in own.items():
+        item.data.copy_(tensors[name])
 
 
 def _tensors(optimizer: Optimizer) -> dict[str, Tensor]:

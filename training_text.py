@@ -1,13 +1,12 @@
 """What is trained on, as texts: questions with answers, plain texts, or chats."""
 
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from command_line import reject
-from data import get_pairs
+from data import check_characters, content_key, get_pairs, shuffled
 from rows import PathSource, Row, RowsError, field_names
 from training_arguments import TrainingDataArguments
 
@@ -76,13 +75,20 @@ def _read(arguments: TrainingDataArguments, path_flag: str, split: str) -> list[
 
 def _text(row: Row) -> Plain | Chat:
     """What a row of text or messages says."""
-    if "messages" in row.values:
-        return Chat(row.place, _turns(row))
+    try:
+        made = Chat(row.place, _turns(row)) if "messages" in row.values else _plain(row)
+        check_characters(*spoken([made]))
+    except RowsError as error:
+        raise RowsError(f"{row.place} {error}") from error
+    return made
+
+
+def _plain(row: Row) -> Plain:
     text = row.values.get("text")
     if not isinstance(text, str) or not text.strip():
         found = field_names(row.values)
-        raise RowsError(f"{row.place} has no text in a field text or messages; it has: {found}")
-    return Plain(_checked(row, text))
+        raise RowsError(f"has no text in a field text or messages; it has: {found}")
+    return Plain(text)
 
 
 def _turns(row: Row) -> tuple[tuple[str, str], ...]:
@@ -90,30 +96,20 @@ def _turns(row: Row) -> tuple[tuple[str, str], ...]:
     whole = isinstance(turns, list) and all(map(_is_turn, turns))
     if not whole or not any(turn["role"] == "assistant" for turn in turns):
         raise RowsError(
-            f"{row.place} must have in messages a list of turns with texts role and content, one "
-            "of them an assistant's"
+            "must have in messages a list of turns with texts role and content, one of them an "
+            "assistant's"
         )
-    return tuple((turn["role"], _checked(row, turn["content"])) for turn in turns)
+    return tuple((turn["role"], turn["content"]) for turn in turns)
 
 
 def _is_turn(turn: Any) -> bool:
     return isinstance(turn, dict) and all(isinstance(turn.get(k), str) for k in ("role", "content"))
 
 
-def _checked(row: Row, text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RowsError(f"{row.place} holds half a character") from error
-    return text
-
-
 def _drawn(texts: list[TrainingText], count: int, seed: int) -> list[TrainingText]:
-    """`count` texts of different content, by draws whose sequence Python promises to keep."""
-    draws = random.Random(f"{seed} held out")
-    order = sorted(range(len(texts)), key=[draws.random() for _ in texts].__getitem__)
+    """`count` texts of different content, in an order that the seed settles."""
     different: dict[object, TrainingText] = {}
-    for index in order:
+    for index in shuffled(len(texts), seed, "held out"):
         different.setdefault(_content(texts[index]), texts[index])
     return list(different.values())[:count]
 
@@ -124,8 +120,8 @@ def _content(text: TrainingText) -> object:
 
 
 _CONTENT: dict[type, Callable[[Any], object]] = {
-    Answer: lambda text: " ".join(text.prompt.split()),
-    Plain: lambda text: " ".join(text.text.split()),
+    Answer: lambda text: content_key(text.prompt),
+    Plain: lambda text: content_key(text.text),
     Chat: lambda text: text.turns,
 }
 

@@ -19,6 +19,7 @@ import numpy
 
 from arguments import DataArguments, ModelArguments, with_stored_template
 from benchmarks.peer_engines import OURS, Decoded, Engine, Setting, Side, build
+from benchmarks.peers import in_turn
 from command_line import flag, parse, reject, run_script, warn
 from data import get_data
 from intervals import Interval, ratio_interval
@@ -130,8 +131,7 @@ def measure(
     samples: dict[Side, Timed] = defaultdict(lambda: Timed([], []))
     sides = list(engines)
     for number, (ids, count) in enumerate(zip(prompts, steps, strict=True)):
-        turn = number % len(sides)
-        for side in sides[turn:] + sides[:turn]:
+        for side in in_turn(sides, number, len(prompts)):
             started = time.perf_counter()
             made = engines[side].decode(ids, count)
             samples[side].seconds.append(time.perf_counter() - started)
