@@ -16,18 +16,21 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy
+import torch
 
 from arguments import DataArguments, ModelArguments, with_stored_template
 from benchmarks.peer_engines import OURS, Decoded, Engine, Setting, Side, build
 from benchmarks.peers import in_turn
 from command_line import flag, parse, reject, run_script, warn
 from data import get_data
-from intervals import Interval, ratio_interval
+from intervals import ratio_interval
 from model_loading import find_checkpoint, read_model
+from prompt_encoding import encode
 from run_log import current_commit
 from runtime import start
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.text_generator import TextGenerator
+from timing import now
 
 SYSTEMS = (OURS, "transformers", "economize")
 GENERATE = Side("transformers")
@@ -60,12 +63,15 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = find_checkpoint(model_flags)
     # Peers have the weights as transformers lays them; this project's engine lays its own.
     model = read_model(checkpoint, runtime, model_flags.extra()).eval().requires_grad_(False)
-    prompts = [checkpoint.tokenizer(example.prompt)["input_ids"] for example in examples]
+    layers = model.config.num_hidden_layers
+    if max(flags.exit_layers) >= layers:
+        reject("exit_layers", flags.exit_layers, f"must be below the model's {layers} layers")
+    prompts = [encode(data, checkpoint, example.prompt) for example in examples]
     steps = lengths(model, checkpoint.tokenizer, prompts, flags.max_steps)
     capacity = max(map(len, prompts)) + max(steps)
     setting = Setting.endless(model, checkpoint.tokenizer, capacity, prompts)
     engines = prepare(sides_of(flags), setting)
-    samples = measure(engines, prompts, steps)
+    samples = measure(engines, prompts, steps, runtime.device)
     results = {
         "command": "python benchmarks/early_exit.py " + shlex.join(argv or sys.argv[1:]),
         "commit": current_commit(),
@@ -102,7 +108,10 @@ def lengths(model: Any, tokenizer: Any, prompts: list[list[int]], most: int) -> 
 
 
 def prepare(sides: list[Side], setting: Setting) -> dict[Side, Engine]:
-    """The engines that can be built and decode a first prompt; others are named and left out."""
+    """The engines that can be built and decode a first prompt; others are named and left out.
+
+    This project's own may not fail.
+    """
     engines = {}
     for side in sides:
         try:
@@ -110,10 +119,16 @@ def prepare(sides: list[Side], setting: Setting) -> dict[Side, Engine]:
             engine.decode(setting.prompts[0], 8)
         except Exception as error:
             # Peers fail in their own ways, and what one of them cannot do the others still can.
-            warn(f"{side.name} is left out: {type(error).__name__}: {str(error)[:200]}")
+            if side.system == OURS:
+                raise
+            _leave_out(side, error)
             continue
         engines[side] = engine
     return engines
+
+
+def _leave_out(side: Side, error: Exception) -> None:
+    warn(f"{side.name} is left out: {type(error).__name__}: {str(error)[:200]}")
 
 
 @dataclass
@@ -125,18 +140,33 @@ class Timed:
 
 
 def measure(
-    engines: dict[Side, Engine], prompts: list[list[int]], steps: list[int]
+    engines: dict[Side, Engine], prompts: list[list[int]], steps: list[int], device: torch.device
 ) -> dict[Side, Timed]:
-    """Every side on every prompt, in an order that turns from prompt to prompt."""
+    """Every side on every prompt, in an order that turns from prompt to prompt.
+
+    A side that fails at one of them is named and left out; this project's own may not.
+    """
     samples: dict[Side, Timed] = defaultdict(lambda: Timed([], []))
-    sides = list(engines)
+    engines, sides = dict(engines), list(engines)
     for number, (ids, count) in enumerate(zip(prompts, steps, strict=True)):
         for side in in_turn(sides, number, len(prompts)):
-            started = time.perf_counter()
-            made = engines[side].decode(ids, count)
-            samples[side].seconds.append(time.perf_counter() - started)
+            if side not in engines:
+                continue
+            started = now(device)
+            try:
+                made = engines[side].decode(ids, count)
+                seconds = now(device) - started
+                made.check_count(count)
+            except Exception as error:
+                # As above.
+                if side.system == OURS:
+                    raise
+                _leave_out(side, error)
+                del engines[side]
+                continue
+            samples[side].seconds.append(seconds)
             samples[side].made.append(made)
-    return {side: samples[side] for side in sides}
+    return {side: samples[side] for side in engines}
 
 
 def summarize(samples: dict[Side, Timed], steps: list[int]) -> list[dict[str, Any]]:
@@ -146,13 +176,13 @@ def summarize(samples: dict[Side, Timed], steps: list[int]) -> list[dict[str, An
     for side, timed in samples.items():
         drafted = sum(made.drafted or 0 for made in timed.made)
         accepted = sum(made.accepted or 0 for made in timed.made)
-        baseline = samples.get(side.plain(), plain)
+        baseline = samples.get(side.plain())
         rows.append(
             {
                 "side": side.name,
                 "tokens_per_second": sum(steps) / sum(timed.seconds),
                 "over_own_autoregressive": _speedup(baseline, timed, steps),
-                "over_transformers": _speedup(samples[GENERATE], timed, steps),
+                "over_transformers": _speedup(samples.get(GENERATE), timed, steps),
                 "acceptance": accepted / drafted if drafted else None,
                 "equal_outputs": sum(
                     one.output_ids == other.output_ids
@@ -163,14 +193,21 @@ def summarize(samples: dict[Side, Timed], steps: list[int]) -> list[dict[str, An
     return rows
 
 
-def _speedup(baseline: Timed, timed: Timed, steps: list[int]) -> list[float | None]:
-    """How many times as fast as the baseline, with the bounds of a 95 % interval over prompts."""
+def _speedup(baseline: Timed | None, timed: Timed, steps: list[int]) -> list[float | None] | None:
+    """How many times as fast as the baseline, with the bounds of a 95 % interval over prompts.
+
+    None without a baseline.
+    """
+    if baseline is None:
+        return None
     columns = steps, timed.seconds, steps, baseline.seconds
-    found = ratio_interval(numpy.array(columns, dtype=float).T) or Interval(float("nan"))
+    found = ratio_interval(numpy.array(columns, dtype=float).T)
     return [found.value, found.low, found.high]
 
 
-def _shown(speedup: list[float | None]) -> str:
+def _shown(speedup: list[float | None] | None) -> str:
+    if speedup is None:
+        return "-"
     value, low, high = speedup
     return f"{value:.2f}" if low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 

@@ -64,6 +64,11 @@ class Decoded:
     decode_seconds: float | None = None
     steps: dict[str, dict[str, float]] = field(default_factory=dict)
 
+    def check_count(self, steps: int) -> None:
+        """Raises RuntimeError where it is not so many tokens: their speed would be another."""
+        if len(self.output_ids) != steps:
+            raise RuntimeError(f"made {len(self.output_ids)} tokens, not {steps}")
+
 
 @dataclass
 class Engine:

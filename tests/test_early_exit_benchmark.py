@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+import torch
 from conftest import write
 
 from benchmarks import early_exit
@@ -48,6 +50,50 @@ def test_speedups_are_of_whole_calls():
     assert (row["acceptance"], row["equal_outputs"]) == (0.5, 1)
 
 
-def test_bad_flags_are_refused(capsys):
+class Engine:
+    """Makes one token too few where it is told to."""
+
+    def __init__(self, short):
+        self._short = short
+
+    def decode(self, ids, steps):
+        return early_exit.Decoded([1] * (steps - (ids in self._short)))
+
+
+def test_a_side_that_fails_at_a_prompt_is_left_out(capsys):
+    ours, economize = Side(early_exit.OURS), Side("economize")
+    prompts, steps, cpu = [[1], [2], [3]], [2, 2, 2], torch.device("cpu")
+    engines = {ours: Engine([]), economize: Engine([[2]])}
+    samples = early_exit.measure(engines, prompts, steps, cpu)
+    assert list(samples) == [ours]
+    assert "economize autoregressive is left out: RuntimeError: made 1 tokens, not 2" in (
+        capsys.readouterr().err
+    )
+    (row,) = early_exit.summarize(samples, steps)
+    assert row["over_transformers"] is None
+    facts = {"dtype": "", "device": "", "threads": 1, "versions": {"torch": "", "transformers": ""}}
+    about = dict.fromkeys(["model", "data", "commit", "date", "command"], "")
+    assert "| - |" in early_exit.table(about | {"runtime": facts, "sides": [row]})
+    with pytest.raises(RuntimeError, match="made 1 tokens, not 2"):
+        early_exit.measure({ours: Engine([[1]])}, prompts, steps, cpu)
+
+
+def test_a_peer_that_cannot_begin_is_left_out_but_not_this_project(monkeypatch, capsys):
+    def none(side, setting):
+        raise ModuleNotFoundError(f"no {side.system}")
+
+    monkeypatch.setattr(early_exit, "build", none)
+    assert early_exit.prepare([Side("economize")], None) == {}
+    assert "economize autoregressive is left out" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError):
+        early_exit.prepare([Side(early_exit.OURS)], None)
+
+
+def test_bad_flags_are_refused(checkpoint, tmp_path, capsys):
     assert run_script(early_exit.main, ["--exit_layers", "0"]) == 2
     assert "--exit_layers [0]: must be at least 1" in capsys.readouterr().err
+    path = write(tmp_path / "rows.jsonl", [{"prompt": "a", "response": ""}])
+    data = ["--dataset", "custom_jsonl", "--data_path", str(path)]
+    flags = ["--model", str(checkpoint), *data, "--exit_layers", "9"]
+    assert run_script(early_exit.main, flags) == 2
+    assert "--exit_layers [9]: must be below the model's 6 layers" in capsys.readouterr().err
