@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from arguments import DataArguments, PromptArguments, PruneArguments
 from command_line import reject, warn
 from dataset_table import DATASETS, DataSet
-from rows import PathSource, Row, RowsError, Source, field_names
+from rows import PathSource, Row, RowsError, Source, field_names, named_split
 
 
 @dataclass(frozen=True)
@@ -132,17 +132,18 @@ def get_calibration_data(
     return Selection(examples, str(reader.source), split.name, len(split), shots)
 
 
-def get_pairs(
+def get_split(
     dataset: str, path: str | None, renamed: dict[str, str], path_flag: str, split: str
-) -> list[tuple[str, str]]:
-    """All prompts of a split with their references, in order, as they are.
+) -> list[EvaluationExample]:
+    """All examples of a split, in order, their prompts as they are. A lone file is any split.
 
-    A source without that split has its test split read. Raises `UsageError` for rows that cannot
-    be read.
+    Raises `UsageError` for rows that cannot be read, and for a source without that split.
     """
-    found = _Reader(dataset, path, renamed, path_flag=path_flag).best_split(split)
-    examples = itertools.chain.from_iterable(map(found.__getitem__, range(len(found))))
-    return [(example.prompt, example.reference) for example in examples]
+    reader = _Reader(dataset, path, renamed, path_flag=path_flag)
+    found = reader.split(named_split(reader.source, split))
+    if found is None:
+        reader.reject(f"has no {split} split; a file of rows would be any")
+    return list(itertools.chain.from_iterable(map(found.__getitem__, range(len(found)))))
 
 
 def get_calibration_alone(prompting: PromptArguments, pruning: PruneArguments) -> Selection | None:

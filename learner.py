@@ -59,9 +59,17 @@ class Learner:
         partial = folder.with_name(f"{folder.name}.partial")
         with written_whole(folder, partial):
             merged.save_pretrained(partial)
-            self.tokenizer.save_pretrained(partial)
+            _save_tokenizer(self.tokenizer, partial)
             for name, values in files.items():
                 (partial / name).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        # Rust's errors, such as of a full disk, have no type of their own.
+        raise OSError(str(error)) from error
 
 
 def _declare_end(config: Any, end: int | None) -> None:
@@ -121,6 +129,8 @@ def _give_teacher(learner: Learner, arguments: LearnerArguments, runtime: Runtim
         raise UsageError(str(error).replace("--model", "--teacher", 1)) from error
     if model.config.vocab_size != vocabulary:
         reject("teacher", name, f"its vocab_size is {model.config.vocab_size}, not {vocabulary}")
+    if checkpoint.tokenizer.get_vocab() != learner.tokenizer.get_vocab():
+        reject("teacher", name, "its tokens are not those of the model that learns")
     learner.teacher = Teacher(EarlyExits(model.eval().requires_grad_(False)))
     learner.fingerprints["teacher"] = checkpoint.fingerprint
 

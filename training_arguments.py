@@ -242,10 +242,17 @@ class TrainingLogArguments:
 
 @dataclass(frozen=True)
 class TrainingArguments:
-    """All flags of one training."""
+    """All flags of one training.
+
+    Raises `UsageError` for flags of different groups that cannot go together.
+    """
 
     learner: LearnerArguments
     data: TrainingDataArguments
     recipe: RecipeArguments
     optimization: OptimizationArguments
     log: TrainingLogArguments
+
+    def __post_init__(self) -> None:
+        if self.data.max_length > self.optimization.batch_tokens:
+            reject("max_length", self.data.max_length, "must not exceed --batch_tokens")

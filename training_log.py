@@ -8,11 +8,20 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from command_line import warn
+from command_line import reject, warn
 from figures import save_figure
 
 LOG_NAME = "training.jsonl"
 PLOT_NAME = "training"
+
+
+def check_log(folder: Path) -> None:
+    """Refuses a folder in which a file of another's would be overwritten by the log."""
+    path = folder / LOG_NAME
+    lines = _read(path)
+    ours = lines and isinstance(lines[0], dict) and "kind" in lines[0]
+    if path.exists() and path.stat().st_size and not ours:
+        reject("output_dir", folder, f"holds a {LOG_NAME} that is no training's log")
 
 
 class TrainingLog:

@@ -19,7 +19,7 @@ from runtime import Runtime, device_type, quieten_libraries
 from training import Training, start_accelerator
 from training_arguments import TrainingArguments
 from training_documents import Document, check_vocabulary, encode_texts
-from training_log import TrainingLog
+from training_log import TrainingLog, check_log
 from training_state import check_configuration
 from training_text import TrainingText, spoken
 
@@ -94,8 +94,6 @@ def _check(
     if flags.max_length > learner.config.max_position_embeddings:
         limit = learner.config.max_position_embeddings
         reject("max_length", flags.max_length, f"exceeds the model's {limit} positions")
-    if flags.max_length > arguments.optimization.batch_tokens:
-        reject("max_length", flags.max_length, "must not exceed --batch_tokens")
     check_vocabulary([*documents, *held_out], learner.config.vocab_size, arguments.learner)
 
 
@@ -163,6 +161,9 @@ def _is_complete(training: Training, writes: bool) -> bool:
     """Whether the folder holds the end of this training; raises `UsageError` for another's."""
     folder, path = training.folder, training.folder / CHECKPOINT / FACTS_FILE
     if not path.is_file():
+        check_log(folder)
+        if path.parent.exists():
+            raise UsageError(f"--output_dir {folder}: its {CHECKPOINT} is no training's")
         return False
     try:
         found = json.loads(path.read_text())["configuration"]

@@ -36,23 +36,25 @@ class Progress:
 
 
 class TrainingState:
-    """The states below a folder, of which the newest counts and the others go.
+    """The states below a folder, of which the newest counts.
 
     A state is there as a whole or not at all, whenever a process is killed: it is written under
-    another name first.
+    another name first. The one before goes once a step from the newest has shown that its weights
+    are sound.
     """
 
     def __init__(self, folder: Path, model: nn.Module, optimizers: list[Optimizer]) -> None:
         self._folder = folder
         self._model = model
         self._optimizers = optimizers
+        self._proven = True
 
     def newest(self) -> Path | None:
         """The folder of the newest state."""
         return max(self._folder.glob(_ANY), default=None)
 
     def save(self, progress: Progress) -> None:
-        """Writes a state and removes those before. Raises OSError, which leaves that one."""
+        """Writes a state beside the one before. Raises OSError, which leaves that one."""
         target = self._folder / _NAME.format(progress.step)
         if target.exists():
             return
@@ -66,7 +68,19 @@ class TrainingState:
                 (partial / _PROGRESS).write_text(json.dumps(vars(progress), indent=2) + "\n")
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        self.remove(but=target)
+        self._proven = False
+
+    def prove(self) -> None:
+        """Says that a step from the newest state's weights is sound: those before it go."""
+        if not self._proven:
+            self.remove(but=self.newest())
+            self._proven = True
+
+    def disprove(self) -> None:
+        """Takes the newest state away, unless a step from it was sound."""
+        if not self._proven:
+            shutil.rmtree(self.newest(), ignore_errors=True)
+            self._proven = True
 
     def load(self, folder: Path, configuration: dict[str, Any]) -> Progress:
         """Goes on from a state; raises `UsageError` where it is damaged or of other settings."""
@@ -83,6 +97,7 @@ class TrainingState:
                 f"--output_dir {self._folder}: its {folder.name} cannot be read ({error}); remove "
                 "that folder to begin anew"
             ) from error
+        self._proven = len(list(self._folder.glob(_ANY))) == 1
         return progress
 
     def remove(self, but: Path | None = None) -> None:
@@ -128,5 +143,6 @@ def _restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
+        # A copy, as what is loaded is a view of the file, which may be taken away.
+        state.setdefault(int(index), {})[name] = tensor.clone()
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

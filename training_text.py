@@ -1,22 +1,23 @@
 """What is trained on, as texts: questions with answers, plain texts, or chats."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from command_line import reject
-from data import check_characters, content_key, get_pairs, shuffled
-from rows import PathSource, Row, RowsError, field_names
+from data import check_characters, content_key, get_split, shuffled
+from rows import PathSource, Row, RowsError, field_names, named_split
 from training_arguments import TrainingDataArguments
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A prompt, and the answer that is learned."""
+    """A prompt, and the answer that is learned; `content` is the example's own."""
 
     prompt: str
     reference: str
+    content: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,10 @@ class Plain:
 
 @dataclass(frozen=True)
 class Chat:
-    """Turns of role and content, of which the assistant's are learned."""
+    """Turns of role and content, of which the assistant's are learned.
+
+    `place` is where they stand, by flag, file and line.
+    """
 
     place: str
     turns: tuple[tuple[str, str], ...]
@@ -60,12 +64,17 @@ def get_training_texts(
 def _read(arguments: TrainingDataArguments, path_flag: str, split: str) -> list[TrainingText]:
     path = getattr(arguments, path_flag)
     if arguments.dataset is not None:
-        pairs = get_pairs(arguments.dataset, path, arguments.renamed_fields(), path_flag, split)
-        return [Answer(arguments.filled_template(prompt), answer) for prompt, answer in pairs]
+        renamed = arguments.renamed_fields()
+        return [
+            Answer(arguments.filled_template(one.prompt), one.reference, one.content)
+            for one in get_split(arguments.dataset, path, renamed, path_flag, split)
+        ]
     source = PathSource(Path(path))
     try:
-        rows = source.rows(split)
-        texts = [_text(row) for row in (source.rows("test") if rows is None else rows)]
+        rows = source.rows(named_split(source, split))
+        if rows is None:
+            raise RowsError(f"has no {split} split; a file of rows would be any")
+        texts = [_text(row, f"--{path_flag} {path}: {row.place}") for row in rows]
         if len(set(map(type, texts))) > 1:
             raise RowsError("holds rows with a text and rows with messages")
         return texts
@@ -73,10 +82,10 @@ def _read(arguments: TrainingDataArguments, path_flag: str, split: str) -> list[
         reject(path_flag, path, str(error))
 
 
-def _text(row: Row) -> Plain | Chat:
+def _text(row: Row, place: str) -> Plain | Chat:
     """What a row of text or messages says."""
     try:
-        made = Chat(row.place, _turns(row)) if "messages" in row.values else _plain(row)
+        made = Chat(place, _turns(row)) if "messages" in row.values else _plain(row)
         check_characters(*spoken([made]))
     except RowsError as error:
         raise RowsError(f"{row.place} {error}") from error
@@ -115,15 +124,24 @@ def _drawn(texts: list[TrainingText], count: int, seed: int) -> list[TrainingTex
 
 
 def _content(text: TrainingText) -> object:
-    """What texts share that are the same to a reader of held-out scores: prompt, text or turns."""
-    return _CONTENT[type(text)](text)
+    """What texts share of which one would tell how to continue the other.
+
+    A conversation's is its beginning, which all its turns come after.
+    """
+    return content_key(_CONTENT[type(text)](text))
 
 
-_CONTENT: dict[type, Callable[[Any], object]] = {
-    Answer: lambda text: content_key(text.prompt),
-    Plain: lambda text: content_key(text.text),
-    Chat: lambda text: text.turns,
+_CONTENT: dict[type, Callable[[Any], str]] = {
+    Answer: lambda text: text.content or text.prompt,
+    Plain: lambda text: text.text,
+    Chat: lambda text: _asked_first(text.turns),
 }
+
+
+def _asked_first(turns: tuple[tuple[str, str], ...]) -> str:
+    """What stands before a chat's first answer, or the answer where nothing does."""
+    roles = [role for role, _ in turns]
+    return "\n".join(content for _, content in turns[: roles.index("assistant") or 1])
 
 
 def spoken(texts: Iterable[TrainingText]) -> Iterable[str]:

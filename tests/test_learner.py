@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import END, LAYERS, tiny_config, write
 from safetensors.torch import load_file
-from trainings import equal, lines, stop_at_step, weights
+from trainings import CONFIG, equal, lines, stop_at_step, weights
 from transformers import LlamaForCausalLM
 
 
@@ -45,7 +45,7 @@ def test_distillation_teaches_early_exits_what_the_last_layer_says(train_further
     assert steps[-1]["loss"]["3"] < 0.8 * steps[0]["loss"]["3"]
 
 
-def test_a_teacher_of_its_own(train_further, train_anew, tmp_path, capsys):
+def test_a_teacher_of_its_own(train_further, train_anew, llama_config, tmp_path, capsys):
     _, other = train_further("--learning_rate", "0.01", folder="other")
     distill = ["--distill", "true", "--teacher"]
     code, out = train_further(*distill, str(other / "checkpoint"))
@@ -59,6 +59,9 @@ def test_a_teacher_of_its_own(train_further, train_anew, tmp_path, capsys):
     assert f"--teacher {tmp_path}/none: is no checkpoint folder" in capsys.readouterr().err
     assert train_anew(*distill, str(other / "checkpoint"), folder="scratch")[0] == 2
     assert "its vocab_size is 258, not 300" in capsys.readouterr().err
+    llama_config.write_text(json.dumps(CONFIG | {"vocab_size": 258}))
+    assert train_anew(*distill, str(other / "checkpoint"), folder="scratch")[0] == 2
+    assert "its tokens are not those of the model that learns" in capsys.readouterr().err
 
 
 def test_a_model_keeps_its_template_and_its_plan(train_further, train_anew, checkpoint):

@@ -87,11 +87,13 @@ def test_parts_of_a_batch_add_up(train_anew):
     assert_alike(whole, parts)
 
 
-def test_two_processes_learn_what_one_does(tmp_path, training_rows, llama_config, train_anew):
+@pytest.mark.parametrize("parts", ["1", "3"])
+def test_two_processes_learn_what_one_does(
+    tmp_path, training_rows, llama_config, train_anew, parts
+):
     _, one = train_anew("--max_layer_dropout", "0.5", folder="one")
-    flags = command(
-        tmp_path, training_rows, llama_config, "--max_layer_dropout", "0.5", folder="two"
-    )
+    flags = ["--max_layer_dropout", "0.5", "--gradient_accumulation", parts]
+    flags = command(tmp_path, training_rows, llama_config, *flags, folder="two")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--no-python"]
         + ["--standalone", sys.executable, ROOT / "train.py", *flags],
@@ -180,6 +182,66 @@ def test_a_loss_that_is_no_number_stops_training_and_keeps_the_state(
     assert train_anew()[0] == 0
 
 
+def ruin_weights_after(monkeypatch, number):
+    def ruined(self, sequences, window, step=training.Training._step):
+        step(self, sequences, window)
+        if self.progress.step == number:
+            for item in self._learner.model.parameters():
+                item.data.mul_(math.inf)
+
+    monkeypatch.setattr(training.Training, "_step", ruined)
+
+
+def test_a_state_of_ruined_weights_does_not_stay(train_anew, monkeypatch, capsys):
+    ruin_weights_after(monkeypatch, 6)
+    code, out = train_anew()
+    assert code == 1
+    assert "loss or gradient of step 7 is not finite" in capsys.readouterr().err
+    assert [path.name for path in out.glob("state-*")] == ["state-00000003"]
+    monkeypatch.undo()
+    assert train_anew()[0] == 0
+    assert [line["step"] for line in lines(out, "start")] == [0, 3]
+
+
+def test_a_state_that_was_not_proven_when_a_training_was_killed(train_anew, monkeypatch):
+    """It is gone on from; where its weights are ruined, the one before is still there."""
+    ruin_weights_after(monkeypatch, 6)
+    monkeypatch.setattr(training_state.TrainingState, "disprove", lambda self: None)
+    _, out = train_anew()
+    assert len(list(out.glob("state-*"))) == 2
+    monkeypatch.undo()
+    assert train_anew()[0] == 1
+    assert [path.name for path in out.glob("state-*")] == ["state-00000003"]
+    assert train_anew()[0] == 0
+    assert [line["step"] for line in lines(out, "start")] == [0, 3]
+
+
+def test_a_held_out_loss_that_is_no_number_stops_training(train_anew, monkeypatch, capsys):
+    ruin_weights_after(monkeypatch, 8)
+    code, out = train_anew("--optimizer", "muon")
+    assert code == 1
+    error = capsys.readouterr().err
+    assert "--learning_rate 0.01, --muon_learning_rate 0.02: loss on held-out rows after" in error
+    assert "after step 8 is not finite; training stops, state-00000006 is kept" in error
+    assert not (out / "checkpoint").exists()
+
+
+def test_a_file_of_anothers_is_not_taken_for_the_log(train_anew, training_rows, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    rows = training_rows.read_bytes()
+    (out / LOG_NAME).write_bytes(rows)
+    assert train_anew("--data_path", str(out / LOG_NAME))[0] == 2
+    assert "holds a training.jsonl that is no training's log" in capsys.readouterr().err
+    assert (out / LOG_NAME).read_bytes() == rows
+
+
+def test_a_checkpoint_of_anothers_is_left_alone(train_anew, tmp_path, capsys):
+    (tmp_path / "out" / "checkpoint").mkdir(parents=True)
+    assert train_anew()[0] == 2
+    assert "its checkpoint is no training's" in capsys.readouterr().err
+
+
 def test_a_full_disk_at_a_state_keeps_the_one_before(train_anew, monkeypatch, capsys):
     ordinary = training_state.save_file
 
@@ -205,11 +267,20 @@ def test_a_full_disk_at_a_state_keeps_the_one_before(train_anew, monkeypatch, ca
     assert [line["step"] for line in lines(out, "start")] == [0, 3]
 
 
-def test_a_full_disk_at_the_checkpoint_keeps_the_state(train_anew, monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("writer", "error"),
+    [
+        ("PreTrainedModel", OSError(28, "No space left on device")),
+        ("PreTrainedTokenizerFast", Exception("No space left on device (os error 28)")),
+    ],
+)
+def test_a_full_disk_at_the_checkpoint_keeps_the_state(
+    train_anew, monkeypatch, capsys, writer, error
+):
     def full(*_, **__):
-        raise OSError(28, "No space left on device")
+        raise error
 
-    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    monkeypatch.setattr(f"transformers.{writer}.save_pretrained", full)
     assert train_anew()[0] == 1
     assert "the checkpoint cannot be written" in capsys.readouterr().err
     monkeypatch.undo()

@@ -199,6 +199,67 @@ def test_rows_without_text_are_refused(tmp_path, row, reason):
         texts(write(tmp_path / "rows.jsonl", [row]))
 
 
+def test_a_conversation_is_held_out_as_a_whole(tmp_path):
+    """Later turns hold the earlier ones and their answers."""
+    rows = [
+        {
+            "data": [
+                {"role": role, "message": f"{role} of {number} at {turn}"}
+                for turn in range(3)
+                for role in ("USER", "PARSER")
+            ]
+        }
+        for number in range(5)
+    ]
+    path = write(tmp_path / "rows.jsonl", rows)
+    learned, held_out = texts(path, dataset="chat_format", eval_samples=2)
+    assert len(held_out) == 2
+    assert len(learned) == 9
+    assert not {text.content for text in learned} & {text.content for text in held_out}
+
+
+def test_a_question_is_held_out_with_all_its_answers(tmp_path):
+    rows = [
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": f"question{' ' * (1 + number % 2)}{number // 4}"},
+                {"role": "assistant", "content": f"answer {number}"},
+            ]
+        }
+        for number in range(12)
+    ]
+    learned, held_out = texts(write(tmp_path / "rows.jsonl", rows), eval_samples=1)
+    (number,) = [text.turns[1][1].split()[1] for text in held_out]
+    assert len(learned) == 8
+    assert number not in {text.turns[1][1].split()[1] for text in learned}
+
+
+def test_chats_that_begin_with_an_answer_are_told_apart(tmp_path):
+    rows = [{"messages": [{"role": "assistant", "content": f"line {n}"}]} for n in range(4)]
+    learned, held_out = texts(write(tmp_path / "rows.jsonl", rows), eval_samples=1)
+    assert (len(learned), len(held_out)) == (3, 1)
+
+
+def test_no_test_split_is_learned(tmp_path):
+    with pytest.raises(UsageError, match="--dataset human_eval: has no train split"):
+        get_training_texts(TrainingDataArguments(dataset="human_eval"), 0)
+    rows = [{"prompt": "a", "response": "b", "text": "c"}]
+    path = write(tmp_path / "test.jsonl", rows)
+    for dataset in ("custom_jsonl", None):
+        with pytest.raises(UsageError, match=f"--data_path {tmp_path}: has no train split"):
+            texts(tmp_path, dataset=dataset, eval_samples=0)
+        assert len(texts(path, dataset=dataset, eval_samples=0)[0]) == 1
+
+
+def test_what_a_template_cannot_say_is_told_by_flag_file_and_line(tmp_path, tokenizer):
+    chat = {"messages": [{"role": "assistant", "content": "a"}]}
+    path = write(tmp_path / "rows.jsonl", [chat])
+    learned, _ = texts(path, eval_samples=0)
+    with pytest.raises(UsageError, match=f"--data_path {path}: line 1: messages need a tokenizer"):
+        encoded(learned, tokenizer)
+
+
 def test_texts_and_chats_do_not_mix(tmp_path):
     chat = {"messages": [{"role": "assistant", "content": "a"}]}
     path = write(tmp_path / "rows.jsonl", [{"text": "a"}, chat])
