@@ -13,7 +13,7 @@ RUN := $(BIN)/python benchmark.py --sample false --output_dir $(DEMO)
 # 44 utterances are decoded; the others calibrate.
 PARSES := $(RUN) --model layerskip-topv2-5m --dataset top_v2 --data_path samples/top_v2.jsonl \
 	--num_samples 44 --max_steps 96
-EARLY := --generation_strategy self_speculative --exit_layer 2 --num_speculations 12
+EARLY := --generation_strategy self_speculative --exit_layer 2 --num_speculations 20
 ANGULAR := --prune_method angular --prune_n 2 --calibration_samples 16
 # Without stop words: they are those of base models, and end this chat model's answers at once.
 CODE := $(RUN) --dataset human_eval --num_samples 2 --max_steps 40 --stop_words none
