@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import benchmark
 import optimizers
+import train
 import training
 import training_arguments
 import training_documents
@@ -54,6 +55,16 @@ def test_a_training_from_scratch_learns_and_leaves_a_checkpoint(train_anew):
     tokenizer = AutoTokenizer.from_pretrained(out / "checkpoint")
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 0
     assert tokenizer.decode(tokenizer("count 1:\n")["input_ids"]) == "count 1:\n"
+
+
+@pytest.mark.parametrize(("chosen", "used"), [(None, "64"), ("7", "7")])
+def test_kernels_of_shapes_gone_by_are_not_kept(train_anew, monkeypatch, chosen, used):
+    for name in train.KERNEL_CACHES:
+        monkeypatch.setenv(name, chosen or "")
+        if chosen is None:
+            monkeypatch.delenv(name)
+    assert train_anew("--max_steps", "1")[0] == 0
+    assert {os.environ[name] for name in train.KERNEL_CACHES} == {used}
 
 
 def test_the_checkpoint_runs_in_benchmark(train_anew, training_rows, tmp_path):
