@@ -117,13 +117,13 @@ def _is_turn(turn: Any) -> bool:
 
 def _drawn(texts: list[TrainingText], count: int, seed: int) -> list[TrainingText]:
     """`count` texts of different content, in an order that the seed settles."""
-    different: dict[object, TrainingText] = {}
+    different: dict[str, TrainingText] = {}
     for index in shuffled(len(texts), seed, "held out"):
         different.setdefault(_content(texts[index]), texts[index])
     return list(different.values())[:count]
 
 
-def _content(text: TrainingText) -> object:
+def _content(text: TrainingText) -> str:
     """What texts share of which one would tell how to continue the other.
 
     A conversation's is its beginning, which all its turns come after.

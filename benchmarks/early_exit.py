@@ -61,11 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     examples = get_data(data, SEED).examples
     runtime = start(model_flags)
     checkpoint = find_checkpoint(model_flags)
-    # Peers have the weights as transformers lays them; this project's engine lays its own.
-    model = read_model(checkpoint, runtime, model_flags.extra()).eval().requires_grad_(False)
-    layers = model.config.num_hidden_layers
+    layers = checkpoint.config.num_hidden_layers
     if max(flags.exit_layers) >= layers:
         reject("exit_layers", flags.exit_layers, f"must be below the model's {layers} layers")
+    # Peers have the weights as transformers lays them; this project's engine lays its own.
+    model = read_model(checkpoint, runtime, model_flags.extra()).eval().requires_grad_(False)
     prompts = [encode(data, checkpoint, example.prompt) for example in examples]
     steps = lengths(model, checkpoint.tokenizer, prompts, flags.max_steps)
     capacity = max(map(len, prompts)) + max(steps)
@@ -119,8 +119,6 @@ def prepare(sides: list[Side], setting: Setting) -> dict[Side, Engine]:
             engine.decode(setting.prompts[0], 8)
         except Exception as error:
             # Peers fail in their own ways, and what one of them cannot do the others still can.
-            if side.system == OURS:
-                raise
             _leave_out(side, error)
             continue
         engines[side] = engine
@@ -128,6 +126,9 @@ def prepare(sides: list[Side], setting: Setting) -> dict[Side, Engine]:
 
 
 def _leave_out(side: Side, error: Exception) -> None:
+    """Names a peer that failed; raises what this project's own failed with."""
+    if side.system == OURS:
+        raise error
     warn(f"{side.name} is left out: {type(error).__name__}: {str(error)[:200]}")
 
 
@@ -159,8 +160,6 @@ def measure(
                 made.check_count(count)
             except Exception as error:
                 # As above.
-                if side.system == OURS:
-                    raise
                 _leave_out(side, error)
                 del engines[side]
                 continue
