@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from arguments import CELL_GROUPS, CellArguments
-from command_line import EXIT_INTERRUPTED, command_text, parse, run_script, shown, warn
+from command_line import (
+    EXIT_INTERRUPTED,
+    FailedError,
+    command_text,
+    parse,
+    run_script,
+    shown,
+    warn,
+)
 from data import get_local_prompts
 
 
@@ -24,22 +32,32 @@ def main(argv: list[str] | None = None) -> int:
         warn(code_execution.warning())
     record, path = run_cell(cell, command)
     print_summary(record.to_dict(), path)
-    return 0 if record.status == "complete" else EXIT_INTERRUPTED
+    if record.status != "complete":
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return FailedError.exit_code if record.failed_prompts else 0
 
 
 def print_summary(run: dict[str, Any], path: Path) -> None:
     """The run in a few lines."""
     counts, text = run["counts"], run["predicted_text"]
-    skipped = counts["skipped_prompts"]
+    skipped, failed = counts["skipped_prompts"], counts.get("failed_prompts", 0)
     print(
         f"{run['status']}: {counts['prompts']} prompts, {counts['generated_tokens']} tokens"
         + (f"; {skipped} skipped, longer than the model's positions" if skipped else "")
+        + (f"; {failed} FAILED for want of memory" if failed else "")
     )
     print(
         f"speed     {shown(run['tokens_per_second']['token_weighted'], '.1f')} tokens/s, "
         f"{shown(run['time_per_token']['mean'], '.4f')} s/token after a prefill of "
         f"{shown(run['prefill_seconds']['mean'], '.3f')} s"
     )
+    together = run.get("throughput")
+    if together and run["runtime"]["ranks"] > 1:
+        print(
+            f"together  {together['tokens_per_second']:.1f} tokens/s of "
+            f"{run['runtime']['ranks']} processes, in {together['seconds']:.1f} s"
+        )
     if counts["drafted_tokens"]:
         speedup = run["speedup_over_full_steps"]
         print(

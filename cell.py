@@ -122,7 +122,7 @@ def find_cell(arguments: CellArguments, prompts: tuple[Selection, Selection | No
 
     The model comes first: one that is gated should not cost the download of a data set.
     """
-    runtime = start(arguments.model)
+    runtime = start(arguments.model, parallel=True)
     checkpoint = find_checkpoint(arguments.model)
     check_chat_template(arguments.data, checkpoint)
     seed = arguments.generation.seed
@@ -136,7 +136,8 @@ def cell_finder() -> Callable[[CellArguments], Cell]:
     prompts_of = functools.cache(get_prompts)
 
     def find(arguments: CellArguments) -> Cell:
-        runtime, checkpoint = start(arguments.model), checkpoint_of(arguments.model)
+        runtime = start(arguments.model, parallel=True)
+        checkpoint = checkpoint_of(arguments.model)
         check_chat_template(arguments.data, checkpoint)
         calibration = _what_calibrates(arguments.prune)
         prompts = prompts_of(arguments.data, calibration, arguments.generation.seed)

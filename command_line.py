@@ -6,12 +6,18 @@ Nothing here imports torch, so that a mistyped flag is answered at once.
 import argparse
 import dataclasses
 import difflib
+import math
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
+import time
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,12 +26,15 @@ EXIT_USAGE = 2
 EXIT_BUSY = 75  # sysexits.h: a temporary failure, worth another try
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
+_ECHO_SECONDS = 2
+_CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 class UsageError(ValueError):
     """Input that cannot work; the message names the flag, the value and what is allowed."""
 
     exit_code = EXIT_USAGE
+    told = False  # whether another process says it
 
 
 class FailedError(UsageError):
@@ -40,6 +49,33 @@ class BusyError(UsageError):
     exit_code = EXIT_BUSY
 
 
+class InterruptedRunError(UsageError):
+    """A signal ended the run in another process."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+def error_of(exit_code: int) -> type[UsageError]:
+    """The kind of error that ends a script with this code."""
+    kinds = (UsageError, BusyError, InterruptedRunError)
+    return {kind.exit_code: kind for kind in kinds}.get(exit_code, FailedError)
+
+
+def process_count() -> int:
+    """How many processes torchrun started for this run; 1 without it."""
+    return _launched("WORLD_SIZE", 1)
+
+
+def is_leading() -> bool:
+    """Whether this process speaks for all that torchrun started."""
+    return process_count() == 1 or _launched("RANK", 0) == 0
+
+
+def _launched(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default
+
+
 def reject(flag: str, value: object, allowed: str) -> NoReturn:
     """Raises the `UsageError` that every bad flag gets."""
     shown = "" if value is None else f" {value}"
@@ -47,8 +83,9 @@ def reject(flag: str, value: object, allowed: str) -> NoReturn:
 
 
 def warn(message: str) -> None:
-    """Says on stderr what the user should know of a run that goes on."""
-    print(f"warning: {message}", file=sys.stderr)
+    """Says on stderr what the user should know of a run that goes on; one process says it."""
+    if is_leading():
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def shown(value: float | None, form: str) -> str:
@@ -135,26 +172,111 @@ def command_text(argv: list[str] | None) -> str:
 def run_script(
     main: typing.Callable[[list[str] | None], int], argv: list[str] | None = None
 ) -> int:
-    """Calls `main`; a `UsageError` becomes one line on stderr and its exit code, mostly 2."""
+    """Calls `main`; a `UsageError` becomes one line on stderr and its exit code, mostly 2.
+
+    SIGTERM interrupts as Ctrl-C does. Of several processes the leading one has the terminal, and
+    an error is shown by the first that meets it.
+    """
     try:
-        return main(argv)
+        with _interruptible(), _one_voice():
+            return main(argv)
     except UsageError as error:
-        print_error(error)
+        if not error.told and _is_first_to_tell():
+            _print_line(error)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        if _is_first_to_tell():
+            print(f"{_script()}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output, such as `head`, has seen enough. Python would try to write the
         # rest at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CLOSED_PIPE
+    except Exception as error:
+        if _is_first_to_tell():
+            if not is_out_of_memory(error):
+                raise
+            _print_line(FailedError(f"out of memory ({error})"))
+        return FailedError.exit_code
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or this machine lacked memory, in torch's words or Python's."""
+    # torch's own class has this name; it is not imported for it.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"OutOfMemoryError", "MemoryError"}) or _CPU_MEMORY in str(error)
 
 
 def print_error(error: UsageError) -> None:
+    """Says on stderr what went wrong where the script goes on; one process says it."""
+    if is_leading():
+        _print_line(error)
+
+
+def _print_line(error: UsageError) -> None:
     """One line on stderr, under the script's name."""
     line = " ".join(str(error).split())
-    print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+    print(f"{_script()}: error: {line}", file=sys.stderr)
+
+
+def _script() -> str:
+    return Path(sys.argv[0]).name
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Makes SIGTERM a KeyboardInterrupt too, and of an echo of either, nothing.
+
+    A Ctrl-C comes from the terminal, and once more from torchrun.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    latest = -math.inf
+
+    def interrupt(*_: Any) -> None:
+        nonlocal latest
+        before, latest = latest, time.monotonic()
+        if latest - before > _ECHO_SECONDS:
+            raise KeyboardInterrupt
+
+    found = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for one, handler in found.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(one, interrupt)
+        yield
+    finally:
+        for one, handler in found.items():
+            signal.signal(one, handler)
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Keeps what all processes print alike to the leading one."""
+    if is_leading():
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def _is_first_to_tell() -> bool:
+    """Whether no other process of this machine has said yet how the run ended."""
+    if process_count() == 1:
+        return True
+    # torchrun makes a folder for each of its processes, all in one.
+    folder = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not folder:
+        return is_leading()
+    try:
+        (Path(folder).parent.parent / "told").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return is_leading()
+    return True
 
 
 def _unknown_message(unknown: str, known: dict[str, Any]) -> str:

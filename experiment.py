@@ -1,19 +1,20 @@
 """One cell: plan, prompts and decoder in, samples and a log out."""
 
 import dataclasses
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from arguments import GenerationArguments
 from cell import Cell
 from code_execution import passes
-from command_line import UsageError
+from command_line import FailedError, InterruptedRunError, UsageError, is_out_of_memory
 from data import EvaluationExample
-from metrics import summarize, text_scores
+from metrics import summarize, text_scores, throughput
 from model_loading import LoadedModel, load_model
 from prepared_model import (
     decide_plan,
@@ -23,6 +24,7 @@ from prepared_model import (
     prune,
     save_as_asked,
 )
+from progress import progress
 from prompt_encoding import encode, fitted, longest_prompt
 from pruned_model import PruneModel, PrunePlan, is_saved
 from run_log import RunRecord, SampleRecord, current_commit
@@ -42,22 +44,54 @@ def run_cell(cell: Cell, command: str, prepare: Prepare | None = None) -> tuple[
 
     A run that an earlier start broke off goes on where it stopped, and one that is complete is
     returned as it is. `prepare` yields the model where it is not to be loaded for this cell alone.
+    Of several processes, each does its share of the examples, and what goes wrong in one is raised
+    in all.
     """
-    output_dir, folder = cell.arguments.log.output_dir, cell.arguments.prune.save_pruned
-    with claimed(output_dir, cell.run_id) as left:
-        if left and left.status == "complete" and (folder is None or _has_saved(cell, left)):
-            print(f"run {left.run_id} is complete; another --output_dir runs it again")
-            return left, find_run(output_dir, cell.run_id)
-        loaded, pruned = (prepare or load_and_prune)(cell, left)
-        encoded = encode_examples(cell, loaded)
-        longest = max(len(item.prompt_ids) for item in encoded if item.prompt_ids)
-        flags, words = cell.arguments.generation, cell.arguments.stop_words
-        generator = make_generator(flags, loaded, pruned.plan, words, longest)
+    ranks = cell.runtime.ranks
+    with ranks.together():
+        check_alike(cell)
+        output_dir = cell.arguments.log.output_dir
+        with claimed(output_dir, cell.run_id, ranks) as left:
+            if ranks.first(ranks.leads and _is_over(cell, left)):
+                print(f"run {left.run_id} is complete; another --output_dir runs it again")
+                found = ranks.first(ranks.leads and str(find_run(output_dir, cell.run_id)))
+                return left, Path(found)
+            loaded, pruned = (prepare or load_and_prune)(cell, left)
+            writer = _measured(cell, loaded, pruned, left, command)
+            return writer.record, writer.path
+
+
+def check_alike(cell: Cell) -> None:
+    """Raises `FailedError` where processes are about to run different things."""
+    first, *others = cell.runtime.ranks.exchange(cell.identity)
+    for rank, other in enumerate(others, start=1):
+        names = [name for name in first | other if first.get(name) != other.get(name)]
+        if names:
+            differ = f"processes 0 and {rank} differ in {', '.join(names)}"
+            raise FailedError(f"torchrun: {differ}; all machines need the same files and devices")
+
+
+def _is_over(cell: Cell, left: RunRecord | None) -> bool:
+    """Whether an earlier start has done all that is asked for."""
+    if left is None or left.status != "complete":
+        return False
+    folder = cell.arguments.prune.save_pruned
+    plan = PrunePlan.from_dict(left.plan)
+    return folder is None or is_saved(folder, plan, cell.checkpoint.fingerprint)
+
+
+def _measured(
+    cell: Cell, loaded: LoadedModel, pruned: PruneModel, left: RunRecord | None, command: str
+) -> RunWriter:
+    encoded = encode_examples(cell, loaded)
+    longest = max(len(item.prompt_ids) for item in encoded if item.prompt_ids)
+    flags, words = cell.arguments.generation, cell.arguments.stop_words
+    generator = make_generator(flags, loaded, pruned.plan, words, longest)
+    if cell.runtime.ranks.leads:
         save_as_asked(cell.arguments.prune, loaded, pruned)
-        record = make_record(cell, loaded, pruned.plan, command)
-        record.runtime["compile_seconds"] = generator.engine.compile_seconds
-        writer = measure(cell, generator, encoded, resume(left, record) if left else record)
-        return writer.record, writer.path
+    record = make_record(cell, loaded, pruned.plan, command)
+    record.runtime["compile_seconds"] = generator.engine.compile_seconds
+    return measure(cell, generator, encoded, resume(left, record) if left else record)
 
 
 @dataclass
@@ -76,15 +110,11 @@ def load_and_prune(cell: Cell, left: RunRecord | None = None) -> tuple[LoadedMod
     if left:
         plan = PrunePlan.from_dict(left.plan)
     else:
-        plan = decide_plan(arguments.prune, arguments.data, loaded, cell.calibration)
+        ranks = cell.runtime.ranks
+        plan = decide_plan(arguments.prune, arguments.data, loaded, cell.calibration, ranks)
     pruned = prune(arguments.prune, arguments.generation, loaded, plan)
     print(pruned.report())
     return loaded, pruned
-
-
-def _has_saved(cell: Cell, left: RunRecord) -> bool:
-    plan = PrunePlan.from_dict(left.plan)
-    return is_saved(cell.arguments.prune.save_pruned, plan, cell.checkpoint.fingerprint)
 
 
 def encode_examples(cell: Cell, loaded: LoadedModel) -> list[EncodedExample]:
@@ -127,32 +157,44 @@ def measure(
     cell: Cell, generator: TextGenerator, encoded: list[EncodedExample], record: RunRecord
 ) -> RunWriter:
     """Warms up, decodes every example that the log lacks; an interruption leaves what was done."""
+    ranks = cell.runtime.ranks
     cell.runtime.reset_peak_memory()
-    warm_up = next(item.prompt_ids for item in encoded if item.prompt_ids)
-    made = generator.generate(warm_up, max_steps=WARM_UP_STEPS)
-    _time_full_step(generator, warm_up, made)
-
-    writer = RunWriter(cell.arguments.log.output_dir, record)
-    done = {sample.index for sample in writer.samples}
-    if done:
-        print(f"{writer.path.name} goes on: {len(done)} of {len(encoded)} prompts are done")
-    status = "failed"
+    _warm_up(generator, encoded)
+    writer = RunWriter(cell.arguments.log.output_dir, record, ranks)
+    missing = [index for index in range(len(encoded)) if index not in writer.done]
+    if writer.done:
+        print(f"{writer.path.name} goes on: {len(writer.done)} of {len(encoded)} prompts are done")
+    status, started = "failed", time.perf_counter()
     try:
-        for index, item in enumerate(tqdm(encoded, unit="prompt")):
-            if index not in done:
-                sample = measure_example(cell.arguments.generation, generator, index, item)
-                sample.peak_memory_bytes = cell.runtime.peak_memory_bytes()
+        with progress(ranks, len(encoded), len(writer.done)) as bar:
+            for index in ranks.share(missing):
+                ranks.check()
+                sample = measure_example(cell, generator, index, encoded[index])
                 writer.add(sample)
+                bar.advance()
+            writer.merge(bar.refresh)
         status = "complete"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, InterruptedRunError):
         status = "interrupted"
+        if ranks.count > 1:
+            raise
     finally:
-        writer.finish(status, summarize(writer.samples))
+        seconds = time.perf_counter() - started
+        samples = writer.samples if status == "complete" else writer.finished()
+        metrics = summarize(samples) | {"throughput": throughput(samples, missing, seconds)}
+        writer.finish(status, metrics)
     return writer
 
 
+def _warm_up(generator: TextGenerator, encoded: list[EncodedExample]) -> None:
+    prompt = next(item.prompt_ids for item in encoded if item.prompt_ids)
+    with suppress_out_of_memory():  # which the example itself will tell of
+        made = generator.generate(prompt, max_steps=WARM_UP_STEPS)
+        _time_full_step(generator, prompt, made)
+
+
 def measure_example(
-    arguments: GenerationArguments, generator: TextGenerator, index: int, item: EncodedExample
+    cell: Cell, generator: TextGenerator, index: int, item: EncodedExample
 ) -> SampleRecord:
     """Decodes one example and scores its text."""
     example = item.example
@@ -161,12 +203,26 @@ def measure_example(
         example.example_id,
         item.full_length,
         example.reference,
+        ranks=cell.runtime.ranks.count,
         threads=torch.get_num_threads(),
     )
     if item.prompt_ids is None:
         sample.status = "prompt_too_long"
         return sample
-    made = generator.generate(item.prompt_ids, arguments.seed, example.example_id)
+    sample.status = "out_of_memory"
+    with suppress_out_of_memory():
+        _decode(cell.arguments.generation, generator, item, sample)
+        sample.status = "done"
+    sample.peak_memory_bytes = cell.runtime.peak_memory_bytes()
+    return sample
+
+
+def _decode(
+    flags: GenerationArguments, generator: TextGenerator, item: EncodedExample, sample: SampleRecord
+) -> None:
+    """Fills in what decoding the example yields."""
+    example = item.example
+    made = generator.generate(item.prompt_ids, flags.seed, example.example_id)
     sample.full_step = _time_full_step(generator, item.prompt_ids, made)
     sample.prompt_tokens = made.prompt_tokens
     sample.prediction = made.text
@@ -180,7 +236,21 @@ def measure_example(
     if example.tests is not None:
         program = f"{example.content}{made.text}\n{example.tests}"
         sample.scores["pass@1"] = float(passes(program))
-    return sample
+
+
+@contextmanager
+def suppress_out_of_memory() -> Iterator[None]:
+    """Leaves what is inside where memory does not suffice, and frees what it held."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    else:
+        return
+    # Only here, where the error with its frames is gone, are their tensors.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _time_full_step(

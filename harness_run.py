@@ -26,10 +26,11 @@ from harness_tasks import (
     single_tasks,
     task_facts,
 )
+from log_files import replace_json
 from model_loading import find_checkpoint
 from prepared_model import PreparedModel, exit_layer_facts, load_pruned, model_facts
 from run_log import RunRecord, current_commit
-from run_writer import begin_log, replace_json, timestamp
+from run_writer import begin_log, timestamp
 from runtime import start
 
 _SPECULATIVE_WARNING = (

@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from arguments import ModelArguments
 from command_line import UsageError, reject
 from early_exits import EarlyExits, Teacher
+from log_files import written_whole
 from model_loading import Checkpoint, find_checkpoint, plan_beside, read_model
 from run_log import content_hash
-from run_writer import written_whole
 from runtime import Runtime
 from self_speculation.llama_model_utils import SUPPORTED_MODEL_TYPES
 from training_arguments import TRAIN_TOKENIZER, LearnerArguments

@@ -3,55 +3,78 @@
 import dataclasses
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from arguments import GenerationArguments
 from cell import Cell
-from experiment import EncodedExample, encode_examples, load_and_prune, make_record
+from check_log import CheckLog, Result
+from command_line import InterruptedRunError
+from experiment import (
+    EncodedExample,
+    check_alike,
+    encode_examples,
+    load_and_prune,
+    make_record,
+)
 from model_loading import LoadedModel
 from prepared_model import make_generator, save_as_asked
+from progress import progress
 from pruned_model import PrunePlan
-from run_writer import begin_log, replace_json, timestamp
+from run_log import RunRecord
 from self_speculation.equality import TIE_GAPS, first_difference, ties_allowed, verdict
 from self_speculation.law import ALPHA, chi_square, needed_tokens, sampled_law
 from self_speculation.sampling import seeded_generator
 from self_speculation.text_generator import TextGenerator
 
-Result = dict[str, Any]
-
 
 def check_cell(cell: Cell, draws: int, command: str) -> tuple[Result, Path]:
-    """Checks all prompts of a cell; returns the log, which is written anew after every one."""
-    loaded, pruned = load_and_prune(cell)
-    encoded = encode_examples(cell, loaded)
-    save_as_asked(cell.arguments.prune, loaded, pruned)
-    record = make_record(cell, loaded, pruned.plan, command)
-    path = begin_log(cell.arguments.log.output_dir, "correctness", record)
-    pair = DecoderPair(cell, loaded, pruned.plan, encoded)
-    is_sampled = cell.arguments.generation.sample
-    found = pair.sampled(draws) if is_sampled else pair.greedy()
-    results: list[Result] = []
-    log = record.to_dict()
+    """Checks all prompts of a cell; returns the log, which is written anew after every one.
+
+    Of several processes each checks its share, and the leading one writes the log.
+    """
+    ranks = cell.runtime.ranks
+    with ranks.together():
+        check_alike(cell)
+        loaded, pruned = load_and_prune(cell)
+        encoded = encode_examples(cell, loaded)
+        if ranks.leads:
+            save_as_asked(cell.arguments.prune, loaded, pruned)
+        record = make_record(cell, loaded, pruned.plan, command)
+        pair = DecoderPair(cell, loaded, pruned.plan, encoded)
+        is_sampled = cell.arguments.generation.sample
+        found = pair.sampled(draws) if is_sampled else pair.greedy()
+        summarize = summarize_sampled if is_sampled else summarize_greedy
+        return _checked(cell, record, found, lambda all: summarize(all, loaded.model.dtype))
+
+
+def _checked(
+    cell: Cell,
+    record: RunRecord,
+    found: Iterator[tuple[int, Result]],
+    summarize: Callable[[list[Result]], Result],
+) -> tuple[Result, Path]:
+    """Takes the results in, and logs them as they come."""
+    ranks = cell.runtime.ranks
+    results = CheckLog(cell.arguments.log.output_dir, record, ranks)
     status = "failed"
     try:
-        for one in tqdm(found, total=len(encoded), unit="prompt"):
-            results.append(one)
-            replace_json(path, log | {"examples": results})
+        with progress(ranks, len(cell.evaluated.examples)) as bar:
+            for index, result in found:
+                ranks.check()
+                results.add(index, result)
+                bar.advance()
+            results.merge(bar.refresh)
         status = "complete"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, InterruptedRunError):
         status = "interrupted"
+        if ranks.count > 1:
+            raise
     finally:
-        record.status, record.ended = status, timestamp()
-        summarize = summarize_sampled if is_sampled else summarize_greedy
-        summary = summarize(results, loaded.model.dtype)
-        log = record.to_dict() | {"summary": summary, "examples": results}
-        replace_json(path, log)
-    return log, path
+        log = results.finish(status, summarize)
+    return log, results.path
 
 
 class DecoderPair:
@@ -64,21 +87,27 @@ class DecoderPair:
         self._longest = max(len(item.prompt_ids) for item in encoded if item.prompt_ids)
         self._encoded = encoded
 
-    def greedy(self) -> Iterator[Result]:
+    def greedy(self) -> Iterator[tuple[int, Result]]:
         """The ids of both decoders, and where they part the model's gap between the tokens."""
         flags = self._cell.arguments.generation
         spoken, plain = self._generator(flags), self._plain_generator(flags)
-        for item in self._encoded:
-            yield self._compared(item, lambda i=item: self._parted(i.prompt_ids, plain, spoken))
+        for index, item in self._share():
+            found = self._compared(item, lambda i=item: self._parted(i.prompt_ids, plain, spoken))
+            yield index, found
 
-    def sampled(self, draws: int) -> Iterator[Result]:
+    def sampled(self, draws: int) -> Iterator[tuple[int, Result]]:
         """The law of what speculation draws, tested against the verifier's."""
         flags = self._cell.arguments.generation
         steps = max(flags.max_steps, needed_tokens(flags.num_speculations))
         flags = dataclasses.replace(flags, max_steps=steps)
         spoken, plain = self._generator(flags), self._plain_generator(flags)
-        for item in self._encoded:
-            yield self._compared(item, lambda i=item: self._tested(i, plain, spoken, draws))
+        for index, item in self._share():
+            found = self._compared(item, lambda i=item: self._tested(i, plain, spoken, draws))
+            yield index, found
+
+    def _share(self) -> Sequence[tuple[int, EncodedExample]]:
+        """The examples that this process checks, with their places among all."""
+        return self._cell.runtime.ranks.share(list(enumerate(self._encoded)))
 
     def _generator(
         self, flags: GenerationArguments, loaded: LoadedModel | None = None

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from rapidfuzz.distance import Levenshtein
@@ -41,8 +41,10 @@ def summarize(samples: list[SampleRecord]) -> dict[str, Any]:
       (k r + 1) / (k c + v), `bound` the same were every draft accepted, `measured` against the
       full steps timed in the same run.
     - `round_overhead`: decoding seconds beyond those of all passes, as a fraction of the latter.
-    - `counts` of prompts, tokens and passes.
+    - `counts` of prompts, tokens and passes; prompts that were skipped are longer than the model's
+      positions, and those that failed found too little memory.
     - `peak_memory_bytes`: the most that the process held.
+    - `throughput`, which `throughput` adds.
     - `timed`: ranks and threads of the prompts that everything in seconds is of, and their number.
       A run that went on with other threads is timed by those prompts that are most.
     """
@@ -70,6 +72,25 @@ def summarize(samples: list[SampleRecord]) -> dict[str, Any]:
             "threads": timed[0].threads if timed else None,
             "prompts": len(timed),
         },
+    }
+
+
+def throughput(
+    samples: list[SampleRecord], indices: Collection[int], seconds: float
+) -> dict[str, float]:
+    """What all processes did together in the seconds since the latest start began to decode.
+
+    The examples with these `indices` were left to it. Prompts, scores and files take their part
+    of the time, as does whatever process ends last.
+    """
+    chosen = set(indices)
+    new = [sample for sample in samples if sample.index in chosen]
+    tokens = sum(len(sample.output_ids) for sample in new)
+    return {
+        "prompts": len(new),
+        "generated_tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
     }
 
 
@@ -181,7 +202,8 @@ def _counts(
 ) -> dict[str, int]:
     return {
         "prompts": len(samples),
-        "skipped_prompts": len(samples) - len(done),
+        "skipped_prompts": sum(sample.status == "prompt_too_long" for sample in samples),
+        "failed_prompts": sum(sample.status == "out_of_memory" for sample in samples),
         "prompt_tokens": sum(sample.prompt_tokens for sample in done),
         "generated_tokens": sum(len(sample.output_ids) for sample in done),
         "drafted_tokens": sum(sample.drafted_tokens for sample in done),

@@ -12,6 +12,7 @@ from data import Selection, get_calibration_alone
 from model_loading import Checkpoint, LoadedModel, find_checkpoint, load_model
 from prompt_encoding import check_chat_template, encode, fitted, longest_prompt
 from pruned_model import PruneModel, PrunePlan, count_parameters, is_saved, make_plan, weight_bytes
+from ranks import ALONE, Ranks
 from runtime import Runtime, start
 from self_speculation.generator_base import Generation, GenerationConfig, Streamer
 from self_speculation.llama_model_utils import position_limit
@@ -27,6 +28,7 @@ def decide_plan(
     prompting: PromptArguments,
     loaded: LoadedModel,
     calibration: Selection | None,
+    ranks: Ranks = ALONE,
 ) -> PrunePlan:
     """Which layers the flags remove. Long prompts calibrate with their tail."""
 
@@ -35,7 +37,7 @@ def decide_plan(
         texts = (example.prompt for example in calibration.examples)
         return [torch.tensor([encode(prompting, loaded, text)[-limit:]]) for text in texts]
 
-    return make_plan(pruning, loaded.model, prompts)
+    return make_plan(pruning, loaded.model, prompts, ranks)
 
 
 def prune(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from arguments import PLAN_FILE, PruneArguments
 from command_line import UsageError, reject
+from ranks import ALONE, Ranks
 from weight_layout import stored_by_rows
 
 
@@ -203,13 +204,18 @@ def is_saved(folder: str, plan: PrunePlan, fingerprint: str) -> bool:
 
 
 def make_plan(
-    arguments: PruneArguments, model: nn.Module, calibration: Callable[[], list[Tensor]]
+    arguments: PruneArguments,
+    model: nn.Module,
+    calibration: Callable[[], list[Tensor]],
+    ranks: Ranks = ALONE,
 ) -> PrunePlan:
-    """The plan of `--prune_method`.
+    """The plan of `--prune_method`, the same in all processes, which share its measurements.
 
     `calibration` yields token ids, (1, T) each; it is called only by a criterion that measures.
     """
-    return CRITERIA[arguments.prune_method](arguments, model, calibration)
+    plan = CRITERIA[arguments.prune_method](arguments, model, calibration, ranks)
+    # Where machines differ, so might what they measured.
+    return plan if ranks.count == 1 else PrunePlan.from_dict(ranks.first(plan.to_dict()))
 
 
 def check_prune_n(flag: str, count: int, layers: int) -> None:
@@ -225,19 +231,21 @@ def with_prune_n(plan: PrunePlan, count: int) -> PrunePlan:
     return _least_distance(torch.tensor(known, dtype=torch.float64), count, plan.calibration)
 
 
-def angular_distances(model: nn.Module, prompts: list[Tensor]) -> Tensor:
+def angular_distances(model: nn.Module, prompts: list[Tensor], ranks: Ranks = ALONE) -> Tensor:
     """d(l, n) for all l and n at once, float64 of shape (L + 1, L + 1); NaN where l + n > L.
 
     d(l, n) = arccos(cos_sim(x(l), x(l + n))) / pi, averaged over prompts, where x(l) is the
     residual stream before layer l at the prompt's last token and x(L) the one after the last
     layer (Gromov et al. 2024, arXiv 2403.17887). Each prompt costs one forward pass without the
-    LM head, and leaves nothing behind but its last token's L + 1 states.
+    LM head, and leaves nothing behind but the distances of its last token's L + 1 states. Each
+    process measures its share of the prompts; the sum is in the prompts' order.
     """
     layers = model.config.num_hidden_layers
     total = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
-    for prompt in prompts:
-        unit = nn.functional.normalize(_last_token_states(model, prompt), dim=-1)
-        total += (unit @ unit.T).clamp(-1, 1).arccos() / math.pi
+    measured = [_distances_of(model, prompt) for prompt in ranks.share(prompts)]
+    shares = ranks.gather(torch.stack(measured) if measured else total[None, :0])
+    for index in range(len(prompts)):
+        total += shares[index % ranks.count][index // ranks.count]
     distances = torch.full_like(total, math.nan)
     for first in range(layers + 1):
         distances[first, : layers + 1 - first] = total[first, first:] / len(prompts)
@@ -252,6 +260,11 @@ def count_parameters(module: nn.Module) -> int:
 def weight_bytes(module: nn.Module) -> int:
     """Bytes of all parameters, those shared between modules counted once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+
+def _distances_of(model: nn.Module, prompt: Tensor) -> Tensor:
+    unit = nn.functional.normalize(_last_token_states(model, prompt), dim=-1)
+    return (unit @ unit.T).clamp(-1, 1).arccos() / math.pi
 
 
 @torch.inference_mode()
@@ -276,18 +289,22 @@ def _last_token_states(model: nn.Module, prompt: Tensor) -> Tensor:
     return torch.stack([state.cpu().double() for state in states])
 
 
-def _base(arguments: PruneArguments, model: nn.Module, _: Callable) -> PrunePlan:
+def _base(arguments: PruneArguments, model: nn.Module, *_: Any) -> PrunePlan:
     layers = model.config.num_hidden_layers
     return PrunePlan("base", layers, tuple(range(layers)))
 
 
 def _angular(
-    arguments: PruneArguments, model: nn.Module, calibration: Callable[[], list[Tensor]]
+    arguments: PruneArguments,
+    model: nn.Module,
+    calibration: Callable[[], list[Tensor]],
+    ranks: Ranks,
 ) -> PrunePlan:
     check_prune_n("prune_n", arguments.prune_n, model.config.num_hidden_layers)
     prompts = calibration()
     facts = {"prompts": len(prompts), "tokens": sum(prompt.shape[1] for prompt in prompts)}
-    return _least_distance(angular_distances(model, prompts), arguments.prune_n, facts)
+    distances = angular_distances(model, prompts, ranks)
+    return _least_distance(distances, arguments.prune_n, facts)
 
 
 def _least_distance(distances: Tensor, count: int, calibration: dict[str, int]) -> PrunePlan:
@@ -310,7 +327,7 @@ def _least_distance(distances: Tensor, count: int, calibration: dict[str, int]) 
     return PrunePlan("angular", layers, kept, prune_n=count, scores=scores, calibration=calibration)
 
 
-def _random(arguments: PruneArguments, model: nn.Module, _: Callable) -> PrunePlan:
+def _random(arguments: PruneArguments, model: nn.Module, *_: Any) -> PrunePlan:
     """LayerDrop at inference: each layer is dropped independently (Fan et al. 2020)."""
     layers, threshold = model.config.num_hidden_layers, arguments.dropout_threshold
     draws = random.Random(arguments.prune_seed)

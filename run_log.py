@@ -4,6 +4,7 @@ Here are their contents and their reader; `run_writer` writes them.
 """
 
 import dataclasses
+import glob
 import hashlib
 import json
 import subprocess
@@ -21,7 +22,9 @@ class SampleRecord:
     `decode_seconds` and `steps` exclude the first token, which belongs to the prefill. `steps`
     holds calls and seconds of draft, verify, full and early_exit passes; `full_step` the full
     steps timed as a yardstick after a speculative output. `rounds` lists (drafted, accepted)
-    tokens. `peak_memory_bytes` is the process's peak so far.
+    tokens. `peak_memory_bytes` is the process's peak so far. `status` is done, prompt_too_long, or
+    out_of_memory where the device had too little for the example; `ranks` and `threads` count
+    the processes of the run and the threads of the one that was at it.
     """
 
     index: int
@@ -80,6 +83,11 @@ class RunRecord:
     def run_id(self) -> str:
         return identity_hash(self.identity)
 
+    @property
+    def failed_prompts(self) -> int:
+        """Prompts of a run that is over, for which memory did not suffice."""
+        return self.metrics.get("counts", {}).get("failed_prompts", 0)
+
     def to_dict(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
         metrics = values.pop("metrics")
@@ -111,19 +119,37 @@ def record_of(values: Any) -> RunRecord:
         raise ValueError(f"lacks a part of a run ({error})") from error
 
 
+def part_path(run_path: Path, rank: int) -> Path:
+    """Where one of several processes keeps its samples until the leading one has them."""
+    return run_path.with_suffix(f".rank{rank}.samples.jsonl")
+
+
+def part_paths(run_path: Path) -> list[Path]:
+    """The parts of a run's samples that lie beside its file of samples."""
+    return sorted(run_path.parent.glob(f"{glob.escape(run_path.stem)}.rank*.samples.jsonl"))
+
+
 def read_samples(path: Path) -> list[SampleRecord]:
-    """The samples that the run with this file has so far, as `whole_samples` finds them."""
-    return whole_samples(path)[0]
+    """The samples that the run with this file has so far, in the order of its examples.
+
+    Those that several processes hold in parts are among them. What `whole_samples` says of damage
+    holds for every file.
+    """
+    samples: dict[int, SampleRecord] = {}
+    for file_path in (samples_path(path), *part_paths(path)):
+        for sample in whole_samples(file_path)[0]:
+            samples.setdefault(sample.index, sample)
+    return [samples[index] for index in sorted(samples)]
 
 
-def whole_samples(path: Path) -> tuple[list[SampleRecord], int]:
-    """The samples of the run with this file, and the number of bytes that hold them.
+def whole_samples(file_path: Path) -> tuple[list[SampleRecord], int]:
+    """The samples in a file, and the number of bytes that hold them.
 
     A last line that is not whole, as a killed process leaves it, is not among them. Raises
     ValueError for any other damage.
     """
     try:
-        lines = samples_path(path).read_bytes().splitlines(keepends=True)
+        lines = file_path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return [], 0
     samples, size = [], 0
@@ -133,8 +159,7 @@ def whole_samples(path: Path) -> tuple[list[SampleRecord], int]:
         except (ValueError, TypeError) as error:
             if number == len(lines):
                 break
-            name = samples_path(path).name
-            raise ValueError(f"line {number} of {name} is damaged ({error})") from error
+            raise ValueError(f"line {number} of {file_path.name} is damaged ({error})") from error
         size += len(line)
     return samples, size
 

@@ -1,76 +1,58 @@
-"""Writes a run's two files so that no kill at any moment costs more than one example."""
+"""Writes a run's two files so that no kill at any moment costs more than one example a process."""
 
 import dataclasses
-import json
-import os
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from command_line import BusyError, reject, warn
-from run_log import RunRecord, SampleRecord, read_record, samples_path, whole_samples
+from command_line import FailedError, reject, warn
+from log_files import (
+    LineFile,
+    held_folder,
+    json_text,
+    kept_from_errors,
+    replace_json,
+    replace_lines,
+)
+from ranks import ALONE, Ranks
+from run_log import (
+    RunRecord,
+    SampleRecord,
+    part_path,
+    part_paths,
+    read_record,
+    read_samples,
+    record_of,
+    samples_path,
+    whole_samples,
+)
 
 
 @contextmanager
-def claimed(output_dir: str, run_id: str) -> Iterator[RunRecord | None]:
-    """Holds a run for this process; yields what an earlier start of it left, None if nothing.
+def claimed(output_dir: str, run_id: str, ranks: Ranks = ALONE) -> Iterator[RunRecord | None]:
+    """Holds a run for these processes; yields what an earlier start of it left, None if nothing.
 
-    Raises `BusyError` while another process holds it, and `UsageError` where the folder cannot be
+    Raises `BusyError` while another start holds it, and `UsageError` where the folder cannot be
     written or what was left cannot be read.
     """
+    if not ranks.leads:
+        found = ranks.first(None)
+        yield found and record_of(found)
+        return
     folder = Path(output_dir)
     is_new = not folder.exists()
     work = f"is at work on this run, {run_id}"
     try:
         with held_folder(output_dir, f".{run_id}.lock", work):
-            yield _left_over(output_dir, run_id)
+            left = _left_over(output_dir, run_id)
+            ranks.first(left and left.to_dict())
+            yield left
     finally:
         if is_new:
             with suppress(OSError):
                 folder.rmdir()  # only an empty folder goes
-
-
-@contextmanager
-def held_folder(output_dir: str, lock_name: str, work: str) -> Iterator[None]:
-    """Makes the folder, and holds a lock in it for this process.
-
-    Raises `BusyError`, with what another process is at, while that one holds it, and `UsageError`
-    where the folder cannot be written.
-    """
-    folder = Path(output_dir)
-    lock = FileLock(folder / lock_name, timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise BusyError(f"--output_dir {output_dir}: another process {work}") from error
-    except OSError as error:
-        reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
-    try:
-        yield
-    finally:
-        # Taken away while it is held: whoever opened it meanwhile finds that it is gone.
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-
-
-@contextmanager
-def written_whole(target: Path, partial: Path) -> Iterator[None]:
-    """Lets a folder be written as `partial`, and then be there as `target`, or not at all.
-
-    What a process that was killed left of `partial` goes first.
-    """
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        yield
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def find_run(output_dir: str, run_id: str) -> Path | None:
@@ -84,51 +66,131 @@ class RunWriter:
 
     The first is replaced as a whole whenever it changes; of the second, a line is on its way to
     the disk as soon as its example is done. A run that was left goes on in its own files, with
-    the `samples` that it has. Raises `UsageError` where the folder cannot be written.
+    the samples that it has: `done` are their indices. Of several processes the leading one writes
+    these two, and each other a part of its own, until `merge` has brought all samples together.
+
+    Raises `UsageError` where the folder cannot be written, and `FailedError` where it cannot be
+    any more; examples that were finished are kept.
     """
 
-    def __init__(self, output_dir: str, record: RunRecord) -> None:
-        found = find_run(output_dir, record.run_id)
-        self.path = found or log_path(output_dir, "benchmark", record)
+    def __init__(self, output_dir: str, record: RunRecord, ranks: Ranks = ALONE) -> None:
         self.record = record
         self.samples: list[SampleRecord] = []
+        self._output_dir, self._ranks = output_dir, ranks
+        found = find_run(output_dir, record.run_id) if ranks.leads else None
+        name = (found or log_path(output_dir, "benchmark", record)).name
+        self.path = Path(output_dir) / ranks.first(name)
         try:
-            self._begin(output_dir, found)
+            self._begin(found)
         except OSError as error:
             reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
 
     def add(self, sample: SampleRecord) -> None:
         """Appends an example's line."""
-        self._file.write(_dump(dataclasses.asdict(sample)) + "\n")
-        self._file.flush()
         self.samples.append(sample)
+        with kept_from_errors(self._output_dir):
+            try:
+                self._file.add(_line(sample))
+            except FileNotFoundError as error:
+                self._begin_again(error)
+            except OSError:
+                self.samples.pop()
+                raise
+
+    def merge(self, while_waiting: Callable[[], None] | None = None) -> None:
+        """Gives the leading process the samples of all, in the order of the examples."""
+        if self._ranks.count > 1:
+            own = [] if self._ranks.leads else list(map(dataclasses.asdict, self.samples))
+            shares = self._ranks.collect(own, while_waiting)
+            self._include([values for share in shares for values in share])
+        indices = [sample.index for sample in self.samples]
+        if self._ranks.leads and (self._ranks.count > 1 or indices != sorted(indices)):
+            self.samples.sort(key=lambda sample: sample.index)
+            with kept_from_errors(self._output_dir):
+                replace_lines(samples_path(self.path), map(dataclasses.asdict, self.samples))
 
     def finish(self, status: str, metrics: dict[str, Any]) -> None:
-        """Closes the run with its final status and metrics."""
+        """Closes the run with its final status and metrics, which all processes know then."""
         self.close()
-        self.record.status = status
-        self.record.ended = timestamp()
-        self.record.metrics = metrics
-        self._replace()
+        if self._ranks.leads:
+            self.record.status = status
+            self.record.ended = timestamp()
+            self.record.metrics = metrics
+            with kept_from_errors(self._output_dir):
+                self._replace()
+        if status == "complete" and self._ranks.count > 1:
+            # Once the leading one says so, what the parts hold is in the run's own files.
+            self.record = record_of(self._ranks.first(self.record.to_dict()))
+            self._remove_parts()
+
+    def finished(self) -> list[SampleRecord]:
+        """The samples of all processes, as far as this one sees them now."""
+        try:
+            return read_samples(self.path)
+        except (OSError, ValueError):
+            return self.samples
 
     def close(self) -> None:
         """Closes the file of samples; the run keeps the status that it has."""
         self._file.close()
 
-    def _begin(self, output_dir: str, found: Path | None) -> None:
+    def _begin(self, found: Path | None) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._ranks.leads:
+            self._begin_run(found)
+        self.done = set(self._ranks.first([sample.index for sample in self.samples]))
+        self._include_what_others_see()
+        if not self._ranks.leads:
+            self._file = LineFile(part_path(self.path, self._ranks.rank))
+
+    def _begin_run(self, found: Path | None) -> None:
         if found:
-            self.samples = _recovered(output_dir, found)
+            self.samples = _recovered(self._output_dir, found)
         else:
             self.record.started = timestamp()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
         # A run's file is there before its samples, so that none stand alone.
         self._replace()
         try:
-            self._file = samples_path(self.path).open("a", encoding="utf-8")
+            self._file = LineFile(samples_path(self.path))
         except OSError:
             if not found:
                 self.path.unlink()
             raise
+        self._remove_parts()
+
+    def _include_what_others_see(self) -> None:
+        """Takes in parts of an earlier start that lie on the disk of another machine."""
+        seen = [] if self._ranks.leads else read_samples(self.path)
+        unknown = [one for one in map(dataclasses.asdict, seen) if one["index"] not in self.done]
+        for share in self._ranks.exchange(unknown):
+            new = [values for values in share if values["index"] not in self.done]
+            self.done |= {values["index"] for values in new}
+            for sample in self._include(new):
+                self._file.add(_line(sample))
+
+    def _include(self, values: list[dict[str, Any]]) -> list[SampleRecord]:
+        """Adds the samples of other processes to those of the leading one."""
+        included = [SampleRecord(**one) for one in values] if self._ranks.leads else []
+        self.samples += included
+        return included
+
+    def _begin_again(self, error: OSError) -> None:
+        """Writes everything anew where the folder was removed, and then gives up."""
+        self.close()
+        gone = f"--output_dir {self._output_dir}: was removed during the run"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._ranks.leads:
+                self._replace()
+            replace_lines(self._file.path, map(dataclasses.asdict, self.samples))
+            self._file = LineFile(self._file.path)
+        except OSError as again:
+            raise FailedError(f"{gone} and cannot be written again ({again.strerror})") from error
+        raise FailedError(f"{gone}; what was finished is written again") from error
+
+    def _remove_parts(self) -> None:
+        for path in part_paths(self.path):
+            path.unlink(missing_ok=True)
 
     def _replace(self) -> None:
         replace_json(self.path, self.record.to_dict())
@@ -150,20 +212,6 @@ def begin_log(output_dir: str, kind: str, record: RunRecord) -> Path:
     except OSError as error:
         reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
     return log_path(output_dir, kind, record)
-
-
-def replace_json(path: Path, values: dict[str, Any]) -> None:
-    """Makes the file hold these values, whole or not at all."""
-    text = _dump(values, indent=2) + "\n"
-    scratch = path.with_suffix(".json.partial")
-    try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def resume(left: RunRecord, new: RunRecord) -> RunRecord:
@@ -206,20 +254,21 @@ def _left_over(output_dir: str, run_id: str) -> RunRecord | None:
 
 
 def _recovered(output_dir: str, path: Path) -> list[SampleRecord]:
-    """The samples that are whole; a last line that is not is cut off the file."""
+    """The samples that are whole, all in the run's own file from now on.
+
+    A last line that is not whole is cut off, and what several processes left in parts is added.
+    """
     try:
-        samples, size = whole_samples(path)
+        samples = read_samples(path)
+        own, size = whole_samples(samples_path(path))
     except ValueError as error:
         reject("output_dir", output_dir, f"{error}; move the run's two files away to begin anew")
     file_path = samples_path(path)
-    if file_path.exists():
-        if file_path.stat().st_size > size:
-            warn(f"{file_path.name}: the last line is damaged and dropped; its example runs again")
-        with file_path.open("r+b") as file:
-            file.truncate(size)
-            file.seek(max(size - 1, 0))
-            if size and file.read(1) != b"\n":
-                file.write(b"\n")
+    found = file_path.read_bytes() if file_path.exists() else b""
+    if len(found) > size:
+        warn(f"{file_path.name}: the last line is damaged and dropped; its example runs again")
+    if own != samples or len(found) > size or not found.endswith(b"\n"):
+        replace_lines(file_path, map(dataclasses.asdict, samples))
     return samples
 
 
@@ -230,6 +279,5 @@ def _is_complete(path: Path) -> bool:
         return False
 
 
-def _dump(value: Any, indent: int | None = None) -> str:
-    # NaN is no JSON: a value that is missing is null.
-    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+def _line(sample: SampleRecord) -> str:
+    return json_text(dataclasses.asdict(sample))

@@ -14,8 +14,9 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
 from arguments import ModelArguments
-from command_line import FailedError, UsageError, reject
+from command_line import FailedError, process_count, reject
 from compilation import compile_obstacle
+from ranks import ALONE, Ranks, joined
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -26,12 +27,14 @@ class Runtime:
     """The device and dtype of a run, and whether its decoding steps are compiled.
 
     `holds_more`: other weights than the run's lie in the same memory, whose peak says nothing then.
+    `ranks` are the processes that share the run's examples.
     """
 
     device: torch.device
     dtype: torch.dtype
     compiled: bool = False
     holds_more: bool = False
+    ranks: Ranks = ALONE
 
     def facts(self) -> dict[str, Any]:
         """What a reader of the log must know of the machine and its software."""
@@ -41,7 +44,7 @@ class Runtime:
             "device_type": self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
-            "ranks": 1,
+            "ranks": self.ranks.count,
             "versions": {"python": platform.python_version()} | _versions(),
         }
 
@@ -71,20 +74,61 @@ class Runtime:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def start(arguments: ModelArguments) -> Runtime:
-    """Settles device and dtype, and quietens libraries. Raises `UsageError` without them."""
+def start(arguments: ModelArguments, parallel: bool = False) -> Runtime:
+    """Settles device and dtype, and quietens libraries. Raises `UsageError` without them.
+
+    `parallel`: torchrun may have started several processes, each of which gets a device of its own,
+    or on a CPU its part of the cores.
+    """
     quieten_libraries()
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world != "1":
-        raise UsageError(f"torchrun --nproc_per_node: {world} processes started; one is supported")
-    device = torch.device(device_type(arguments.device))
+    started = process_count()
+    if started > 1 and not parallel:
+        reject("nproc_per_node", started, "of torchrun: this script runs in one process")
+    ranks = joined()
+    device = _device_of(ranks, device_type(arguments.device))
+    _check_placement(arguments, ranks)
     default = "bfloat16" if device.type == "cuda" else "float32"
     dtype = getattr(torch, arguments.dtype or arguments.extra().get("dtype", default))
     if dtype == torch.float32:
         # TF32 keeps 10 bits of each product: too few for equality of the two decoders.
         torch.set_float32_matmul_precision("highest")
     compiled = arguments.compile and compile_obstacle(arguments, device) is None
-    return Runtime(device, dtype, compiled)
+    return Runtime(device, dtype, compiled, ranks=ranks)
+
+
+def _device_of(ranks: Ranks, kind: str) -> torch.device:
+    if ranks.count == 1:
+        return torch.device(kind)
+    if kind == "cpu":
+        torch.set_num_threads(_threads_of_one(ranks.local_count))
+        return torch.device(kind)
+    found = torch.cuda.device_count()
+    if ranks.local_rank >= found:
+        allowed = f"of torchrun: torch sees {found} CUDA devices here, and each process needs one"
+        reject("nproc_per_node", ranks.local_count, allowed)
+    device = torch.device(kind, ranks.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _threads_of_one(processes: int) -> int:
+    """The cores that a process gets of those that its machine lends to all.
+
+    torchrun sets OMP_NUM_THREADS to 1 where nobody has; another number is a user's.
+    """
+    chosen = os.environ.get("OMP_NUM_THREADS", "1")
+    if chosen != "1":
+        return torch.get_num_threads()
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, cores // processes)
+
+
+def _check_placement(arguments: ModelArguments, ranks: Ranks) -> None:
+    placed = arguments.extra().get("device_map")
+    if placed is not None and ranks.count > 1:
+        allowed = "spreads one model over all devices; torchrun with one process (or none) does so"
+        reject("model_args", f"device_map={placed}", allowed)
 
 
 def quieten_libraries() -> None:

@@ -15,22 +15,28 @@ def main(argv: list[str] | None = None) -> int:
         get_local_prompts(cell.data, cell.prune, cell.generation.seed)
 
     import code_execution
-    from sweep_runs import SweepRunner, worst
+    from ranks import joined
+    from sweep_runs import SweepRunner, exit_code
 
     if arguments.data.execute_code:
         warn(code_execution.warning())
-    runner = SweepRunner(arguments)
+    ranks = joined()
+    with ranks.together():
+        runner = SweepRunner(arguments)
     for study in runner.studies:
         for reason in study.skipped:
             print(f"skipped: {study.name}, {reason}")
     command = command_text(argv)
     outcome = runner.run(command)
-    report(outcome.paths, Path(arguments.log.output_dir))
+    if ranks.leads:
+        report(outcome.paths, Path(arguments.log.output_dir))
     print(f"{len(outcome.paths)} of {runner.cells} cells are complete")
+    if outcome.short_of_memory:
+        print(f"{outcome.short_of_memory} of them lack prompts for want of memory")
     if outcome.interrupted:
         print("interrupted; the same command goes on")
         return EXIT_INTERRUPTED
-    return worst(outcome.failed)
+    return exit_code(outcome)
 
 
 def parse_sweep(argv: list[str] | None) -> SweepArguments:

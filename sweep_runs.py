@@ -7,7 +7,14 @@ from pathlib import Path
 
 from arguments import CellArguments
 from cell import Cell, cell_finder
-from command_line import BusyError, UsageError, print_error, reject
+from command_line import (
+    BusyError,
+    FailedError,
+    InterruptedRunError,
+    UsageError,
+    print_error,
+    reject,
+)
 from experiment import run_cell
 from model_loading import LoadedModel, load_model
 from prepared_model import decide_plan
@@ -35,10 +42,14 @@ class Study:
 
 @dataclass
 class Outcome:
-    """The files of the cells that are complete, and what became of the others."""
+    """The files of the cells that are complete, and what became of the others.
+
+    Of complete ones, `short_of_memory` counts those that lack prompts for it.
+    """
 
     paths: list[Path] = field(default_factory=list)
     failed: list[UsageError] = field(default_factory=list)
+    short_of_memory: int = 0
     interrupted: bool = False
 
 
@@ -69,6 +80,8 @@ class SweepRunner:
             print(f"cell {number} of {self.cells}: {name}")
             try:
                 record, path = run()
+            except InterruptedRunError:
+                raise  # another process will not go on
             except UsageError as error:
                 print_error(error)
                 outcome.failed.append(error)
@@ -77,6 +90,7 @@ class SweepRunner:
                 outcome.interrupted = True
                 break
             outcome.paths.append(path)
+            outcome.short_of_memory += record.failed_prompts > 0
         return outcome
 
     def _study(self, baseline: Cell) -> Study:
@@ -99,7 +113,10 @@ class SweepRunner:
         texts = calibration and calibration["fingerprint"]
         if texts in self._measured:
             return with_prune_n(self._measured[texts], arguments.prune.prune_n)
-        plan = decide_plan(arguments.prune, arguments.data, self._loaded, baseline.calibration)
+        ranks = baseline.runtime.ranks
+        plan = decide_plan(
+            arguments.prune, arguments.data, self._loaded, baseline.calibration, ranks
+        )
         if texts:
             self._measured[texts] = plan
         return plan
@@ -156,7 +173,11 @@ def _name(study: Study, arguments: CellArguments) -> str:
     return f"{study.name}, exit layer {flags.exit_layer}, {flags.num_speculations} drafts"
 
 
-def worst(failed: list[UsageError]) -> int:
-    """The exit code of a sweep in which these cells failed."""
-    other = [error for error in failed if not isinstance(error, BusyError)]
-    return (other or failed)[0].exit_code if failed else 0
+def exit_code(outcome: Outcome) -> int:
+    """That of the worst cell: one that failed, one that lacks prompts, one that is held."""
+    other = [error for error in outcome.failed if not isinstance(error, BusyError)]
+    if other:
+        return other[0].exit_code
+    if outcome.short_of_memory:
+        return FailedError.exit_code
+    return BusyError.exit_code if outcome.failed else 0

@@ -12,9 +12,9 @@ from arguments import PLAN_FILE
 from checkpoint_folders import PROMPT_FILE
 from command_line import EXIT_INTERRUPTED, FailedError, UsageError, reject
 from learner import Learner, make_learner
+from log_files import held_folder
 from optimizers import learning
 from run_log import current_commit
-from run_writer import held_folder
 from runtime import Runtime, device_type, quieten_libraries
 from training import Training, start_accelerator
 from training_arguments import TrainingArguments

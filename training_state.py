@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from command_line import UsageError
+from log_files import written_whole
 from optimizers import learning
-from run_writer import written_whole
 
 _WEIGHTS = "weights.safetensors"
 _OPTIMIZER = "optimizer_{}.safetensors"

@@ -12,6 +12,9 @@ ROOT = Path(__file__).parent.parent
 ORDER = [
     "timing",
     "command_line",
+    "log_files",
+    "ranks",
+    "progress",
     "checkpoint_folders",
     "rows",
     "dataset_table",
@@ -49,6 +52,7 @@ ORDER = [
     "cell",
     "experiment",
     "benchmark",
+    "check_log",
     "lossless",
     "correctness",
     "cell_status",

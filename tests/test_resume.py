@@ -22,7 +22,9 @@ from run_log import find_runs, read_record, read_samples, samples_path
 ROOT = Path(__file__).parent.parent
 SPOKEN = [*GREEDY, *ANGULAR, *SPECULATIVE, "--exit_layer", "5"]
 # All that two starts of one run may differ in, beside what is in seconds.
-OF_THE_START = {"started", "ended", "command", "arguments", "resumed", "peak_memory_bytes"}
+OF_THE_START = {
+    *("started", "ended", "command", "arguments", "resumed", "peak_memory_bytes", "throughput")
+}
 IN_SECONDS = {
     "prefill_seconds",
     "decode_seconds",

@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 
+import log_files
 import run_log
-import run_writer
-from command_line import UsageError
+from command_line import FailedError, UsageError
 from run_log import (
     RunRecord,
     SampleRecord,
@@ -82,8 +82,8 @@ def test_a_full_disk_at_the_end_leaves_the_last_valid_file(tmp_path, monkeypatch
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_writer.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(log_files.os, "fsync", full)
+    with pytest.raises(FailedError, match="No space left on device.; what was finished before is"):
         writer.finish("complete", {})
     assert read_record(writer.path).status == "running"
     assert read_samples(writer.path) == [sample(0)]
@@ -110,7 +110,7 @@ def test_a_run_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_writer.os, "fsync", full)
+    monkeypatch.setattr(log_files.os, "fsync", full)
     with pytest.raises(UsageError, match="cannot be written .No space left on device"):
         RunWriter(str(tmp_path), record())
     assert list(tmp_path.iterdir()) == []

@@ -29,9 +29,9 @@ def test_cuda_that_is_not_there_is_refused(monkeypatch):
         start(ModelArguments(device="cuda"))
 
 
-def test_ranks_beyond_the_first_do_not_vanish_silently(monkeypatch):
+def test_a_script_of_one_process_refuses_more(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="2 processes started; one is supported"):
+    with pytest.raises(UsageError, match="--nproc_per_node 2: of torchrun: this script runs in"):
         start(ModelArguments())
     monkeypatch.setenv("WORLD_SIZE", "1")
     start(ModelArguments())

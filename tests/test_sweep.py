@@ -12,6 +12,7 @@ import sweep_runs
 from command_line import BusyError, UsageError, run_script
 from run_log import find_runs, read_record, read_samples
 from sweep_grid import GridArguments
+from sweep_runs import Outcome
 
 
 def records(folder):
@@ -257,5 +258,8 @@ def test_ranges_hold_both_ends():
 
 def test_the_exit_code_is_that_of_a_real_failure():
     busy, bad = BusyError("busy"), UsageError("bad")
-    groups = [], [bad], [busy, bad], [busy]
-    assert [sweep_runs.worst(failed) for failed in groups] == [0, 2, 2, 75]
+    outcomes = [
+        *(Outcome(), Outcome(failed=[bad]), Outcome(failed=[busy, bad]), Outcome(failed=[busy])),
+        *(Outcome(short_of_memory=1), Outcome(failed=[busy], short_of_memory=1)),
+    ]
+    assert list(map(sweep_runs.exit_code, outcomes)) == [0, 2, 2, 75, 1, 1]

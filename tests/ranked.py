@@ -1,0 +1,56 @@
+"""Several processes as threads of one, which talk through a store in memory."""
+
+import threading
+
+import torch.distributed
+
+import experiment
+import ranks
+import runtime
+import sweep_runs
+from command_line import run_script
+from ranks import Ranks
+
+
+def in_ranks(count, work):
+    """What `work(ranks)` returned in each of `count` ranks, or the error that it raised."""
+    store, found = torch.distributed.HashStore(), [None] * count
+
+    def run(rank):
+        try:
+            found[rank] = work(Ranks(rank, count, rank, count, store))
+        except BaseException as error:
+            found[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    return found
+
+
+def scripts_in_ranks(monkeypatch, count, main, argv):
+    """The exit codes of a script that `count` ranks run together."""
+    mine, loading = threading.local(), threading.Lock()
+    for module in (ranks, runtime):
+        monkeypatch.setattr(module, "joined", lambda: getattr(mine, "ranks", ranks.ALONE))
+    for module in (experiment, sweep_runs):
+        monkeypatch.setattr(module, "load_model", _one_by_one(module.load_model, loading))
+
+    def work(ranks):
+        mine.ranks = ranks
+        return run_script(main, argv)
+
+    return in_ranks(count, work)
+
+
+def _one_by_one(load, lock):
+    """Loading sets the process's default dtype for a while."""
+
+    def loaded(*arguments):
+        with lock:
+            return load(*arguments)
+
+    return loaded
