@@ -2,20 +2,20 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from arguments import GenerationArguments
 from command_line import UsageError
 from harness_requests import decoding_of
 from prepared_model import PreparedModel, kept_exit_layer, make_generator
+from progress import progress
 from self_speculation.generator_base import Generation
 from self_speculation.llama_model_utils import early_exit_view, position_limit
 
@@ -44,6 +44,9 @@ class HarnessModel(HFLM):
     autoregressive decoding with an exit layer, of the layers up to it, which is another model.
     Self-speculation asks its exit layer only for drafts, and what it says follows the law of the
     whole model; so do its log-likelihoods.
+
+    Of several processes each answers its share of the requests, and all get all answers: to the
+    harness, each of them is alone.
     """
 
     def __init__(
@@ -56,25 +59,65 @@ class HarnessModel(HFLM):
         )
         self._prepared = prepared
         self._flags = flags
+        self._ranks = prepared.runtime.ranks
         self._is_warm = False
         self.generated: list[GeneratedRequest] = []
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Of every continuation its log-likelihood, and whether it is the greedy one."""
+        answer = super().loglikelihood
+        pairs = self._shared(requests, lambda own: answer(own, self._is_quiet(disable_tqdm)))
+        return [(value, is_greedy) for value, is_greedy in pairs]
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """The log-likelihood of every text."""
+        answer = super().loglikelihood_rolling
+        return self._shared(requests, lambda own: answer(own, self._is_quiet(disable_tqdm)))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The texts of all requests, in their order. Each depends on its own name and the seed."""
         alike: dict[str, list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             alike[json.dumps(request.args[1], sort_keys=True, default=str)].append(index)
-        names, texts = unique_names(requests), [""] * len(requests)
-        with tqdm(total=len(requests), disable=disable_tqdm, unit="text") as bar:
+        names, texts, before = unique_names(requests), [""] * len(requests), len(self.generated)
+        order = [index for indices in alike.values() for index in indices]
+        own: list[int] = []
+        with progress(self._ranks, len(requests)) as bar:
             for indices in alike.values():
-                group = [(names[index], requests[index]) for index in indices]
-                for index, text in zip(indices, self._generate_alike(group), strict=True):
+                share = self._ranks.share(indices)
+                group = [(names[index], requests[index]) for index in share]
+                for index, text in zip(share, self._generate_alike(group), strict=True):
+                    self._ranks.check()
                     texts[index] = text
-                    bar.update()
-        return texts
+                    own.append(index)
+                    bar.advance()
+            new = self.generated[before:]
+            made = [(index, texts[index], asdict(one)) for index, one in zip(own, new, strict=True)]
+            shares = self._ranks.exchange(made)
+        known = {index: (text, facts) for share in shares for index, text, facts in share}
+        self.generated[before:] = [GeneratedRequest(**known[index][1]) for index in order]
+        return [known[index][0] for index in range(len(requests))]
+
+    def _is_quiet(self, asked: bool) -> bool:
+        return asked or not self._ranks.leads
+
+    def _shared(
+        self, requests: list[Instance], answer: Callable[[list[Instance]], list[Any]]
+    ) -> list[Any]:
+        """The answers to all requests, of which this process works out its share."""
+        own = list(self._ranks.share(requests))
+        shares = self._ranks.exchange(answer(own) if own else [])
+        count = len(shares)
+        return [shares[index % count][index // count] for index in range(len(requests))]
 
     def _generate_alike(self, requests: list[tuple[str, Instance]]) -> Iterator[str]:
         """The texts of requests with equal arguments, by one decoder."""
+        if not requests:
+            return
         first = requests[0][1]
         flags, stop_words = decoding_of(self._flags, first.args[1], first.task_name)
         limit = min(self.max_length, position_limit(self.model.config))

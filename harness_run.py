@@ -26,7 +26,7 @@ from harness_tasks import (
     single_tasks,
     task_facts,
 )
-from log_files import replace_json
+from log_files import kept_from_errors, replace_json
 from model_loading import find_checkpoint
 from prepared_model import PreparedModel, exit_layer_facts, load_pruned, model_facts
 from run_log import RunRecord, current_commit
@@ -50,7 +50,7 @@ def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRec
     datasets.disable_progress_bars()
     flags = arguments.harness
     manager = find_tasks(flags.tasks, flags.include_path)
-    start(arguments.model)
+    ranks = start(arguments.model, parallel=True).ranks
     find_checkpoint(arguments.model)  # a model that is not there should not cost a download
     loaded = load_tasks(manager, flags.tasks)
     tasks = single_tasks(manager, loaded)
@@ -64,14 +64,30 @@ def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRec
         warn(_SPECULATIVE_WARNING)
     facts = {name: task_facts(task) for name, task in tasks.items()}
 
-    prepared = load_pruned(arguments.model, arguments.prune, arguments.prompt, arguments.generation)
-    print(prepared.pruned.report())
-    record = make_record(arguments, prepared, facts, command)
+    with ranks.together():
+        prepared = load_pruned(
+            arguments.model, arguments.prune, arguments.prompt, arguments.generation, parallel=True
+        )
+        print(prepared.pruned.report())
+        record = make_record(arguments, prepared, facts, command)
+        return record, _evaluated(arguments, prepared, record, manager, loaded)
+
+
+def _evaluated(
+    arguments: EvaluationArguments,
+    prepared: PreparedModel,
+    record: RunRecord,
+    manager: Any,
+    loaded: list[Any],
+) -> Path:
+    """Lets the harness ask its questions, and logs what it makes of the answers."""
+    flags, ranks = arguments.harness, prepared.runtime.ranks
     path = begin_log(arguments.log.output_dir, "eval", record)
     model = HarnessModel(prepared, arguments.generation, flags.batch_size)
     try:
         results = evaluate(arguments, model, manager, loaded)
-        record.metrics["harness"] = plain(results)
+        if ranks.leads:
+            record.metrics["harness"] = plain(results)
         record.status = "complete"
     except KeyboardInterrupt:
         record.status = "interrupted"
@@ -88,8 +104,10 @@ def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRec
     finally:
         record.metrics["generation"] = generation_facts(model, flags)
         record.ended = timestamp()
-        replace_json(path, record.to_dict())
-    return record, path
+        if ranks.leads:
+            with kept_from_errors(arguments.log.output_dir):
+                replace_json(path, record.to_dict())
+    return path
 
 
 def evaluate(

@@ -186,9 +186,11 @@ def load_pruned(
     pruning: PruneArguments,
     prompting: PromptArguments | None = None,
     generation: GenerationArguments | None = None,
+    parallel: bool = False,
 ) -> PreparedModel:
     """Loads a model and removes the layers that the flags say, where nothing is evaluated.
 
+    `parallel`: each of torchrun's processes, however many, loads the model and removes the same.
     Raises `UsageError` for flags that the model does not allow, or an exit layer of `generation`
     that the plan does not.
     """
@@ -196,10 +198,11 @@ def load_pruned(
     for flags in (model, pruning, prompting, generation):
         flags.check()
     calibration = get_calibration_alone(prompting, pruning)
-    runtime, checkpoint = start(model), find_checkpoint(model)
+    runtime, checkpoint = start(model, parallel), find_checkpoint(model)
     check_chat_template(prompting, checkpoint)
     loaded = load_model(model, runtime, checkpoint)
-    plan = decide_plan(pruning, prompting, loaded, calibration)
+    plan = decide_plan(pruning, prompting, loaded, calibration, runtime.ranks)
     pruned = prune(pruning, generation, loaded, plan)
-    save_as_asked(pruning, loaded, pruned)
+    if runtime.ranks.leads:
+        save_as_asked(pruning, loaded, pruned)
     return PreparedModel(loaded, pruned, prompting, checkpoint, runtime, calibration)

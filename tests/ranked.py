@@ -5,6 +5,7 @@ import threading
 import torch.distributed
 
 import experiment
+import prepared_model
 import ranks
 import runtime
 import sweep_runs
@@ -36,7 +37,7 @@ def scripts_in_ranks(monkeypatch, count, main, argv):
     mine, loading = threading.local(), threading.Lock()
     for module in (ranks, runtime):
         monkeypatch.setattr(module, "joined", lambda: getattr(mine, "ranks", ranks.ALONE))
-    for module in (experiment, sweep_runs):
+    for module in (experiment, sweep_runs, prepared_model):
         monkeypatch.setattr(module, "load_model", _one_by_one(module.load_model, loading))
 
     def work(ranks):

@@ -10,6 +10,7 @@ import pytest
 from conftest import ANGULAR, SPECULATIVE, write
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from ranked import scripts_in_ranks
 
 import eval as script
 import harness_tasks
@@ -108,6 +109,32 @@ def score(run):
 def answers(samples):
     """What a model said to every document, by task."""
     return {name: [one["filtered_resps"] for one in rows] for name, rows in samples.items()}
+
+
+@pytest.mark.parametrize(("count", "limit"), [(2, "5"), (3, "2")])
+def test_any_number_of_processes_scores_the_same(
+    checkpoint, tasks, tmp_path, monkeypatch, count, limit
+):
+    flags = ["--log_samples", "true", "--limit", limit, *SPECULATIVE, "--exit_layer", "2", *ANGULAR]
+    logs = []
+    for ranks in (1, count):
+        folder = tmp_path / f"of {ranks}"
+        words = ["--model", str(checkpoint), "--dtype", "float64", "--include_path", str(tasks)]
+        words += ["--tasks", *SCORED, "--output_dir", str(folder), *flags]
+        assert scripts_in_ranks(monkeypatch, ranks, script.main, words) == [0] * ranks
+        (path,) = folder.iterdir()
+        logs.append(json.loads(path.read_text()))
+    one, many = logs
+    assert (
+        answers(many["harness"]["samples"])["local_text"]
+        == (answers(one["harness"]["samples"])["local_text"])
+    )
+    # Log-likelihoods are computed in batches, which are others.
+    assert score(many) == pytest.approx(score(one), rel=1e-9)
+    assert many["plan"] == one["plan"]
+    names = [[text["name"] for text in log["generation"]["samples"]] for log in logs]
+    assert names[0] == names[1]
+    assert many["generation"]["generated_tokens"] == one["generation"]["generated_tokens"]
 
 
 def test_scores_and_answers_are_those_of_the_harness(evaluate, checkpoint, tasks):
