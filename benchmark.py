@@ -53,10 +53,10 @@ def print_summary(run: dict[str, Any], path: Path) -> None:
         f"{shown(run['prefill_seconds']['mean'], '.3f')} s"
     )
     together = run.get("throughput")
-    if together and run["runtime"]["ranks"] > 1:
+    if together and together["ranks"] > 1:
         print(
-            f"together  {together['tokens_per_second']:.1f} tokens/s of "
-            f"{run['runtime']['ranks']} processes, in {together['seconds']:.1f} s"
+            f"together  {together['tokens_per_second']:.1f} tokens/s of {together['ranks']} "
+            f"processes, in {together['seconds']:.1f} s"
         )
     if counts["drafted_tokens"]:
         speedup = run["speedup_over_full_steps"]

@@ -181,8 +181,8 @@ def measure(
     finally:
         seconds = time.perf_counter() - started
         samples = writer.samples if status == "complete" else writer.finished()
-        metrics = summarize(samples) | {"throughput": throughput(samples, missing, seconds)}
-        writer.finish(status, metrics)
+        together = throughput(samples, missing, seconds, ranks.count)
+        writer.finish(status, summarize(samples) | {"throughput": together})
     return writer
 
 

@@ -34,7 +34,8 @@ def held_folder(output_dir: str, lock_name: str, work: str) -> Iterator[None]:
         yield
     finally:
         # Taken away while it is held: whoever opened it meanwhile finds that it is gone.
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
         lock.release()
 
 

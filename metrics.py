@@ -76,17 +76,18 @@ def summarize(samples: list[SampleRecord]) -> dict[str, Any]:
 
 
 def throughput(
-    samples: list[SampleRecord], indices: Collection[int], seconds: float
+    samples: list[SampleRecord], indices: Collection[int], seconds: float, ranks: int
 ) -> dict[str, float]:
     """What all processes did together in the seconds since the latest start began to decode.
 
-    The examples with these `indices` were left to it. Prompts, scores and files take their part
-    of the time, as does whatever process ends last.
+    The examples with these `indices` were left to its `ranks` processes. Prompts, scores and files
+    take their part of the time, as does whatever process ends last.
     """
     chosen = set(indices)
     new = [sample for sample in samples if sample.index in chosen]
     tokens = sum(len(sample.output_ids) for sample in new)
     return {
+        "ranks": ranks,
         "prompts": len(new),
         "generated_tokens": tokens,
         "seconds": seconds,
