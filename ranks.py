@@ -6,10 +6,12 @@ as its share of the examples, has to end when a signal arrives or when another p
 should hold no device meanwhile.
 """
 
+import _thread
 import atexit
 import functools
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, rendezvous
 
 from command_line import FailedError, InterruptedRunError, UsageError, error_of, process_count
+from heartbeat import Heartbeat
 
 _Item = TypeVar("_Item")
 
@@ -37,6 +40,7 @@ class Ranks:
     """The processes of a run; this one is `rank` of `count`, and `local_rank` of its machine.
 
     Every process calls the same methods in the same order. A process alone waits for nobody.
+    `lost` tells of one that has vanished.
     """
 
     rank: int = 0
@@ -44,9 +48,11 @@ class Ranks:
     local_rank: int = 0
     local_count: int = 1
     store: Any = None
+    lost: str | None = None
     _section: int = field(default=0, init=False)
     _round: int = field(default=0, init=False)
     _last_keys: list[str] = field(default_factory=list, init=False)
+    is_well: bool = field(default=True, init=False)  # no section failed last
 
     @property
     def leads(self) -> bool:
@@ -68,10 +74,14 @@ class Ranks:
             yield
             return
         self._section, self._round = self._section + 1, 0
+        self.is_well = False
         try:
             yield
             self.exchange(None)
+            self.is_well = True
         except BaseException as error:
+            if self.lost:
+                raise FailedError(self.lost) from error
             if not getattr(error, "told", False):
                 self._fail(error)
             raise
@@ -123,6 +133,12 @@ class Ranks:
         while self.leads and left < self.count and time.monotonic() < end:
             time.sleep(_SHORTEST_NAP)
             left = self._ask("add", "left", 0)
+
+    def lose(self, rank: int | None) -> None:
+        """Ends what this process is at: another one is lost, or all are where `rank` is None."""
+        who = "the other processes" if rank is None else f"process {rank}"
+        self.lost = f"torchrun: {who} cannot be reached any more"
+        _thread.interrupt_main(signal.SIGTERM)
 
     def _exchange(
         self, value: Any, read: Sequence[int], while_waiting: Callable[[], None] | None = None
@@ -212,6 +228,11 @@ def joined() -> Ranks:
         reason = f"torchrun: the processes cannot reach each other ({_first_line(error)})"
         raise FailedError(reason) from error
     ranks = Ranks(rank, count, *local, PrefixStore("ranks", store))
+    if ranks.local_count < count:
+        # Of a machine's own processes, torchrun itself ends all when one is lost.
+        heartbeat = Heartbeat(ranks.store, rank, count, ranks.lose)
+        heartbeat.start()
+        atexit.register(lambda: heartbeat.stop(ranks.is_well))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
         # Then it lives in the leading process, and not in the launcher.
         atexit.register(ranks.leave)

@@ -13,6 +13,7 @@ ORDER = [
     "timing",
     "command_line",
     "log_files",
+    "heartbeat",
     "ranks",
     "progress",
     "checkpoint_folders",
