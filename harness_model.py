@@ -15,6 +15,7 @@ from tqdm import tqdm
 from arguments import GenerationArguments
 from command_line import UsageError
 from harness_requests import decoding_of
+from offloading import input_device
 from prepared_model import PreparedModel, kept_exit_layer, make_generator
 from self_speculation.generator_base import Generation
 from self_speculation.llama_model_utils import early_exit_view, position_limit
@@ -54,6 +55,7 @@ class HarnessModel(HFLM):
             tokenizer=prepared.loaded.tokenizer,
             batch_size=batch_size,
         )
+        self._device = input_device(prepared.loaded.model)  # HFLM takes that of the first weight
         self._prepared = prepared
         self._flags = flags
         self._is_warm = False
