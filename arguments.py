@@ -12,6 +12,7 @@ from typing import Any
 from checkpoint_folders import PLACEHOLDER, stored_template
 from command_line import check_new_folder, flag, reject, unescaped
 from dataset_table import DATASETS
+from placement_arguments import check_placement, memory_by_device
 
 # The tables of these choices live where torch is imported; a test holds each tuple equal to its
 # table's keys.
@@ -27,6 +28,7 @@ MODEL_ARGS = (
     "dtype",
     "local_files_only",
     "low_cpu_mem_usage",
+    "max_memory",
     "offload_folder",
     "revision",
     "variant",
@@ -73,6 +75,7 @@ class ModelArguments:
             reject(
                 "model_args", f"dtype={extra['dtype']}", f"dtype must be one of {', '.join(DTYPES)}"
             )
+        check_placement(extra)
 
     def extra(self) -> dict[str, Any]:
         """`model_args` as keyword arguments of `from_pretrained`."""
@@ -84,7 +87,8 @@ class ModelArguments:
                 reject("model_args", item, "must be key=value,...")
             if key not in MODEL_ARGS:
                 reject("model_args", item, f"key must be one of {', '.join(MODEL_ARGS)}")
-            pairs[key] = _literal(text.strip())
+            read = memory_by_device if key == "max_memory" else _literal
+            pairs[key] = read(text.strip())
         return pairs
 
 

@@ -23,7 +23,7 @@ from self_speculation.generator_base import ENGINE_VERSION
 
 # Which of the folder's weights are read, and where they lie. What else --model_args may say is
 # known otherwise, or changes neither tokens nor speed.
-_DECISIVE_MODEL_ARGS = ("variant", "device_map")
+_DECISIVE_MODEL_ARGS = ("variant", "device_map", "max_memory")
 
 
 @dataclass(frozen=True)

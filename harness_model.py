@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from arguments import GenerationArguments
 from command_line import UsageError
 from harness_requests import decoding_of
+from offloading import input_device
 from prepared_model import PreparedModel, kept_exit_layer, make_generator
 from progress import progress
 from self_speculation.generator_base import Generation
@@ -57,6 +58,7 @@ class HarnessModel(HFLM):
             tokenizer=prepared.loaded.tokenizer,
             batch_size=batch_size,
         )
+        self._device = input_device(prepared.loaded.model)  # HFLM takes that of the first weight
         self._prepared = prepared
         self._flags = flags
         self._ranks = prepared.runtime.ranks

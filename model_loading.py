@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import errors as hub_errors
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -19,6 +20,7 @@ from checkpoint_folders import SHIPPED
 from command_line import UsageError, reject, warn
 from compilation import compile_obstacle
 from embedded_model import EMBEDDED_MODEL, embedded_checkpoint
+from offloading import input_device
 from runtime import Runtime
 from self_speculation.llama_model_utils import (
     DEFAULT_ATTENTION,
@@ -76,6 +78,7 @@ def find_checkpoint(arguments: ModelArguments) -> Checkpoint:
     if kernel not in SUPPORTED_ATTENTION:
         allowed = ", ".join(SUPPORTED_ATTENTION)
         reject("model_args", f"attn_implementation={kernel}", f"must be one of {allowed}")
+    _check_devices(extra)
     if is_synthetic(name):
         return _synthetic_checkpoint(name, extra, kernel)
     source = _source(name)
@@ -142,10 +145,39 @@ def _read_weights(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
-        **extra | own,
+        **extra | own | _numbered_devices(extra),
     )
     _check_complete(checkpoint.name, report, checkpoint.config.num_hidden_layers)
-    return model if "device_map" in extra else model.to(runtime.device)
+    if "device_map" not in extra:
+        return model.to(runtime.device)
+    _check_begins_on(runtime.device, model, extra)
+    return model
+
+
+def _numbered_devices(extra: dict[str, Any]) -> dict[str, Any]:
+    """`max_memory` as accelerate takes it: its CUDA devices are no texts but numbers."""
+    if "max_memory" not in extra:
+        return {}
+    sizes = extra["max_memory"].items()
+    return {"max_memory": {int(name) if name.isdigit() else name: size for name, size in sizes}}
+
+
+def _check_devices(extra: dict[str, Any]) -> None:
+    """Refuses CUDA devices that are not here."""
+    numbers = [int(name) for name in extra.get("max_memory", {}) if name.isdigit()]
+    named = re.fullmatch(r"cuda:?(\d*)", str(extra.get("device_map")))
+    numbers += [int(named[1] or 0)] if named else []
+    count = torch.cuda.device_count()
+    if max(numbers, default=-1) >= count:
+        reject("model_args", f"cuda:{max(numbers)}", f"torch sees {count} CUDA devices here")
+
+
+def _check_begins_on(device: torch.device, model: nn.Module, extra: dict[str, Any]) -> None:
+    """Refuses a placement that the log, which names the run's device, would not tell."""
+    begins = input_device(model).type
+    if begins != device.type:
+        placed = f"device_map={extra['device_map']}"
+        reject("model_args", placed, f"the model begins on {begins}; it needs --device {begins}")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from arguments import GenerationArguments, ModelArguments, PromptArguments, Prun
 from command_line import FailedError, reject
 from data import Selection, get_calibration_alone
 from model_loading import Checkpoint, LoadedModel, find_checkpoint, load_model
+from offloading import layer_places
 from prompt_encoding import check_chat_template, encode, fitted, longest_prompt
 from pruned_model import PruneModel, PrunePlan, count_parameters, is_saved, make_plan, weight_bytes
 from ranks import ALONE, Ranks
@@ -107,6 +108,7 @@ def model_facts(loaded: LoadedModel, plan: PrunePlan) -> dict[str, Any]:
         "parameters": count_parameters(loaded.model),
         "weight_bytes": weight_bytes(loaded.model),
         "kept_layers": len(plan.kept_layers),
+        "layers_on": layer_places(loaded.model, plan.kept_layers),
         "original_layers": plan.original_layers,
         "plan_of_origin": loaded.plan_of_origin,
     }

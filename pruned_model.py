@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from arguments import PLAN_FILE, PruneArguments
 from command_line import UsageError, reject
+from offloading import forget_offloaded, input_device, save_weights
 from ranks import ALONE, Ranks
 from weight_layout import stored_by_rows
 
@@ -94,6 +95,10 @@ class PruneModel:
 
     def prune(self) -> None:
         """Drops the layers, renumbers the kept ones and frees the memory."""
+        forget_offloaded(self.model.model.layers[index] for index in self.plan.removed_layers)
+        self._remove()
+
+    def _remove(self) -> None:
         layers = list(self.model.model.layers)
         removed = [layers[index] for index in self.plan.removed_layers]
         self._hold([layers[index] for index in self.plan.kept_layers], self.plan.kept_layers)
@@ -116,7 +121,7 @@ class PruneModel:
         try:
             for layer in removed if moves else []:
                 layer.to("cpu")
-            self.prune()
+            self._remove()
             yield
         finally:
             for layer in removed if moves else []:
@@ -170,7 +175,7 @@ class PruneModel:
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                 checkpoint = Path(scratch) / target.name
                 with stored_by_rows(self.model):
-                    self.model.save_pretrained(checkpoint)
+                    save_weights(self.model, checkpoint)
                 tokenizer.save_pretrained(checkpoint)
                 origin = self.plan.to_dict() | {"model_fingerprint": fingerprint}
                 (checkpoint / PLAN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
@@ -282,7 +287,7 @@ def _last_token_states(model: nn.Module, prompt: Tensor) -> Tensor:
     hooks = [layer.register_forward_pre_hook(keep_input) for layer in decoder.layers]
     hooks.append(decoder.layers[-1].register_forward_hook(keep_output))
     try:
-        decoder(input_ids=prompt.to(model.get_input_embeddings().weight.device), use_cache=False)
+        decoder(input_ids=prompt.to(input_device(model)), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,5 +1,6 @@
 """Where a run happens: process, device, dtype, and the memory that it takes."""
 
+import logging
 import os
 import platform
 import re
@@ -51,7 +52,8 @@ class Runtime:
     def reset_peak_memory(self) -> None:
         """Forgets the peak so far, such as that of loading the whole model before it was pruned."""
         if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+            for device in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(device)
         elif _CLEAR_REFS.exists() and os.access(_CLEAR_REFS, os.W_OK):
             # 5 resets the peak of the resident set (proc(5)).
             _CLEAR_REFS.write_text("5")
@@ -59,12 +61,14 @@ class Runtime:
     def peak_memory_bytes(self) -> int | None:
         """The most memory held since the reset: by CUDA's allocator, or resident on a CPU.
 
-        Where no system file tells the resident peak, it is that of the process's whole life.
+        CUDA devices over which a model is spread are added up. Where no system file tells the
+        resident peak, it is that of the process's whole life.
         """
         if self.holds_more:
             return None
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
+            # A device on which this process holds nothing adds nothing.
+            return sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
         if _STATUS.exists():
             peak = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
             if peak:
@@ -136,6 +140,7 @@ def quieten_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     hub_logging.set_verbosity_error()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
 def device_type(asked: str | None) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from offloading import input_device
+
 # How far apart two logits may be for rounding to decide between them. Where a dtype has none, its
 # rounding is so coarse that no gap tells it from a mistake.
 TIE_GAPS = {torch.float32: 1e-3, torch.float64: 1e-9}
@@ -57,7 +59,7 @@ def first_difference(
     position = next((i for i, (one, other) in pairs if one != other), None)
     if position is None:
         return Difference(min(len(one_ids), len(other_ids)), math.inf)
-    ids = torch.tensor([prompt_ids + one_ids[:position]], device=model.device)
+    ids = torch.tensor([prompt_ids + one_ids[:position]], device=input_device(model))
     logits_V = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
     gap = (logits_V[one_ids[position]] - logits_V[other_ids[position]]).abs()
     return Difference(position, float(gap))

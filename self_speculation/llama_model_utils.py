@@ -12,6 +12,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from offloading import input_device
+
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 DEFAULT_ATTENTION = "sdpa"
 COMPILED_ATTENTION = ("sdpa", "eager")
@@ -123,7 +125,7 @@ class CachedLlama:
         self._cache = KeyValueCache(capacity)
         self.num_layers = len(self._decoder.layers)
         self.capacity = capacity
-        self.device = model.get_input_embeddings().weight.device
+        self.device = input_device(model)
         self.reset()
 
     def reset(self, exit_layer: int | None = None) -> None:

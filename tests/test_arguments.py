@@ -69,6 +69,23 @@ def test_model_args_are_read_and_typed():
     }
 
 
+def test_memory_of_devices_is_told_in_bytes():
+    found = ModelArguments(model_args="device_map=auto,max_memory=0:1.5GiB;cpu:300KB")
+    assert found.extra()["max_memory"] == {"0": 1536 * 2**20, "cpu": 300_000}
+
+
+@pytest.mark.parametrize("text", ["", "cpu", "cpu:", "cpu:5", "cpu:5Gb", "gpu:5GB", "cpu:-1GB"])
+@pytest.mark.parametrize("more", ["", ";cpu:2GB", "; 0:1GB"])
+def test_memory_that_cannot_be_is_refused(text, more):
+    with pytest.raises(UsageError, match="must be DEVICE:SIZE;..., each DEVICE once"):
+        ModelArguments(model_args=f"device_map=auto,max_memory={text}{more}").extra()
+
+
+def test_a_device_has_one_size():
+    with pytest.raises(UsageError, match="each DEVICE once"):
+        ModelArguments(model_args="device_map=auto,max_memory=cpu:1GB;cpu:2GB").extra()
+
+
 BAD_LINES = {
     "--prune_method magic": "--prune_method: invalid choice: 'magic'",
     "--dataset nothing": "--dataset: invalid choice: 'nothing'",
@@ -140,6 +157,18 @@ BAD_LINES = {
     f"--output_dir {'x' * 300}": "is no possible folder (File name too long)",
     f"--save_pruned {'x' * 300}": "is no possible folder (File name too long)",
     "--save_pruned LICENSE/x": "--save_pruned LICENSE/x: LICENSE is a file",
+    "--model_args device_map=disk": "--model_args device_map=disk: must be one of auto, balanced",
+    "--model_args device_map=none": "--model_args device_map=None: must be one of auto, balanced",
+    "--model_args max_memory=cpu:1GB": "--model_args max_memory: needs a device_map of auto",
+    "--model_args offload_folder=x,device_map=cpu": (
+        "--model_args offload_folder: needs a device_map of auto"
+    ),
+    "--model_args device_map=auto,offload_folder=pyproject.toml": (
+        "--model_args offload_folder pyproject.toml: pyproject.toml is a file"
+    ),
+    "--model_args device_map=auto,max_memory=20GiB": (
+        "--model_args max_memory=20GiB: must be DEVICE:SIZE;..."
+    ),
     "--model_args token=secret": "--model_args token=secret: key must be one",
     "--stop_words \udcff": "\\udcff: is not UTF-8 text",
     "--dtype int4": "--dtype: invalid choice: 'int4'",

@@ -54,8 +54,10 @@ def test_model_args_reach_from_pretrained(checkpoint, monkeypatch):
         return ordinary(source, **options)
 
     monkeypatch.setattr(model_loading.AutoModelForCausalLM, "from_pretrained", watched)
-    load_model(ModelArguments(model=str(checkpoint), model_args="device_map=auto"), CPU)
+    placement = "device_map=auto,max_memory=cpu:1GB"
+    load_model(ModelArguments(model=str(checkpoint), model_args=placement), CPU)
     assert handed["device_map"] == "auto"
+    assert handed["max_memory"] == {"cpu": 10**9}
     assert handed["use_safetensors"] is True
     assert handed["trust_remote_code"] is False
 

@@ -280,6 +280,8 @@ def test_more_processes_go_through_torchrun(sweep, tmp_path):
     assert done.returncode == 0
     line = (tmp_path / "calls").read_text().splitlines()[0]
     assert line.startswith("-m torch.distributed.run --standalone --nproc_per_node 2 ")
+    command = shlex.split(line)[shlex.split(line).index("--as-rank") + 2 :]
+    assert command[:2] == [str(tmp_path / "python"), str(ROOT / "benchmark.py")]
 
 
 def test_a_sweep_killed_twice_ends_as_an_unbroken_one(checkpoint, tmp_path):

@@ -1,0 +1,106 @@
+"""What runs for days in one process takes no more memory or files than at its beginning."""
+
+import gc
+import os
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from test_run_log import record, sample
+
+from arguments import GenerationArguments, ModelArguments, PruneArguments
+from prepared_model import load_pruned
+from run_log import find_runs
+from run_writer import RunWriter, claimed
+
+OPEN_FILES = Path("/proc/self/fd")
+MEMORY = Path("/proc/self/statm")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not MEMORY.exists(), reason="the system does not tell what a process holds"),
+]
+
+GENERATIONS, WARM_UP, INTERVAL, WINDOW = 2000, 400, 40, 400
+LONGEST_PROMPT = 200
+# What allocators scatter; a cache that stays would grow by 400 KB with every generation.
+ALLOWED_GROWTH = 1_000_000
+
+PLAIN = {"max_steps": 6, "exit_layer": -1}
+DRAFTED = {
+    "generation_strategy": "self_speculative",
+    "max_steps": 6,
+    "exit_layer": 3,
+    "num_speculations": 3,
+}
+FLAGS = [
+    GenerationArguments(**decoder, sample=sampled, temperature=1.0)
+    for decoder in (PLAIN, DRAFTED)
+    for sampled in (False, True)
+]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What this process holds at one moment."""
+
+    resident_bytes: int
+    open_files: int
+    tensors: int
+
+
+def held():
+    gc.collect()
+    pages = int(MEMORY.read_text().split()[1])
+    # `isinstance` would ask lazy modules and mocks what they are.
+    tensors = sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects())
+    return Held(pages * os.sysconf("SC_PAGE_SIZE"), len(list(OPEN_FILES.iterdir())), tensors)
+
+
+def growing_prompt(number):
+    """Those of the warm-up come again: tokenizers keeps the latest 10,000 words that it has met."""
+    return "x" * (1 + number % LONGEST_PROMPT)
+
+
+def test_thousands_of_generations_hold_no_more_than_the_first(checkpoint):
+    pruned = load_pruned(
+        ModelArguments(str(checkpoint), dtype="float64", device="cpu"),
+        PruneArguments(prune_method="random", dropout_threshold=0.2, prune_seed=1),
+    )
+
+    def say(prompt):
+        return [pruned.generate(prompt, flags, "endurance").output_ids for flags in FLAGS]
+
+    first = say("number 1:")
+    moments = []
+    for number in range(GENERATIONS):
+        pruned.generate(growing_prompt(number), FLAGS[number % len(FLAGS)], f"{number}")
+        if number >= WARM_UP and number % INTERVAL == 0:
+            moments.append(held())
+    assert say("number 1:") == first
+
+    early, late = moments[: WINDOW // INTERVAL], moments[-WINDOW // INTERVAL :]
+    for what, allowed in (("resident_bytes", ALLOWED_GROWTH), ("open_files", 0), ("tensors", 0)):
+        before, after = (
+            statistics.median(getattr(moment, what) for moment in window)
+            for window in (early, late)
+        )
+        assert after <= before + allowed, what
+
+
+def test_written_runs_leave_no_file_open(tmp_path):
+    def write(number):
+        run = record(identity={"number": number})
+        with claimed(str(tmp_path), run.run_id):
+            writer = RunWriter(str(tmp_path), run)
+            for index in range(3):
+                writer.add(sample(index))
+            writer.finish("complete", {})
+        return writer
+
+    writers = [write(0)]
+    before = held().open_files
+    writers += [write(number) for number in range(1, 200)]  # which are kept: no file closes by luck
+    assert held().open_files == before
+    assert len(find_runs(tmp_path)) == len(writers)
