@@ -14,7 +14,7 @@ from self_speculation.sampling import SamplingRule
 from timing import StepTime, Stopwatch, now
 
 # Part of every run's identity: raise it when the same arguments may yield other tokens or speeds.
-ENGINE_VERSION = 4
+ENGINE_VERSION = 5
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import os
 from contextlib import contextmanager
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests are of a CPU, wherever they run
 
 import pyarrow
 import pytest

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import VOCABULARY
 
+import check_log
 import correctness
 import lossless
 from command_line import run_script
@@ -254,14 +255,14 @@ def test_a_failure_keeps_what_was_found(check, ending, tmp_path):
 
 def test_every_prompt_is_on_disk_as_soon_as_it_is_done(check, tmp_path, monkeypatch):
     written = []
-    ordinary = lossless.replace_json
+    ordinary = check_log.replace_json
 
     def watched(path, values):
         ordinary(path, values)
         found = json.loads(path.read_text())
         written.append((found["status"], len(found["examples"])))
 
-    monkeypatch.setattr(lossless, "replace_json", watched)
+    monkeypatch.setattr(check_log, "replace_json", watched)
     check()
     assert written == [("running", 1), ("running", 2), ("running", 3), ("complete", 3)]
 
