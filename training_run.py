@@ -69,6 +69,7 @@ def run_training(
         if writes:
             _finish(arguments, training, learner, log, command)
         accelerator.wait_for_everyone()
+    accelerator.end_training()  # or NCCL complains of what it still holds
     return 0
 
 
