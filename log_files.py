@@ -59,6 +59,7 @@ class LineFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("ab", buffering=0)
+        self._counts_links = self._status().st_nlink > 0  # some network file systems do not
 
     def add(self, line: str) -> None:
         """Adds a line. Raises OSError where that fails, and the file ends as it did before.
@@ -74,7 +75,7 @@ class LineFile:
             with suppress(OSError):
                 os.ftruncate(self._file.fileno(), size)
             raise
-        if self._status().st_nlink == 0:
+        if self._counts_links and self._status().st_nlink == 0:
             raise FileNotFoundError(errno.ENOENT, "was removed during the run", str(self.path))
 
     def close(self) -> None:
