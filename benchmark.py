@@ -25,9 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     import code_execution
     from cell import find_cell
     from experiment import run_cell
+    from ranks import joined
 
     command = command_text(argv)
-    cell = find_cell(arguments, prompts)
+    with joined().together():
+        cell = find_cell(arguments, prompts)
     if arguments.data.execute_code:
         warn(code_execution.warning())
     record, path = run_cell(cell, command)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from command_line import reject
 from log_files import LineFile, json_text, kept_from_errors, replace_json
 from ranks import Ranks
 from run_log import RunRecord
@@ -15,27 +16,29 @@ Result = dict[str, Any]
 class CheckLog:
     """What is found of each example, in the order of examples.
 
-    Of several processes the leading one writes the log, and the others keep what they find in
-    parts beside it until the leading one has it.
+    Of several processes the leading one writes the log. The others keep what they find in parts
+    beside it, which go once the check is complete.
     """
 
     def __init__(self, output_dir: str, record: RunRecord, ranks: Ranks) -> None:
         self._output_dir, self._record, self._ranks = output_dir, record, ranks
         self._results: dict[int, Result] = {}
-        began = begin_log(output_dir, "correctness", record)
-        self.path = began.with_name(ranks.first(began.name))
+        self.path = begin_log(output_dir, "correctness", record, ranks)
         self._part: LineFile | None = None
         if not ranks.leads:
-            self._part = LineFile(self.path.with_suffix(f".rank{ranks.rank}.jsonl"))
+            try:
+                self._part = LineFile(self.path.with_suffix(f".rank{ranks.rank}.jsonl"))
+            except OSError as error:
+                reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
 
     def add(self, index: int, result: Result) -> None:
         """Takes in what was found of an example."""
         self._results[index] = result
-        with kept_from_errors(self._output_dir):
+        with kept_from_errors(self._output_dir, self._write_again):
             if self._part:
                 self._part.add(json_text([index, result]))
             else:
-                replace_json(self.path, self._record.to_dict() | {"examples": self._in_order()})
+                replace_json(self.path, self._so_far())
 
     def merge(self, while_waiting: Callable[[], None]) -> None:
         """Gives the leading process the results of all."""
@@ -53,7 +56,7 @@ class CheckLog:
         self._record.status, self._record.ended = status, timestamp()
         log = self._record.to_dict() | {"summary": summarize(results), "examples": results}
         if self._ranks.leads:
-            with kept_from_errors(self._output_dir):
+            with kept_from_errors(self._output_dir, self._write_again):
                 replace_json(self.path, log)
         if status == "complete":
             log = self._ranks.first(log)
@@ -61,8 +64,19 @@ class CheckLog:
                 self._part.path.unlink(missing_ok=True)
         return log
 
+    def _so_far(self) -> Result:
+        return self._record.to_dict() | {"examples": self._in_order()}
+
     def _in_order(self) -> list[Result]:
         return [self._results[index] for index in sorted(self._results)]
+
+    def _write_again(self) -> None:
+        """Writes anew what this process has found, where it was removed."""
+        if self._part:
+            self._part.write_again(json_text(list(item)) for item in self._results.items())
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace_json(self.path, self._so_far())
 
     def _read_parts(self) -> None:
         """What others have found so far, where their parts can be seen."""

@@ -27,6 +27,7 @@ EXIT_BUSY = 75  # sysexits.h: a temporary failure, worth another try
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 _ECHO_SECONDS = 2
+_at_success: list[typing.Callable[[], None]] = []
 _CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
@@ -55,10 +56,19 @@ class InterruptedRunError(UsageError):
     exit_code = EXIT_INTERRUPTED
 
 
-def error_of(exit_code: int) -> type[UsageError]:
-    """The kind of error that ends a script with this code."""
-    kinds = (UsageError, BusyError, InterruptedRunError)
-    return {kind.exit_code: kind for kind in kinds}.get(exit_code, FailedError)
+class LostError(FailedError):
+    """Another process is gone, and nothing more can be done together with it."""
+
+
+def error_named(name: str) -> type[UsageError]:
+    """The kind of error that another process raised."""
+    kinds = (UsageError, FailedError, BusyError, InterruptedRunError, LostError)
+    return {kind.__name__: kind for kind in kinds}.get(name, FailedError)
+
+
+def at_success(call: typing.Callable[[], None]) -> None:
+    """Has `run_script` call this once the script has returned, and not where an error ends it."""
+    _at_success.append(call)
 
 
 def process_count() -> int:
@@ -179,7 +189,10 @@ def run_script(
     """
     try:
         with _interruptible(), _one_voice():
-            return main(argv)
+            code = main(argv)
+            while _at_success:
+                _at_success.pop()()
+            return code
     except UsageError as error:
         if not error.told and _is_first_to_tell():
             _print_line(error)
@@ -197,7 +210,8 @@ def run_script(
         if _is_first_to_tell():
             if not is_out_of_memory(error):
                 raise
-            _print_line(FailedError(f"out of memory ({error})"))
+            reason = str(error) or type(error).__name__
+            _print_line(FailedError(f"out of memory ({reason})"))
         return FailedError.exit_code
 
 
@@ -226,9 +240,10 @@ def _script() -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Makes SIGTERM a KeyboardInterrupt too, and of an echo of either, nothing.
+    """Makes SIGTERM a KeyboardInterrupt too.
 
-    A Ctrl-C comes from the terminal, and once more from torchrun.
+    A Ctrl-C comes from the terminal, and once more, as either signal, from torchrun: what follows
+    another within a moment is ignored there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -237,9 +252,11 @@ def _interruptible() -> Iterator[None]:
 
     def interrupt(*_: Any) -> None:
         nonlocal latest
-        before, latest = latest, time.monotonic()
-        if latest - before > _ECHO_SECONDS:
-            raise KeyboardInterrupt
+        now = time.monotonic()
+        if "WORLD_SIZE" in os.environ and now - latest < _ECHO_SECONDS:
+            return
+        latest = now
+        raise KeyboardInterrupt
 
     found = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
     try:

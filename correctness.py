@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from arguments import CELL_GROUPS, CellArguments
-from command_line import EXIT_INTERRUPTED, command_text, flag, parse, reject, run_script, shown
+from command_line import (
+    EXIT_INTERRUPTED,
+    FailedError,
+    command_text,
+    flag,
+    parse,
+    reject,
+    run_script,
+    shown,
+)
 from data import get_local_prompts
 
 DEFAULTS = {"generation_strategy": "self_speculative", "sample": False}
@@ -39,22 +48,27 @@ def main(argv: list[str] | None = None) -> int:
 
     from cell import find_cell
     from lossless import check_cell
+    from ranks import joined
 
     command = command_text(argv)
-    log, path = check_cell(find_cell(arguments, prompts), checking.num_draws, command)
+    with joined().together():
+        cell = find_cell(arguments, prompts)
+    log, path = check_cell(cell, checking.num_draws, command)
     print_summary(log)
     print(f"log       {path}")
     if log["summary"]["lossless"] is False:
         return EXIT_WRONG
     if log["status"] != "complete":
         return EXIT_INTERRUPTED
+    if "out_of_memory" in log["summary"]["verdicts"]:
+        return FailedError.exit_code
     return 0 if log["summary"]["tested"] else EXIT_UNTESTED
 
 
 def print_summary(log: dict[str, Any]) -> None:
     """Every difference with both continuations, then the counts."""
     for one in log["examples"]:
-        if one["verdict"] not in ("equal", "prompt_too_long"):
+        if one["verdict"] not in ("equal", "prompt_too_long", "out_of_memory"):
             print(f"{one['verdict']}: {one['example_id']}, {_finding(one)}")
     summary = log["summary"]
     verdicts = ", ".join(f"{count} {name}" for name, count in sorted(summary["verdicts"].items()))

@@ -2,10 +2,11 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -34,9 +35,20 @@ from self_speculation.llama_model_utils import position_limit
 from self_speculation.text_generator import TextGenerator
 
 WARM_UP_STEPS = 8
+_NEXT_SHARE = 0.75  # of a prompt for whose cache memory did not suffice
+_Result = TypeVar("_Result")
 
 
 Prepare = Callable[[Cell, RunRecord | None], tuple[LoadedModel, PruneModel]]
+
+
+@dataclass
+class EncodedExample:
+    """An example with its prompt as the model reads it; None where it exceeds the positions."""
+
+    example: EvaluationExample
+    full_length: int
+    prompt_ids: list[int] | None
 
 
 def run_cell(cell: Cell, command: str, prepare: Prepare | None = None) -> tuple[RunRecord, Path]:
@@ -59,6 +71,31 @@ def run_cell(cell: Cell, command: str, prepare: Prepare | None = None) -> tuple[
             loaded, pruned = (prepare or load_and_prune)(cell, left)
             writer = _measured(cell, loaded, pruned, left, command)
             return writer.record, writer.path
+
+
+def generator_for(
+    cell: Cell, loaded: LoadedModel, plan: PrunePlan, encoded: list[EncodedExample]
+) -> TextGenerator:
+    """A warm decoder with room for all prompts, or for the longest for which memory suffices.
+
+    Raises `FailedError` where it suffices for none.
+    """
+    flags, words = cell.arguments.generation, cell.arguments.stop_words
+    prompts = sorted((item.prompt_ids for item in encoded if item.prompt_ids), key=len)
+    while prompts:
+        longest = len(prompts[-1])
+
+        def warm(longest: int = longest, shortest: list[int] = prompts[0]) -> TextGenerator:
+            generator = make_generator(flags, loaded, plan, words, longest)
+            made = generator.generate(shortest, max_steps=WARM_UP_STEPS)  # allocates the cache
+            _time_full_step(generator, shortest, made)
+            return generator
+
+        generator = within_memory(warm)
+        if generator:
+            return generator
+        prompts = [ids for ids in prompts if len(ids) <= _NEXT_SHARE * longest]
+    raise FailedError(f"--model {cell.arguments.model.model}: out of memory with any prompt")
 
 
 def check_alike(cell: Cell) -> None:
@@ -84,23 +121,12 @@ def _measured(
     cell: Cell, loaded: LoadedModel, pruned: PruneModel, left: RunRecord | None, command: str
 ) -> RunWriter:
     encoded = encode_examples(cell, loaded)
-    longest = max(len(item.prompt_ids) for item in encoded if item.prompt_ids)
-    flags, words = cell.arguments.generation, cell.arguments.stop_words
-    generator = make_generator(flags, loaded, pruned.plan, words, longest)
+    generator = generator_for(cell, loaded, pruned.plan, encoded)
     if cell.runtime.ranks.leads:
         save_as_asked(cell.arguments.prune, loaded, pruned)
     record = make_record(cell, loaded, pruned.plan, command)
     record.runtime["compile_seconds"] = generator.engine.compile_seconds
     return measure(cell, generator, encoded, resume(left, record) if left else record)
-
-
-@dataclass
-class EncodedExample:
-    """An example with its prompt as the model reads it; None where it exceeds the positions."""
-
-    example: EvaluationExample
-    full_length: int
-    prompt_ids: list[int] | None
 
 
 def load_and_prune(cell: Cell, left: RunRecord | None = None) -> tuple[LoadedModel, PruneModel]:
@@ -156,10 +182,9 @@ def make_record(cell: Cell, loaded: LoadedModel, plan: PrunePlan, command: str) 
 def measure(
     cell: Cell, generator: TextGenerator, encoded: list[EncodedExample], record: RunRecord
 ) -> RunWriter:
-    """Warms up, decodes every example that the log lacks; an interruption leaves what was done."""
+    """Decodes every example that the log lacks; an interruption leaves what was done."""
     ranks = cell.runtime.ranks
     cell.runtime.reset_peak_memory()
-    _warm_up(generator, encoded)
     writer = RunWriter(cell.arguments.log.output_dir, record, ranks)
     missing = [index for index in range(len(encoded)) if index not in writer.done]
     if writer.done:
@@ -186,18 +211,11 @@ def measure(
     return writer
 
 
-def _warm_up(generator: TextGenerator, encoded: list[EncodedExample]) -> None:
-    prompt = next(item.prompt_ids for item in encoded if item.prompt_ids)
-    with suppress_out_of_memory():  # which the example itself will tell of
-        made = generator.generate(prompt, max_steps=WARM_UP_STEPS)
-        _time_full_step(generator, prompt, made)
-
-
 def measure_example(
     cell: Cell, generator: TextGenerator, index: int, item: EncodedExample
 ) -> SampleRecord:
     """Decodes one example and scores its text."""
-    example = item.example
+    example, flags = item.example, cell.arguments.generation
     sample = SampleRecord(
         index,
         example.example_id,
@@ -209,17 +227,18 @@ def measure_example(
     if item.prompt_ids is None:
         sample.status = "prompt_too_long"
         return sample
-    sample.status = "out_of_memory"
-    with suppress_out_of_memory():
-        _decode(cell.arguments.generation, generator, item, sample)
-        sample.status = "done"
+    limit = position_limit(cell.checkpoint.config)
+    needed = min(len(item.prompt_ids) + flags.max_steps, limit)
+    decode = partial(_decode, flags, generator, item, sample)
+    fits = needed <= generator.engine.capacity and within_memory(decode)
+    sample.status = "done" if fits else "out_of_memory"
     sample.peak_memory_bytes = cell.runtime.peak_memory_bytes()
     return sample
 
 
 def _decode(
     flags: GenerationArguments, generator: TextGenerator, item: EncodedExample, sample: SampleRecord
-) -> None:
+) -> bool:
     """Fills in what decoding the example yields."""
     example = item.example
     made = generator.generate(item.prompt_ids, flags.seed, example.example_id)
@@ -236,21 +255,20 @@ def _decode(
     if example.tests is not None:
         program = f"{example.content}{made.text}\n{example.tests}"
         sample.scores["pass@1"] = float(passes(program))
+    return True
 
 
-@contextmanager
-def suppress_out_of_memory() -> Iterator[None]:
-    """Leaves what is inside where memory does not suffice, and frees what it held."""
+def within_memory(work: Callable[[], _Result]) -> _Result | None:
+    """What the work yields; None where memory does not suffice, and what it held is free again."""
     try:
-        yield
+        return work()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    else:
-        return
     # Only here, where the error with its frames is gone, are their tensors.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    return None
 
 
 def _time_full_step(

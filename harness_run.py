@@ -13,7 +13,7 @@ import lm_eval
 from lm_eval.utils import handle_non_serializable, make_table
 
 from cell import decoding_identity, engine_identity, plan_identity, selection_facts
-from command_line import FailedError, UsageError, warn
+from command_line import FailedError, InterruptedRunError, UsageError, warn
 from harness_arguments import EvaluationArguments
 from harness_model import HarnessModel, summarize_requests
 from harness_requests import decoding_of
@@ -29,6 +29,7 @@ from harness_tasks import (
 from log_files import kept_from_errors, replace_json
 from model_loading import find_checkpoint
 from prepared_model import PreparedModel, exit_layer_facts, load_pruned, model_facts
+from ranks import joined
 from run_log import RunRecord, current_commit
 from run_writer import begin_log, timestamp
 from runtime import start
@@ -50,10 +51,24 @@ def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRec
     datasets.disable_progress_bars()
     flags = arguments.harness
     manager = find_tasks(flags.tasks, flags.include_path)
-    ranks = start(arguments.model, parallel=True).ranks
-    find_checkpoint(arguments.model)  # a model that is not there should not cost a download
-    loaded = load_tasks(manager, flags.tasks)
-    tasks = single_tasks(manager, loaded)
+    with joined().together():
+        start(arguments.model, parallel=True)
+        find_checkpoint(arguments.model)  # a model that is not there should not cost a download
+        loaded = load_tasks(manager, flags.tasks)
+        facts = _checked_tasks(arguments, single_tasks(manager, loaded))
+        prepared = load_pruned(
+            arguments.model, arguments.prune, arguments.prompt, arguments.generation, parallel=True
+        )
+        print(prepared.pruned.report())
+        record = make_record(arguments, prepared, facts, command)
+        return record, _evaluated(arguments, prepared, record, manager, loaded)
+
+
+def _checked_tasks(
+    arguments: EvaluationArguments, tasks: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What a log says of the tasks; refuses those that ask for what cannot be done."""
+    flags = arguments.harness
     check_runnable(tasks, flags.confirm_run_unsafe_code)
     check_shots(tasks, flags.num_fewshot)
     generating = {name: t for name, t in tasks.items() if t.OUTPUT_TYPE == "generate_until"}
@@ -62,15 +77,7 @@ def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRec
     speculates = arguments.generation.generation_strategy == "self_speculative"
     if speculates and len(generating) < len(tasks):
         warn(_SPECULATIVE_WARNING)
-    facts = {name: task_facts(task) for name, task in tasks.items()}
-
-    with ranks.together():
-        prepared = load_pruned(
-            arguments.model, arguments.prune, arguments.prompt, arguments.generation, parallel=True
-        )
-        print(prepared.pruned.report())
-        record = make_record(arguments, prepared, facts, command)
-        return record, _evaluated(arguments, prepared, record, manager, loaded)
+    return {name: task_facts(task) for name, task in tasks.items()}
 
 
 def _evaluated(
@@ -82,14 +89,14 @@ def _evaluated(
 ) -> Path:
     """Lets the harness ask its questions, and logs what it makes of the answers."""
     flags, ranks = arguments.harness, prepared.runtime.ranks
-    path = begin_log(arguments.log.output_dir, "eval", record)
+    path = begin_log(arguments.log.output_dir, "eval", record, ranks)
     model = HarnessModel(prepared, arguments.generation, flags.batch_size)
     try:
         results = evaluate(arguments, model, manager, loaded)
         if ranks.leads:
             record.metrics["harness"] = plain(results)
         record.status = "complete"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, InterruptedRunError):
         record.status = "interrupted"
         raise
     except Exception as error:

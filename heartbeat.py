@@ -8,6 +8,7 @@ BEAT_SECONDS = 1.0
 # So many beats of its own a process waits for one of its neighbour's. Seconds would not do: a whole
 # job may be suspended for a while.
 PATIENCE = 15
+_FIRST_PATIENCE = 600  # until its first, while it may still read what it needs
 
 
 class Heartbeat(threading.Thread):
@@ -38,11 +39,14 @@ class Heartbeat(threading.Thread):
                 self._lost(found)
                 return
 
-    def stop(self, is_well: bool) -> None:
-        """No more beats; `is_well` says whether that is as it should be."""
+    def stop(self) -> None:
+        """No more beats, and nobody will miss them."""
+        self._store.set(f"has left {self._rank}", "")
+        self.fall_silent()
+
+    def fall_silent(self) -> None:
+        """No more beats."""
         self._over.set()
-        if is_well:
-            self._store.set(f"has left {self._rank}", "")
 
     def _beat(self) -> int | None:
         """Beats, and returns the number of a process that is lost."""
@@ -50,6 +54,6 @@ class Heartbeat(threading.Thread):
         beats = self._store.add(f"beat {self._next}", 0)
         heard = beats != self._latest or self._store.check([f"has left {self._next}"])
         self._latest, self._silence = beats, 0 if heard else self._silence + 1
-        if self._silence >= PATIENCE:
+        if self._silence >= (PATIENCE if beats else _FIRST_PATIENCE):
             self._store.set("lost", str(self._next))
         return int(self._store.get("lost")) if self._store.check(["lost"]) else None

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -59,30 +59,41 @@ class LineFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("ab", buffering=0)
-        self._counts_links = self._status().st_nlink > 0  # some network file systems do not
 
     def add(self, line: str) -> None:
         """Adds a line. Raises OSError where that fails, and the file ends as it did before.
 
         Of a file that was removed meanwhile, FileNotFoundError.
         """
-        size = self._status().st_size
         try:
+            size = os.fstat(self._file.fileno()).st_size
             left = memoryview(f"{line}\n".encode())
             while left:
                 left = left[self._file.write(left) :]
         except OSError:
             with suppress(OSError):
                 os.ftruncate(self._file.fileno(), size)
-            raise
-        if self._counts_links and self._status().st_nlink == 0:
+            if self.is_there():
+                raise
+        if not self.is_there():
             raise FileNotFoundError(errno.ENOENT, "was removed during the run", str(self.path))
+
+    def is_there(self) -> bool:
+        """Whether the path still leads to this file."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except OSError:
+            return False
+
+    def write_again(self, lines: Iterable[str]) -> None:
+        """Makes the file anew where it was removed, with these lines."""
+        self.close()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(self.path, "".join(f"{line}\n" for line in lines))
+        self._file = self.path.open("ab", buffering=0)
 
     def close(self) -> None:
         self._file.close()
-
-    def _status(self) -> os.stat_result:
-        return os.fstat(self._file.fileno())
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -114,10 +125,26 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 @contextmanager
-def kept_from_errors(output_dir: str) -> Iterator[None]:
-    """What fails to be written from now on ends the run, and leaves what was finished before."""
+def kept_from_errors(
+    output_dir: str, write_again: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """What fails to be written inside ends the run, and leaves what was finished before.
+
+    `write_again` does so where the files were removed. Raises `FailedError`.
+    """
     try:
         yield
+    except FileNotFoundError as error:
+        gone = f"--output_dir {output_dir}: was removed during the run"
+        try:
+            (write_again or _give_up)()
+        except OSError as again:
+            raise FailedError(f"{gone} and cannot be written again ({again.strerror})") from error
+        raise FailedError(f"{gone}; what was finished is written again") from error
     except OSError as error:
         reason = f"cannot be written ({error.strerror}); what was finished before is kept"
         raise FailedError(f"--output_dir {output_dir}: {reason}") from error
+
+
+def _give_up() -> None:
+    raise FileNotFoundError(errno.ENOENT, "nothing is left of it")

@@ -18,6 +18,7 @@ from experiment import (
     encode_examples,
     load_and_prune,
     make_record,
+    within_memory,
 )
 from model_loading import LoadedModel
 from prepared_model import make_generator, save_as_asked
@@ -123,7 +124,9 @@ class DecoderPair:
 
     def _compared(self, item: EncodedExample, compare: Callable[[], Result]) -> Result:
         facts = {"example_id": item.example.example_id, "prompt_tokens": item.full_length}
-        return facts | (compare() if item.prompt_ids else {"verdict": "prompt_too_long"})
+        if not item.prompt_ids:
+            return facts | {"verdict": "prompt_too_long"}
+        return facts | (within_memory(compare) or {"verdict": "out_of_memory"})
 
     def _parted(self, ids: list[int], plain: TextGenerator, spoken: TextGenerator) -> Result:
         one, made = plain.generate(ids).output_ids, spoken.generate(ids)

@@ -12,7 +12,7 @@ class Progress:
     """Counts what all processes have done; the leading one shows it."""
 
     def __init__(self, ranks: Ranks, total: int, done: int = 0) -> None:
-        self._ranks, self._before = ranks, done
+        self._ranks, self._before, self._add = ranks, done, ranks.counter()
         self._bar = tqdm(total=total, initial=done, unit="prompt", disable=not ranks.leads)
 
     def advance(self) -> None:
@@ -20,11 +20,11 @@ class Progress:
         if self._ranks.count == 1:
             self._bar.update()
         else:
-            self._show(self._ranks.add("done", 1))
+            self._show(self._add(1))
 
     def refresh(self) -> None:
         """Shows what the others have done meanwhile."""
-        self._show(self._ranks.add("done"))
+        self._show(self._add(0))
 
     def close(self) -> None:
         self._bar.close()

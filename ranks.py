@@ -7,7 +7,6 @@ should hold no device meanwhile.
 """
 
 import _thread
-import atexit
 import functools
 import json
 import os
@@ -23,7 +22,15 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, rendezvous
 
-from command_line import FailedError, InterruptedRunError, UsageError, error_of, process_count
+from command_line import (
+    FailedError,
+    InterruptedRunError,
+    LostError,
+    UsageError,
+    at_success,
+    error_named,
+    process_count,
+)
 from heartbeat import Heartbeat
 
 _Item = TypeVar("_Item")
@@ -52,7 +59,7 @@ class Ranks:
     _section: int = field(default=0, init=False)
     _round: int = field(default=0, init=False)
     _last_keys: list[str] = field(default_factory=list, init=False)
-    is_well: bool = field(default=True, init=False)  # no section failed last
+    _counters: int = field(default=0, init=False)
 
     @property
     def leads(self) -> bool:
@@ -73,15 +80,13 @@ class Ranks:
         if self.count == 1:
             yield
             return
-        self._section, self._round = self._section + 1, 0
-        self.is_well = False
+        self._section, self._round, self._counters = self._section + 1, 0, 0
         try:
+            self._check_lost()
             yield
             self.exchange(None)
-            self.is_well = True
         except BaseException as error:
-            if self.lost:
-                raise FailedError(self.lost) from error
+            self._check_lost()
             if not getattr(error, "told", False):
                 self._fail(error)
             raise
@@ -115,15 +120,18 @@ class Ranks:
 
     def check(self) -> None:
         """Raises the error of another process, if one has failed."""
+        self._check_lost()
         if self.count > 1 and self._ask("check", [self._key("failed")]):
-            message, exit_code = json.loads(self._ask("get", self._key("failed")))
-            error = error_of(exit_code)(message)
+            message, kind = json.loads(self._ask("get", self._key("failed")))
+            error = error_named(kind)(message)
             error.told = True
             raise error
 
-    def add(self, name: str, amount: int = 0) -> int:
-        """Adds to a number that all processes of this section share; returns what it is then."""
-        return self._ask("add", self._key(name), amount)
+    def counter(self) -> Callable[[int], int]:
+        """A number that all processes share: adds to it, and returns what it is then."""
+        self._counters += 1
+        key = self._key(f"counter {self._counters}")
+        return lambda amount: self._ask("add", key, amount)
 
     def leave(self) -> None:
         """Waits for a moment until all have left: the store may live in the leading process."""
@@ -139,6 +147,10 @@ class Ranks:
         who = "the other processes" if rank is None else f"process {rank}"
         self.lost = f"torchrun: {who} cannot be reached any more"
         _thread.interrupt_main(signal.SIGTERM)
+
+    def _check_lost(self) -> None:
+        if self.lost:
+            raise LostError(self.lost)
 
     def _exchange(
         self, value: Any, read: Sequence[int], while_waiting: Callable[[], None] | None = None
@@ -183,7 +195,8 @@ class Ranks:
         """Tells the others; an error that another process has told first is raised instead."""
         if self._ask("add", self._key("errors"), 1) == 1:
             told = error if isinstance(error, UsageError) else self._ending(error)
-            self._ask("set", self._key("failed"), json.dumps([str(told), told.exit_code]))
+            kind = type(told).__name__
+            self._ask("set", self._key("failed"), json.dumps([str(told), kind]))
         elif isinstance(error, UsageError):
             while True:
                 self.check()
@@ -193,14 +206,14 @@ class Ranks:
         """What the others are told of an error that is no user's."""
         if isinstance(error, KeyboardInterrupt):
             return InterruptedRunError(f"process {self.rank} was interrupted")
-        return FailedError(f"process {self.rank} failed ({type(error).__name__}: {error})")
+        return LostError(f"process {self.rank} failed ({type(error).__name__}: {error})")
 
     def _ask(self, operation: str, *values: Any) -> Any:
         try:
             return getattr(self.store, operation)(*values)
         except RuntimeError as error:
             lost = "torchrun: the other processes cannot be reached any more"
-            raise FailedError(f"{lost} ({_first_line(error)})") from error
+            raise LostError(f"{lost} ({_first_line(error)})") from error
 
     def _key(self, name: str) -> str:
         return f"{self._section} {name}"
@@ -220,22 +233,23 @@ def joined() -> Ranks:
         return ALONE
     try:
         store, rank, count = next(rendezvous("env://", timeout=_START_LIMIT))
-        local = [int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        local_count = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     except ValueError as error:
         reason = f"torchrun: the processes cannot find each other ({_first_line(error)})"
         raise UsageError(reason) from error
     except RuntimeError as error:
         reason = f"torchrun: the processes cannot reach each other ({_first_line(error)})"
         raise FailedError(reason) from error
-    ranks = Ranks(rank, count, *local, PrefixStore("ranks", store))
-    if ranks.local_count < count:
+    ranks = Ranks(rank, count, local_rank, local_count, PrefixStore("ranks", store))
+    if local_count < count:
         # Of a machine's own processes, torchrun itself ends all when one is lost.
         heartbeat = Heartbeat(ranks.store, rank, count, ranks.lose)
         heartbeat.start()
-        atexit.register(lambda: heartbeat.stop(ranks.is_well))
+        at_success(heartbeat.stop)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
         # Then it lives in the leading process, and not in the launcher.
-        atexit.register(ranks.leave)
+        at_success(ranks.leave)
     return ranks
 
 

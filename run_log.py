@@ -119,9 +119,13 @@ def record_of(values: Any) -> RunRecord:
         raise ValueError(f"lacks a part of a run ({error})") from error
 
 
-def part_path(run_path: Path, rank: int) -> Path:
-    """Where one of several processes keeps its samples until the leading one has them."""
-    return run_path.with_suffix(f".rank{rank}.samples.jsonl")
+def part_path(run_path: Path, rank: int, start: str) -> Path:
+    """Where one of several processes keeps its samples until the leading one has them.
+
+    `start` names the start of the run, so that a process of an earlier one that is still at work
+    writes elsewhere.
+    """
+    return run_path.with_suffix(f".rank{rank}-{start}.samples.jsonl")
 
 
 def part_paths(run_path: Path) -> list[Path]:

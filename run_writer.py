@@ -1,13 +1,14 @@
 """Writes a run's two files so that no kill at any moment costs more than one example a process."""
 
 import dataclasses
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from command_line import FailedError, reject, warn
+from command_line import reject, warn
 from log_files import (
     LineFile,
     held_folder,
@@ -79,7 +80,8 @@ class RunWriter:
         self._output_dir, self._ranks = output_dir, ranks
         found = find_run(output_dir, record.run_id) if ranks.leads else None
         name = (found or log_path(output_dir, "benchmark", record)).name
-        self.path = Path(output_dir) / ranks.first(name)
+        name, self._start = ranks.first([name, secrets.token_hex(3)])
+        self.path = Path(output_dir) / name
         try:
             self._begin(found)
         except OSError as error:
@@ -87,15 +89,9 @@ class RunWriter:
 
     def add(self, sample: SampleRecord) -> None:
         """Appends an example's line."""
+        with kept_from_errors(self._output_dir, lambda: self._write_again(sample)):
+            self._file.add(_line(sample))
         self.samples.append(sample)
-        with kept_from_errors(self._output_dir):
-            try:
-                self._file.add(_line(sample))
-            except FileNotFoundError as error:
-                self._begin_again(error)
-            except OSError:
-                self.samples.pop()
-                raise
 
     def merge(self, while_waiting: Callable[[], None] | None = None) -> None:
         """Gives the leading process the samples of all, in the order of the examples."""
@@ -106,29 +102,37 @@ class RunWriter:
         indices = [sample.index for sample in self.samples]
         if self._ranks.leads and (self._ranks.count > 1 or indices != sorted(indices)):
             self.samples.sort(key=lambda sample: sample.index)
-            with kept_from_errors(self._output_dir):
+            with kept_from_errors(self._output_dir, self._write_again):
                 replace_lines(samples_path(self.path), map(dataclasses.asdict, self.samples))
 
     def finish(self, status: str, metrics: dict[str, Any]) -> None:
         """Closes the run with its final status and metrics, which all processes know then."""
-        self.close()
-        if self._ranks.leads:
-            self.record.status = status
-            self.record.ended = timestamp()
-            self.record.metrics = metrics
-            with kept_from_errors(self._output_dir):
-                self._replace()
+        try:
+            if self._ranks.leads:
+                self.record.status = status
+                self.record.ended = timestamp()
+                self.record.metrics = metrics
+                with kept_from_errors(self._output_dir, self._write_again):
+                    self._replace()
+        finally:
+            self.close()
         if status == "complete" and self._ranks.count > 1:
             # Once the leading one says so, what the parts hold is in the run's own files.
             self.record = record_of(self._ranks.first(self.record.to_dict()))
             self._remove_parts()
 
     def finished(self) -> list[SampleRecord]:
-        """The samples of all processes, as far as this one sees them now."""
-        try:
-            return read_samples(self.path)
-        except (OSError, ValueError):
-            return self.samples
+        """The samples of all processes, as far as this one has them or sees them now.
+
+        Its own are on disk then, if that is possible at all.
+        """
+        if not self._file.is_there():
+            with suppress(OSError):
+                self._write_again()
+        known = {sample.index: sample for sample in self.samples}
+        with suppress(OSError, ValueError):
+            known |= {sample.index: sample for sample in read_samples(self.path)}
+        return [known[index] for index in sorted(known)]
 
     def close(self) -> None:
         """Closes the file of samples; the run keeps the status that it has."""
@@ -140,8 +144,10 @@ class RunWriter:
             self._begin_run(found)
         self.done = set(self._ranks.first([sample.index for sample in self.samples]))
         self._include_what_others_see()
+        self._ranks.exchange(None)  # all of that is in the run's own files now
         if not self._ranks.leads:
-            self._file = LineFile(part_path(self.path, self._ranks.rank))
+            self._remove_parts()
+            self._file = LineFile(part_path(self.path, self._ranks.rank, self._start))
 
     def _begin_run(self, found: Path | None) -> None:
         if found:
@@ -160,7 +166,7 @@ class RunWriter:
 
     def _include_what_others_see(self) -> None:
         """Takes in parts of an earlier start that lie on the disk of another machine."""
-        seen = [] if self._ranks.leads else read_samples(self.path)
+        seen = [] if self._ranks.leads else _readable(self._output_dir, self.path)
         unknown = [one for one in map(dataclasses.asdict, seen) if one["index"] not in self.done]
         for share in self._ranks.exchange(unknown):
             new = [values for values in share if values["index"] not in self.done]
@@ -174,23 +180,20 @@ class RunWriter:
         self.samples += included
         return included
 
-    def _begin_again(self, error: OSError) -> None:
-        """Writes everything anew where the folder was removed, and then gives up."""
-        self.close()
-        gone = f"--output_dir {self._output_dir}: was removed during the run"
-        try:
+    def _write_again(self, *more: SampleRecord) -> None:
+        """Writes anew what this process has written, and more, where it was removed."""
+        if self._ranks.leads:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self._ranks.leads:
-                self._replace()
-            replace_lines(self._file.path, map(dataclasses.asdict, self.samples))
-            self._file = LineFile(self._file.path)
-        except OSError as again:
-            raise FailedError(f"{gone} and cannot be written again ({again.strerror})") from error
-        raise FailedError(f"{gone}; what was finished is written again") from error
+            self._replace()
+        self.samples += more
+        self._file.write_again(map(_line, self.samples))
 
     def _remove_parts(self) -> None:
+        """Removes the parts of earlier starts; once the run is over, of this one too."""
+        is_over = self.record.status == "complete"
         for path in part_paths(self.path):
-            path.unlink(missing_ok=True)
+            if is_over or f"-{self._start}." not in path.name:
+                path.unlink(missing_ok=True)
 
     def _replace(self) -> None:
         replace_json(self.path, self.record.to_dict())
@@ -201,7 +204,7 @@ def log_path(output_dir: str, kind: str, record: RunRecord) -> Path:
     return Path(output_dir) / f"{kind}_{time.strftime('%Y%m%d_%H%M%S')}_{record.run_id}.json"
 
 
-def begin_log(output_dir: str, kind: str, record: RunRecord) -> Path:
+def begin_log(output_dir: str, kind: str, record: RunRecord, ranks: Ranks = ALONE) -> Path:
     """Where a run's only file will be, in a folder that is there by then.
 
     Raises `UsageError` where the folder cannot be written.
@@ -211,7 +214,7 @@ def begin_log(output_dir: str, kind: str, record: RunRecord) -> Path:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
-    return log_path(output_dir, kind, record)
+    return Path(output_dir) / ranks.first(log_path(output_dir, kind, record).name)
 
 
 def resume(left: RunRecord, new: RunRecord) -> RunRecord:
@@ -244,7 +247,7 @@ def timestamp() -> str:
 
 
 def _left_over(output_dir: str, run_id: str) -> RunRecord | None:
-    for scratch in Path(output_dir).glob(f"benchmark_*_{run_id}.json.partial"):
+    for scratch in Path(output_dir).glob(f"benchmark_*_{run_id}.*.partial"):
         scratch.unlink()
     path = find_run(output_dir, run_id)
     try:
@@ -258,11 +261,8 @@ def _recovered(output_dir: str, path: Path) -> list[SampleRecord]:
 
     A last line that is not whole is cut off, and what several processes left in parts is added.
     """
-    try:
-        samples = read_samples(path)
-        own, size = whole_samples(samples_path(path))
-    except ValueError as error:
-        reject("output_dir", output_dir, f"{error}; move the run's two files away to begin anew")
+    samples = _readable(output_dir, path)
+    own, size = whole_samples(samples_path(path))
     file_path = samples_path(path)
     found = file_path.read_bytes() if file_path.exists() else b""
     if len(found) > size:
@@ -270,6 +270,13 @@ def _recovered(output_dir: str, path: Path) -> list[SampleRecord]:
     if own != samples or len(found) > size or not found.endswith(b"\n"):
         replace_lines(file_path, map(dataclasses.asdict, samples))
     return samples
+
+
+def _readable(output_dir: str, path: Path) -> list[SampleRecord]:
+    try:
+        return read_samples(path)
+    except ValueError as error:
+        reject("output_dir", output_dir, f"{error}; move the run's two files away to begin anew")
 
 
 def _is_complete(path: Path) -> bool:

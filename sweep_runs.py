@@ -11,6 +11,7 @@ from command_line import (
     BusyError,
     FailedError,
     InterruptedRunError,
+    LostError,
     UsageError,
     print_error,
     reject,
@@ -80,8 +81,8 @@ class SweepRunner:
             print(f"cell {number} of {self.cells}: {name}")
             try:
                 record, path = run()
-            except InterruptedRunError:
-                raise  # another process will not go on
+            except (InterruptedRunError, LostError):
+                raise  # not all processes will go on
             except UsageError as error:
                 print_error(error)
                 outcome.failed.append(error)

@@ -176,6 +176,18 @@ def run(checkpoint, rows, tmp_path):
 
 
 @pytest.fixture
+def words(checkpoint, rows, tmp_path):
+    """Flags of a script on a few prompts, with a folder of its own."""
+
+    def make(*flags, folder="logs", prompts=5):
+        common = ["--model", str(checkpoint), "--dtype", "float64", "--dataset", "custom_jsonl"]
+        data = ["--data_path", str(rows), "--num_samples", str(prompts)]
+        return [*common, *data, "--output_dir", str(tmp_path / folder), *flags]
+
+    return make
+
+
+@pytest.fixture
 def run_sweep(checkpoint, rows, tmp_path):
     """Runs sweep.py; returns exit code and the folder of its logs."""
 
@@ -195,6 +207,39 @@ def rewritten(path):
     log = json.loads(path.read_text())
     yield log
     path.write_text(json.dumps(log))
+
+
+def outputs(folder):
+    """Of every run in a folder its samples, without times."""
+    return {
+        read_record(path).run_id: [timeless(vars(one)) for one in read_samples(path)]
+        for path in find_runs(folder)
+    }
+
+
+# All that two starts of one run may differ in, beside what is in seconds.
+OF_THE_START = {
+    *("started", "ended", "command", "arguments", "resumed", "peak_memory_bytes", "throughput")
+}
+IN_SECONDS = {
+    "prefill_seconds",
+    "decode_seconds",
+    "step_seconds",
+    "seconds",
+    "total_time",
+    "time_per_token",
+    "tokens_per_second",
+    "speedup_over_full_steps",
+    "round_overhead",
+}
+
+
+def timeless(value):
+    """The value without all that a clock, a start or the process's memory decides."""
+    if isinstance(value, dict):
+        left_out = OF_THE_START | IN_SECONDS
+        return {key: timeless(held) for key, held in value.items() if key not in left_out}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
 def random_prompt(length: int, seed: int = 0) -> list[int]:

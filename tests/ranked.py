@@ -1,6 +1,8 @@
 """Several processes as threads of one, which talk through a store in memory."""
 
 import threading
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch.distributed
 
@@ -13,9 +15,9 @@ from command_line import run_script
 from ranks import Ranks
 
 
-def in_ranks(count, work):
+def in_ranks(count, work, store=None):
     """What `work(ranks)` returned in each of `count` ranks, or the error that it raised."""
-    store, found = torch.distributed.HashStore(), [None] * count
+    store, found = store or torch.distributed.HashStore(), [None] * count
 
     def run(rank):
         try:
@@ -35,7 +37,10 @@ def in_ranks(count, work):
 def scripts_in_ranks(monkeypatch, count, main, argv):
     """The exit codes of a script that `count` ranks run together."""
     mine, loading = threading.local(), threading.Lock()
-    for module in (ranks, runtime):
+    modules = [ranks, runtime]
+    if find_spec("lm_eval"):
+        modules.append(import_module("harness_run"))
+    for module in modules:
         monkeypatch.setattr(module, "joined", lambda: getattr(mine, "ranks", ranks.ALONE))
     for module in (experiment, sweep_runs, prepared_model):
         monkeypatch.setattr(module, "load_model", _one_by_one(module.load_model, loading))

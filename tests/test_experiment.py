@@ -24,9 +24,9 @@ def outputs(samples):
 def test_calibration_reads_prompts_that_are_not_evaluated(run, tokenizer, monkeypatch):
     seen = []
 
-    def watched(model, prompts):
+    def watched(model, prompts, *rest):
         seen.extend(tokenizer.decode(prompt[0]) for prompt in prompts)
-        return angular_distances(model, prompts)
+        return angular_distances(model, prompts, *rest)
 
     monkeypatch.setattr("pruned_model.angular_distances", watched)
     _, _, samples = run(*GREEDY, *ANGULAR, samples="7")
@@ -41,9 +41,9 @@ def test_long_calibration_prompts_keep_their_tail(run, tokenizer, tmp_path, monk
     long_row = json.dumps({"prompt": "a" * 300 + "TAIL", "response": ""})
     path.write_text('{"prompt": "short", "response": ""}\n' + long_row + "\n")
 
-    def watched(model, prompts):
+    def watched(model, prompts, *rest):
         seen.extend(prompts)
-        return angular_distances(model, prompts)
+        return angular_distances(model, prompts, *rest)
 
     monkeypatch.setattr("pruned_model.angular_distances", watched)
     code, _, _ = run(*GREEDY, *ANGULAR, samples="1", path=path)
@@ -241,9 +241,9 @@ CHAT_TEMPLATE = (
 def test_prompts_go_through_the_tokenizers_chat_template(run, checkpoint, tmp_path, monkeypatch):
     seen = []
 
-    def watched(model, prompts):
+    def watched(model, prompts, *rest):
         seen.extend(prompts)
-        return angular_distances(model, prompts)
+        return angular_distances(model, prompts, *rest)
 
     monkeypatch.setattr("pruned_model.angular_distances", watched)
     folder = shutil.copytree(checkpoint, tmp_path / "chat")

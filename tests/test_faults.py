@@ -1,49 +1,30 @@
-"""Whatever breaks, what was finished is kept, the log can be read, and a next start goes on."""
+"""Whatever write fails or is undone, what was finished is kept, and a next start goes on."""
 
 import errno
+import json
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ANGULAR, GREEDY, SPECULATIVE, SWEEP_GRID
-from test_resume import timeless
+import torch.distributed
+from conftest import ANGULAR, GREEDY, SPECULATIVE, outputs
+from ranked import in_ranks, scripts_in_ranks
+from test_run_log import record, sample
 
 import benchmark
+import correctness
 import experiment
 import log_files
-import sweep
-from command_line import EXIT_INTERRUPTED, run_script
+from check_log import CheckLog
+from command_line import FailedError, run_script
 from run_log import find_runs, read_record, read_samples, samples_path
+from run_writer import RunWriter
 
-ROOT = Path(__file__).parent.parent
 SPOKEN = [*GREEDY, *ANGULAR, *SPECULATIVE, "--exit_layer", "5"]
-
-
-@pytest.fixture
-def words(checkpoint, rows, tmp_path):
-    """Flags of a script on a few prompts, with a folder of its own."""
-
-    def make(*flags, folder="logs", prompts=3):
-        common = ["--model", str(checkpoint), "--dtype", "float64", "--dataset", "custom_jsonl"]
-        data = ["--data_path", str(rows), "--num_samples", str(prompts)]
-        return [*common, *data, "--output_dir", str(tmp_path / folder), *flags]
-
-    return make
-
-
-def outputs(folder):
-    """Of every run in a folder its samples, without times."""
-    return {
-        read_record(path).run_id: [timeless(vars(one)) for one in read_samples(path)]
-        for path in find_runs(folder)
-    }
 
 
 class FaultyDisk:
@@ -105,12 +86,12 @@ class FaultyFile:
 def test_any_write_may_fail_once(words, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         disk = FaultyDisk(patch, tmp_path / "whole")
-        assert run_script(benchmark.main, words(*SPOKEN, folder="whole")) == 0
+        assert run_script(benchmark.main, words(*SPOKEN, folder="whole", prompts=3)) == 0
     expected = outputs(tmp_path / "whole")
     assert disk.operations >= 9  # the run's file twice, three operations each, and three samples
     for fails_at in range(1, disk.operations + 1):
         folder = tmp_path / f"fails at {fails_at}"
-        flags = words(*SPOKEN, folder=folder.name)
+        flags = words(*SPOKEN, folder=folder.name, prompts=3)
         capsys.readouterr()
         with monkeypatch.context() as patch:
             FaultyDisk(patch, folder, fails_at)
@@ -126,6 +107,129 @@ def test_any_write_may_fail_once(words, tmp_path, monkeypatch, capsys):
         (path,) = find_runs(folder)
         assert samples_path(path).read_bytes().count(b"\n") == 3
         assert read_record(path).status == "complete"
+
+
+def test_any_write_of_two_processes_may_fail_once(words, tmp_path, monkeypatch, capsys):
+    flags = words(*GREEDY, folder="whole", prompts=4)
+    assert run_script(benchmark.main, flags) == 0
+    (expected,) = said(tmp_path / "whole")
+    for fails_at in range(1, 12):
+        folder = tmp_path / f"fails at {fails_at}"
+        flags = words(*GREEDY, folder=folder.name, prompts=4)
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            FaultyDisk(patch, folder, fails_at)
+            assert set(scripts_in_ranks(patch, 2, benchmark.main, flags)) <= {1, 2}
+        assert capsys.readouterr().err.count("error: --output_dir") == 1
+        kept = said(folder)
+        assert scripts_in_ranks(monkeypatch, 2, benchmark.main, flags) == [0, 0]
+        assert said(folder) == [expected]
+        assert all(one in expected for samples in kept for one in samples)
+        (path,) = find_runs(folder)
+        assert sorted(folder.iterdir()) == sorted([path, samples_path(path)])
+
+
+def said(folder):
+    """The outputs of every run in a folder, by index."""
+    return [
+        [(sample.index, sample.output_ids) for sample in read_samples(path)]
+        for path in find_runs(folder)
+    ]
+
+
+@pytest.mark.parametrize("notices", [2, 3])
+def test_a_folder_removed_under_two_processes_is_written_again_by_both(
+    words, tmp_path, monkeypatch, capsys, notices
+):
+    """The leading one does examples 0, 2 and 4, the other 1, 3 and 5."""
+    ordinary, folder = experiment.measure_example, tmp_path / "logs"
+    finished = threading.Semaphore(0)
+
+    def removing(cell, generator, index, item):
+        if index == notices:
+            assert finished.acquire(timeout=30) and finished.acquire(timeout=30)
+            time.sleep(0.3)
+            shutil.rmtree(folder)
+        elif index > 1:
+            time.sleep(1)  # so that the other one notices first
+        finished.release()
+        return ordinary(cell, generator, index, item)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "measure_example", removing)
+        codes = scripts_in_ranks(patch, 2, benchmark.main, words(*GREEDY, prompts=6))
+    assert codes == [1, 1]
+    assert "was removed during the run; what was finished is written" in capsys.readouterr().err
+    (kept,) = said(folder)
+    assert {0, 1, notices} <= {index for index, _ in kept}
+    assert scripts_in_ranks(monkeypatch, 2, benchmark.main, words(*GREEDY, prompts=6)) == [0, 0]
+    assert run_script(benchmark.main, words(*GREEDY, folder="whole", prompts=6)) == 0
+    assert said(folder) == said(tmp_path / "whole")
+
+
+def test_a_process_of_an_earlier_start_spoils_nothing(tmp_path):
+    """One that goes on for a while after its leading one was killed, and a new start began."""
+    store, old, new = torch.distributed.HashStore(), {}, {}
+
+    def begin(writers, store):
+        def work(ranks):
+            with ranks.together():
+                writers[ranks.rank] = RunWriter(str(tmp_path), record(), ranks)
+
+        assert in_ranks(2, work, store) == [None, None]
+
+    begin(old, store)
+    old[0].add(sample(0))
+    old[1].add(sample(1))
+    old[0].close()
+    begin(new, torch.distributed.HashStore())
+    assert new[0].done == new[1].done == {0, 1}
+    new[1].add(sample(3))
+    with pytest.raises(FailedError, match="was removed during the run"):
+        old[1].add(sample(5))
+    new[1].add(sample(7))
+    new[0].add(sample(2))
+    assert {0, 1, 2, 3, 7} <= {one.index for one in read_samples(new[0].path)}
+    for writer in (old[1], *new.values()):
+        writer.close()
+
+
+def test_a_torn_line_in_a_part_costs_only_its_own_example(tmp_path, monkeypatch):
+    """On another machine's disk, where the leading process does not see it."""
+
+    def begin(store=None):
+        writers = {}
+
+        def work(ranks):
+            with ranks.together():
+                writers[ranks.rank] = RunWriter(str(tmp_path), record(), ranks)
+
+        assert in_ranks(2, work, store or torch.distributed.HashStore()) == [None, None]
+        return writers
+
+    first = begin()
+    first[1].add(sample(1))
+    with first[1]._file.path.open("a") as file:
+        file.write('{"index": 3, "exam')
+    for writer in first.values():
+        writer.close()
+    part = first[1]._file.path
+    text = part.read_text()
+    part.unlink()
+    ordinary = RunWriter._begin_run
+
+    def hidden(writer, found):
+        ordinary(writer, found)
+        part.write_text(text)
+
+    monkeypatch.setattr(RunWriter, "_begin_run", hidden)
+    second = begin()
+    assert second[0].done == {1}
+    second[1].add(sample(3))
+    second[1].add(sample(5))
+    assert [one.index for one in read_samples(second[0].path)] == [1, 3, 5]
+    for writer in second.values():
+        writer.close()
 
 
 @pytest.mark.parametrize("gone", ["samples", "folder"])
@@ -169,144 +273,17 @@ def test_a_folder_that_is_removed_and_cannot_be_made_again_is_one_line(
     assert "--output_dir" in line
 
 
-def out_of_memory(kind):
-    return {
-        "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
-        "cpu": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
-        "python": MemoryError(),
-    }[kind]
+def test_a_folder_removed_under_a_check_is_written_again(words, tmp_path, monkeypatch, capsys):
+    ordinary, folder = CheckLog.add, tmp_path / "logs"
 
-
-@pytest.fixture
-def short_of_memory(monkeypatch):
-    """Makes decoding of every prompt of this length run out of memory."""
-    ordinary = experiment.TextGenerator.generate
-
-    def make(kind, length):
-        def generate(generator, prompt_ids, *rest, **named):
-            if len(prompt_ids) == length and "max_steps" not in named:
-                raise out_of_memory(kind)
-            return ordinary(generator, prompt_ids, *rest, **named)
-
-        monkeypatch.setattr(experiment.TextGenerator, "generate", generate)
-
-    return make
-
-
-@pytest.mark.parametrize("kind", ["cuda", "cpu", "python"])
-def test_an_example_without_memory_is_told_of_and_stops_no_other(
-    words, short_of_memory, tmp_path, capsys, kind
-):
-    # The rows are numbered 0 to 11: the last two are one character longer.
-    short_of_memory(kind, len("number 10:"))
-    flags = words(*GREEDY, "--random_shuffle", "false", prompts=12)
-    assert run_script(benchmark.main, flags) == 1
-    assert (
-        "complete: 12 prompts, 160 tokens; 2 FAILED for want of memory" in capsys.readouterr().out
-    )
-    (path,) = find_runs(tmp_path / "logs")
-    samples, record = read_samples(path), read_record(path)
-    assert [one.index for one in samples if one.status == "out_of_memory"] == [10, 11]
-    assert [one.prompt_tokens for one in samples[10:]] == [10, 10]
-    assert record.metrics["counts"]["failed_prompts"] == 2
-    assert record.metrics["counts"]["skipped_prompts"] == 0
-    # The run is over; its exit code goes on saying that it lacks something.
-    assert run_script(benchmark.main, flags) == 1
-
-
-def test_want_of_memory_elsewhere_is_one_line(words, monkeypatch, capsys):
-    def load(*_):
-        raise out_of_memory("cuda")
-
-    monkeypatch.setattr(experiment, "load_model", load)
-    assert run_script(benchmark.main, words(*GREEDY)) == 1
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[-1]
-        .endswith("error: out of memory (CUDA out of memory. Tried to allocate 20 GiB)")
-    )
-
-
-def test_other_errors_are_not_taken_for_want_of_memory(words, monkeypatch):
-    def fails(*_):
-        raise RuntimeError("something else")
-
-    monkeypatch.setattr(experiment, "_decode", fails)
-    with pytest.raises(RuntimeError, match="something else"):
-        run_script(benchmark.main, words(*GREEDY))
-
-
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_run_in_order(words, tmp_path, monkeypatch, capsys, sent):
-    ordinary = experiment.measure_example
-
-    def interrupted(cell, generator, index, item):
+    def removing(log, index, result):
         if index == 2:
-            os.kill(os.getpid(), sent)
-        return ordinary(cell, generator, index, item)
+            shutil.rmtree(folder)
+        ordinary(log, index, result)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(experiment, "measure_example", interrupted)
-        assert run_script(benchmark.main, words(*GREEDY, prompts=5)) == EXIT_INTERRUPTED
-    assert "interrupted; the same command goes on" in capsys.readouterr().err
-    (path,) = find_runs(tmp_path / "logs")
-    assert read_record(path).status == "interrupted"
-    assert len(read_samples(path)) == 2
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-
-def test_an_echo_of_a_signal_breaks_no_cleaning_up():
-    cleaned = []
-
-    def main(_):
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1)
-        finally:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-            cleaned.append(True)
-
-    assert run_script(main) == EXIT_INTERRUPTED
-    assert cleaned
-
-
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_sweep_killed_at_random_moments_ends_as_an_unbroken_one(words, tmp_path, kills):
-    grid = [*SWEEP_GRID, "--prune_methods", "base", "random", "--dropout_thresholds", "0.2"]
-    draws, killed = random.Random(kills), 0
-    flags = words(*grid, prompts=4)
-    while killed < kills:
-        started = subprocess.Popen(
-            [sys.executable, "sweep.py", *flags],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},  # as in the tests themselves
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        # Most of the moments fall into decoding, and some into loading.
-        before = progress_of(tmp_path / "logs")
-        while started.poll() is None and progress_of(tmp_path / "logs") == before:
-            time.sleep(0.01)
-        time.sleep(draws.uniform(0, 0.3))
-        started.kill()
-        started.wait(timeout=60)
-        killed += 1
-        for samples in outputs(tmp_path / "logs").values():
-            indices = [one["index"] for one in samples]
-            assert indices == sorted(set(indices))
-    kept = outputs(tmp_path / "logs")
-    assert run_script(sweep.main, flags) == 0
-    assert run_script(sweep.main, words(*grid, folder="whole", prompts=4)) == 0
-    found, whole = outputs(tmp_path / "logs"), outputs(tmp_path / "whole")
-    assert found.keys() == whole.keys()
-    for name, samples in found.items():
-        for one, other in zip(samples, whole[name], strict=True):
-            assert one == other
-    assert all(samples == found[name][: len(samples)] for name, samples in kept.items())
-    assert not list((tmp_path / "logs").glob("*.partial"))
-
-
-def progress_of(folder):
-    return sum(path.stat().st_size for path in folder.glob("*.jsonl")) if folder.exists() else 0
+    monkeypatch.setattr(CheckLog, "add", removing)
+    spoken = ["--exit_layer", "3", "--num_speculations", "2", "--max_steps", "8"]
+    assert run_script(correctness.main, words(*spoken, prompts=4)) == 1
+    assert "was removed during the run; what was finished is written" in capsys.readouterr().err
+    (path,) = folder.iterdir()
+    assert len(json.loads(path.read_text())["examples"]) == 3

@@ -8,7 +8,7 @@ import torch.distributed
 
 import heartbeat
 import ranks
-from command_line import FailedError
+from command_line import LostError
 from heartbeat import Heartbeat
 from ranks import Ranks
 
@@ -26,7 +26,7 @@ def ring(monkeypatch):
         one.start()
     yield beating, told
     for one in beating:
-        one.stop(is_well=True)
+        one.stop()
         one.join(timeout=10)
 
 
@@ -40,23 +40,35 @@ def wait_until(holds):
 @pytest.mark.parametrize("lost", [0, 1, 2])
 def test_all_others_hear_of_one_that_vanishes(ring, lost):
     beating, told = ring
-    beating[lost].stop(is_well=False)
+    beating[lost].fall_silent()
     others = {0, 1, 2} - {lost}
     wait_until(lambda: set(told) == others)
     assert set(told.values()) == {lost}
 
 
+def test_one_that_has_not_begun_yet_is_waited_for(monkeypatch):
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.01)
+    store, told = torch.distributed.HashStore(), []
+    early = Heartbeat(store, 0, 2, told.append)
+    early.start()
+    time.sleep(0.01 * heartbeat.PATIENCE * 3)
+    assert told == []
+    monkeypatch.setattr(heartbeat, "_FIRST_PATIENCE", 5)
+    wait_until(lambda: told == [1])
+    early.stop()
+
+
 def test_two_that_vanish_together_are_missed(ring):
     beating, told = ring
     for rank in (1, 2):
-        beating[rank].stop(is_well=False)
+        beating[rank].fall_silent()
     wait_until(lambda: told)
     assert told == {0: 1}
 
 
 def test_one_that_leaves_is_not_missed(ring):
     beating, told = ring
-    beating[1].stop(is_well=True)
+    beating[1].stop()
     time.sleep(0.01 * heartbeat.PATIENCE * 3)
     assert told == {}
 
@@ -79,8 +91,11 @@ def test_what_a_process_is_at_ends_with_the_cause(monkeypatch, lost, who):
     monkeypatch.setattr(ranks._thread, "interrupt_main", lambda _: interrupted.set())
     interrupted = threading.Event()
     mine = Ranks(0, 4, store=torch.distributed.HashStore())
-    with pytest.raises(FailedError, match=f"{who} cannot be reached any more"), mine.together():
+    with pytest.raises(LostError, match=f"{who} cannot be reached any more"), mine.together():
         mine.lose(lost)
         assert interrupted.is_set()
         raise KeyboardInterrupt
-    assert not mine.is_well
+    with pytest.raises(LostError, match=who), mine.together():
+        raise AssertionError("nothing more is begun")
+    with pytest.raises(LostError, match=who):
+        mine.check()

@@ -7,7 +7,7 @@ import torch
 from ranked import in_ranks
 
 import ranks
-from command_line import BusyError, FailedError, InterruptedRunError, UsageError
+from command_line import BusyError, FailedError, InterruptedRunError, LostError, UsageError
 from ranks import ALONE, Ranks
 
 
@@ -98,7 +98,7 @@ def test_an_error_after_the_last_exchange_is_raised_in_all():
     ("error", "kind", "message"),
     [
         (KeyboardInterrupt(), InterruptedRunError, "process 0 was interrupted"),
-        (ZeroDivisionError("x / 0"), FailedError, r"process 0 failed \(ZeroDivisionError: x / 0\)"),
+        (ZeroDivisionError("x / 0"), LostError, r"process 0 failed \(ZeroDivisionError: x / 0\)"),
     ],
 )
 def test_what_ends_one_without_a_word_ends_the_others(error, kind, message):
@@ -129,9 +129,20 @@ def test_after_a_failure_the_next_section_begins_in_step():
             except UsageError:
                 continue
         with ranks.together():
-            return ranks.exchange(ranks.rank), ranks.add("done", 1) > 0
+            return ranks.exchange(ranks.rank), ranks.counter()(1) > 0
 
     assert in_ranks(3, work) == [([0, 1, 2], True)] * 3
+
+
+def test_two_counters_of_a_section_are_two():
+    def work(ranks):
+        with ranks.together():
+            first, second = ranks.counter(), ranks.counter()
+            first(2)
+            ranks.exchange(None)
+            return first(0), second(0)
+
+    assert in_ranks(2, work) == [(4, 0)] * 2
 
 
 def test_a_store_that_is_gone_is_one_clear_error():

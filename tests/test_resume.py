@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ANGULAR, GREEDY, SPECULATIVE
+from conftest import ANGULAR, GREEDY, SPECULATIVE, timeless
 from filelock import FileLock
 
 import benchmark
@@ -21,21 +21,6 @@ from run_log import find_runs, read_record, read_samples, samples_path
 
 ROOT = Path(__file__).parent.parent
 SPOKEN = [*GREEDY, *ANGULAR, *SPECULATIVE, "--exit_layer", "5"]
-# All that two starts of one run may differ in, beside what is in seconds.
-OF_THE_START = {
-    *("started", "ended", "command", "arguments", "resumed", "peak_memory_bytes", "throughput")
-}
-IN_SECONDS = {
-    "prefill_seconds",
-    "decode_seconds",
-    "step_seconds",
-    "seconds",
-    "total_time",
-    "time_per_token",
-    "tokens_per_second",
-    "speedup_over_full_steps",
-    "round_overhead",
-}
 
 
 class Killed(BaseException):
@@ -53,14 +38,6 @@ def start(checkpoint, rows, tmp_path):
         return run_script(benchmark.main, [*common, *where, *count, *SPOKEN, *flags])
 
     return run
-
-
-def timeless(value):
-    """The value without all that a clock, a start or the process's memory decides."""
-    if isinstance(value, dict):
-        left_out = OF_THE_START | IN_SECONDS
-        return {key: timeless(held) for key, held in value.items() if key not in left_out}
-    return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
 def log(folder):

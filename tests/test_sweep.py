@@ -93,9 +93,9 @@ def test_distances_are_measured_once_for_every_prune_n(run_sweep, run, monkeypat
     measured = []
     ordinary = pruned_model.angular_distances
 
-    def counted(model, prompts):
+    def counted(model, prompts, *rest):
         measured.append(len(prompts))
-        return ordinary(model, prompts)
+        return ordinary(model, prompts, *rest)
 
     monkeypatch.setattr(pruned_model, "angular_distances", counted)
     code, folder = run_sweep(
