@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from arguments import ModelArguments
+from bounded_files import read_settings
 from command_line import UsageError, reject
 from early_exits import EarlyExits, Teacher
 from model_loading import Checkpoint, find_checkpoint, plan_beside, read_model
@@ -179,10 +180,12 @@ def _read_config(name: str) -> Any:
     try:
         path = Path(name).expanduser()
         path = path / "config.json" if path.is_dir() else path
-        values = json.loads(path.read_text())
-        kind, layers = values.get("model_type"), values.get("num_hidden_layers", 1)
-    except (OSError, ValueError, AttributeError, RuntimeError) as error:
+        values = read_settings(path)
+    except (OSError, ValueError, RuntimeError) as error:
         reject("config", name, f"is no configuration that can be read ({error})")
+    if not isinstance(values, dict):
+        reject("config", name, "is no configuration: it holds no JSON object")
+    kind, layers = values.get("model_type"), values.get("num_hidden_layers", 1)
     if not isinstance(layers, int) or layers < 1:
         reject("config", name, f"its num_hidden_layers {layers} must be at least 1")
     if kind not in SUPPORTED_MODEL_TYPES:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
-import orjson
 
+from bounded_files import LOG_BYTES, TwiceError, bounded_lines, opened, parse_log, read_bounded
 from older_logs import OlderLog, is_console, read_console, read_objects
 from run_log import RunRecord, read_samples, record_of, samples_path
 
@@ -201,9 +201,11 @@ def _read(path: Path) -> tuple[LoggedRun | None, list[str]]:
     """The run in a file, None where it is not over; and what its reader should know."""
     if is_console(path):
         return _older_run(path, read_console(path)), []
-    content = path.read_bytes()
+    content = read_bounded(path, LOG_BYTES)
     try:
-        values = orjson.loads(content)
+        values = parse_log(content)
+    except TwiceError:
+        raise
     except ValueError:
         return _older_run(path, read_objects(content.decode())), []
     record = record_of(values)
@@ -263,7 +265,7 @@ def _older_run(path: Path, log: OlderLog) -> LoggedRun:
 def _examples(path: Path, record: RunRecord) -> tuple[Examples | None, list[str]]:
     """The run's examples; None, and why, where their file does not hold them all."""
     try:
-        samples = [sample for sample in map(orjson.loads, _lines(path)) if sample]
+        samples = [sample for sample in map(parse_log, _lines(path)) if sample]
     except ValueError as error:
         return None, [f"is compared without intervals: its samples are damaged ({error})"]
     expected = record.metrics["counts"]["prompts"]
@@ -290,8 +292,8 @@ def _examples(path: Path, record: RunRecord) -> tuple[Examples | None, list[str]
 
 def _lines(path: Path) -> Iterator[bytes]:
     try:
-        with samples_path(path).open("rb") as file:
-            yield from file
+        with opened(samples_path(path)) as file:
+            yield from bounded_lines(file)
     except FileNotFoundError:
         return
 

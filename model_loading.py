@@ -1,9 +1,7 @@
 """A model and its tokenizer: found, checked, fingerprinted and loaded."""
 
 import hashlib
-import json
 import re
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from arguments import PLAN_FILE, ModelArguments
+from bounded_files import PART_BYTES, read_bounded, read_settings
 from checkpoint_folders import SHIPPED
 from command_line import UsageError, reject, warn
 from compilation import compile_obstacle
@@ -31,6 +30,7 @@ from weight_layout import favour_single_rows
 # Weights, configuration, tokenizers of every kind and their chat templates.
 _FINGERPRINTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 _SAMPLED_BYTES = 1 << 16
+_MOST_HEADER_BYTES = 100_000_000  # what safetensors itself allows
 _LOCATION_ARGS = ("cache_dir", "local_files_only", "revision")
 
 
@@ -180,6 +180,10 @@ def _source(name: str) -> str:
 def _check_folder(name: str, folder: Path) -> None:
     if not (folder / "config.json").is_file():
         reject("model", name, "the folder holds no config.json")
+    try:
+        read_settings(folder / "config.json")
+    except (OSError, ValueError) as error:
+        reject("model", name, f"its config.json cannot be read ({error})")
     if not any(folder.glob("*.safetensors")):
         reject(
             "model", name, "the folder holds no *.safetensors weights, the one format that is read"
@@ -255,13 +259,15 @@ def _fingerprint(source: str, config: Any) -> str:
         if path.suffix == ".safetensors":
             _update_with_samples(digest, path)
         else:
-            digest.update(path.read_bytes())
+            digest.update(read_bounded(path, PART_BYTES))
     return f"files {digest.hexdigest()[:16]}"
 
 
 def _update_with_samples(digest: Any, path: Path) -> None:
     with path.open("rb") as file:
-        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if header_bytes > _MOST_HEADER_BYTES:
+            raise ValueError(f"{path.name} is no safetensors file")
         digest.update(file.read(header_bytes))
         stride = max(_SAMPLED_BYTES, path.stat().st_size // 64)
         for offset in range(8 + header_bytes, path.stat().st_size, stride):
@@ -272,4 +278,4 @@ def _update_with_samples(digest: Any, path: Path) -> None:
 def plan_beside(source: str) -> dict[str, Any] | None:
     """The prune plan of a checkpoint that was saved pruned."""
     path = Path(source) / PLAN_FILE
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_settings(path) if path.is_file() else None

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bounded_files import LOG_BYTES, TwiceError, read_bounded, unique
+
 _CONSOLE = re.compile(
     r"(?P<dataset>.+)_results_(?:base(?:_\d+)?|angular_n(?P<n>\d+)|random_t(?P<t>\d*\.?\d+))"
     r"(?:\.(?:txt|log|out))?"
@@ -45,7 +47,7 @@ def is_console(path: Path) -> bool:
 def read_console(path: Path) -> OlderLog:
     """The run whose console was captured. Raises ValueError where no metrics were printed."""
     name = _CONSOLE.fullmatch(path.name)
-    metrics = _printed_metrics(path.read_text(encoding="utf-8", errors="replace"))
+    metrics = _printed_metrics(read_bounded(path, LOG_BYTES).decode(errors="replace"))
     n, threshold = name["n"], name["t"]
     return OlderLog(
         dataset=_dataset(name["dataset"]),
@@ -82,12 +84,14 @@ def read_objects(text: str) -> OlderLog:
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
-    decoder, objects, place = json.JSONDecoder(), [], 0
+    decoder, objects, place = json.JSONDecoder(object_pairs_hook=unique), [], 0
     while place < len(text.rstrip()):
         place += len(text[place:]) - len(text[place:].lstrip())
         try:
             found, place = decoder.raw_decode(text, place)
-        except ValueError as error:
+        except TwiceError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"is cut off, or no JSON ({error})") from error
         if not isinstance(found, dict):
             raise ValueError("holds something that is no object")

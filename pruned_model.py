@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from arguments import PLAN_FILE, PruneArguments
+from bounded_files import read_settings
 from command_line import UsageError, reject
 from weight_layout import stored_by_rows
 
@@ -193,7 +194,7 @@ def is_saved(folder: str, plan: PrunePlan, fingerprint: str) -> bool:
     if not Path(folder).exists():
         return False
     try:
-        found = json.loads((Path(folder) / PLAN_FILE).read_text())
+        found = read_settings(Path(folder) / PLAN_FILE)
         kept, origin = tuple(found["kept_layers"]), found["model_fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
         kept, origin = None, None

@@ -4,14 +4,20 @@ Here are their contents and their reader; `run_writer` writes them.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import subprocess
+import types
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bounded_files import LOG_BYTES, bounded_lines, opened, parse_log, read_bounded
+
 SCHEMA_VERSION = 1
+STATUSES = ("running", "complete", "interrupted", "failed")
 
 
 @dataclass
@@ -93,7 +99,7 @@ def samples_path(run_path: Path) -> Path:
 
 def read_record(path: Path) -> RunRecord:
     """Reads a run's file back. Raises ValueError for one that is no run of this schema."""
-    return record_of(json.loads(path.read_text(encoding="utf-8")))
+    return record_of(parse_log(read_bounded(path, LOG_BYTES)))
 
 
 def record_of(values: Any) -> RunRecord:
@@ -106,9 +112,31 @@ def record_of(values: Any) -> RunRecord:
     names = {item.name for item in dataclasses.fields(RunRecord)}
     metrics = {key: value for key, value in values.items() if key not in names | {"run_id"}}
     try:
-        return RunRecord(**{key: values[key] for key in names & set(values)}, metrics=metrics)
+        record = RunRecord(**{key: values[key] for key in names & set(values)}, metrics=metrics)
     except TypeError as error:
         raise ValueError(f"lacks a part of a run ({error})") from error
+    check_kinds(record)
+    if record.status not in STATUSES:
+        raise ValueError(f"has the status {record.status!r}, not one of {', '.join(STATUSES)}")
+    return record
+
+
+def check_kinds(record: Any) -> None:
+    """Raises ValueError for a field of a log that holds another kind of value than it may."""
+    for name, kinds in _kinds(type(record)).items():
+        if not isinstance(getattr(record, name), kinds):
+            raise ValueError(f"holds {type(getattr(record, name)).__name__} as {name}")
+
+
+@functools.cache
+def _kinds(record: type) -> dict[str, tuple[type, ...]]:
+    """What a JSON file may hold in each field of a dataclass, in Python's types."""
+    found = {}
+    for name, hint in typing.get_type_hints(record).items():
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        kinds = tuple(typing.get_origin(option) or option for option in options)
+        found[name] = (*kinds, int) if float in kinds else kinds
+    return found
 
 
 def read_samples(path: Path) -> list[SampleRecord]:
@@ -122,21 +150,34 @@ def whole_samples(path: Path) -> tuple[list[SampleRecord], int]:
     A last line that is not whole, as a killed process leaves it, is not among them. Raises
     ValueError for any other damage.
     """
+    samples: list[SampleRecord] = []
+    size = 0
     try:
-        lines = samples_path(path).read_bytes().splitlines(keepends=True)
+        with opened(samples_path(path)) as file:
+            for line in (lines := bounded_lines(file)):
+                sample, damage = _sample(line)
+                if sample is None:
+                    if next(lines, None) is None:
+                        break
+                    raise ValueError(f"is damaged ({damage})")
+                samples.append(sample)
+                size += len(line)
     except FileNotFoundError:
         return [], 0
-    samples, size = [], 0
-    for number, line in enumerate(lines, start=1):
-        try:
-            samples.append(SampleRecord(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            if number == len(lines):
-                break
-            name = samples_path(path).name
-            raise ValueError(f"line {number} of {name} is damaged ({error})") from error
-        size += len(line)
+    except ValueError as error:
+        name = samples_path(path).name
+        raise ValueError(f"line {len(samples) + 1} of {name} {error}") from error
     return samples, size
+
+
+def _sample(line: bytes) -> tuple[SampleRecord | None, Exception | None]:
+    """The sample in a line, or what is wrong with it."""
+    try:
+        sample = SampleRecord(**parse_log(line))
+        check_kinds(sample)
+    except (ValueError, TypeError) as error:
+        return None, error
+    return sample, None
 
 
 def find_runs(folder: Path) -> list[Path]:

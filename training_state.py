@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bounded_files import read_settings
 from command_line import UsageError
 from optimizers import learning
 from run_writer import written_whole
@@ -85,7 +86,7 @@ class TrainingState:
     def load(self, folder: Path, configuration: dict[str, Any]) -> Progress:
         """Goes on from a state; raises `UsageError` where it is damaged or of other settings."""
         try:
-            progress = Progress(**json.loads((folder / _PROGRESS).read_text()))
+            progress = Progress(**read_settings(folder / _PROGRESS))
             check_configuration(self._folder, progress.configuration, configuration)
             _restore(self._model, load_file(folder / _WEIGHTS))
             for number, optimizer in enumerate(self._optimizers):

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 # Each module may import those before it, and none after it.
 ORDER = [
     "timing",
+    "bounded_files",
     "command_line",
     "checkpoint_folders",
     "rows",

@@ -87,8 +87,9 @@ def test_remote_code_is_never_run(copied):
 
 
 def test_a_broken_config_is_refused(copied):
-    (copied / "config.json").write_text("{")
-    assert refusal(copied).startswith("cannot be loaded (")
+    for text in ("{", '{"model_type": "llama", "model_type": "gpt2"}'):
+        (copied / "config.json").write_text(text)
+        assert refusal(copied).startswith("its config.json cannot be read (")
 
 
 def test_truncated_weights_are_refused(copied):
