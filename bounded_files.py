@@ -68,7 +68,7 @@ def parse_json(text: str | bytes) -> Any:
     what is nested too deeply to be read.
     """
     if isinstance(text, bytes):
-        text = text.decode("utf-8-sig")  # json itself would guess other encodings
+        text = text_of(text)  # json itself would guess other encodings
     try:
         return json.loads(
             text, object_pairs_hook=unique, parse_constant=_refused, parse_float=_finite
@@ -86,9 +86,20 @@ def parse_log(text: bytes) -> Any:
     return values
 
 
-def read_settings(path: Path) -> Any:
-    """The JSON of a small file. Raises OSError, and ValueError as `parse_json`."""
-    return parse_json(read_bounded(path, SETTINGS_BYTES))
+def read_settings(path: Path) -> dict[str, Any]:
+    """The JSON object of a small file. Raises OSError, and ValueError as `parse_json`."""
+    values = parse_json(read_bounded(path, SETTINGS_BYTES))
+    if not isinstance(values, dict):
+        raise ValueError("holds no JSON object")
+    return values
+
+
+def text_of(content: bytes) -> str:
+    """The text, without a byte order mark. Raises ValueError for what is no UTF-8."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 text (byte {error.start})") from error
 
 
 def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -92,7 +92,15 @@ class OneLineParser(argparse.ArgumentParser):
             if text != text.encode(errors="replace").decode():
                 shown = text.encode(errors="backslashreplace").decode()
                 raise UsageError(f"{shown}: is not UTF-8 text")
+            if "\0" in text:
+                raise UsageError(f"{text!r}: holds a null, which no path or text may")
         return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
+        values, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            raise UsageError(_unknown_message(unknown[0], vars(values)))
+        return values
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message.removeprefix("argument "))
@@ -115,9 +123,7 @@ def parse(
         for item in dataclasses.fields(group):
             hint = typing.get_type_hints(group)[item.name]
             _add_flag(section, item, hint, (defaults or {}).get(item.name, _default(item)))
-    values, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise UsageError(_unknown_message(unknown[0], vars(values)))
+    values = parser.parse_args(argv)
     instances = [
         group(**{item.name: getattr(values, item.name) for item in dataclasses.fields(group)})
         for group in groups

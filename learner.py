@@ -20,7 +20,7 @@ from model_loading import Checkpoint, find_checkpoint, plan_beside, read_model
 from run_log import content_hash
 from run_writer import written_whole
 from runtime import Runtime
-from self_speculation.llama_model_utils import SUPPORTED_MODEL_TYPES
+from self_speculation.llama_model_utils import MOST_LAYERS, SUPPORTED_MODEL_TYPES
 from training_arguments import TRAIN_TOKENIZER, LearnerArguments
 
 END_TOKEN = "<|end|>"
@@ -183,11 +183,9 @@ def _read_config(name: str) -> Any:
         values = read_settings(path)
     except (OSError, ValueError, RuntimeError) as error:
         reject("config", name, f"is no configuration that can be read ({error})")
-    if not isinstance(values, dict):
-        reject("config", name, "is no configuration: it holds no JSON object")
     kind, layers = values.get("model_type"), values.get("num_hidden_layers", 1)
-    if not isinstance(layers, int) or layers < 1:
-        reject("config", name, f"its num_hidden_layers {layers} must be at least 1")
+    if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
+        reject("config", name, f"its num_hidden_layers {layers} must be 1 to {MOST_LAYERS}")
     if kind not in SUPPORTED_MODEL_TYPES:
         allowed = ", ".join(SUPPORTED_MODEL_TYPES)
         reject("config", name, f"its model_type {kind} must be one of {allowed}")

@@ -11,12 +11,25 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from bounded_files import LOG_BYTES, TwiceError, bounded_lines, opened, parse_log, read_bounded
+from bounded_files import (
+    LOG_BYTES,
+    TwiceError,
+    bounded_lines,
+    opened,
+    parse_log,
+    read_bounded,
+    text_of,
+)
 from older_logs import OlderLog, is_console, read_console, read_objects
-from run_log import RunRecord, read_samples, record_of, samples_path
+from run_log import RunRecord, check_kinds, read_samples, record_of, samples_path
 
 # What a file of either tool can be wrong with, once it is no run that can be read.
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+# Metrics that are several numbers, each under its name.
+_NESTED = (
+    *("predicted_text", "acceptance_rate", "total_time", "time_per_token", "tokens_per_second"),
+    *("step_seconds", "speedup_over_full_steps", "counts", "timed"),
+)
 _UNFINISHED = {
     "running": "is in progress or was killed",
     "interrupted": "was interrupted",
@@ -206,8 +219,10 @@ def _read(path: Path) -> tuple[LoggedRun | None, list[str]]:
         values = parse_log(content)
     except TwiceError:
         raise
-    except ValueError:
-        return _older_run(path, read_objects(content.decode())), []
+    except ValueError as error:
+        if b'"schema_version"' in content:
+            raise ValueError(f"is cut off, or no JSON ({error})") from error
+        return _older_run(path, read_objects(text_of(content))), []
     record = record_of(values)
     if record.status != "complete":
         return None, [_unfinished(path, record)]
@@ -242,8 +257,30 @@ def _run(path: Path, record: RunRecord, examples: Examples | None) -> LoggedRun:
         record=record,
         examples=examples,
     )
-    assert run.condition_key  # a record that lacks a condition cannot be compared with any
+    _check(run)
     return run
+
+
+def _check(run: LoggedRun) -> None:
+    """Raises an error for a run that cannot be told about: a value of another kind than it has."""
+    check_kinds(run)
+    numbers = (run.metrics, run.record.plan.get("scores"), run.record.model.get("parameters"))
+    for values in (*numbers, run.record.model.get("weight_bytes")):
+        _check_numbers(values)
+    for name in _NESTED:
+        if not isinstance(run.metrics.get(name), dict | None):
+            raise ValueError(f"holds no numbers by name as {name}")
+    if not set(run.kept_layers) <= set(range(run.original_layers)):
+        raise ValueError(f"keeps layers {list(run.kept_layers)} of {run.original_layers}")
+    assert run.condition_key  # a record that lacks a condition cannot be compared with any
+
+
+def _check_numbers(value: Any) -> None:
+    if isinstance(value, dict | list):
+        for held in value.values() if isinstance(value, dict) else value:
+            _check_numbers(held)
+    elif not isinstance(value, int | float | None):
+        raise ValueError(f"has the metric {value!r}, which is no number")
 
 
 def _older_run(path: Path, log: OlderLog) -> LoggedRun:
@@ -329,4 +366,6 @@ def _reason(error: BaseException) -> str:
         return error.strerror or str(error)
     if isinstance(error, KeyError):
         return f"it lacks {error}"
+    if isinstance(error, TypeError | AttributeError):
+        return "a value in it is of another kind than in a run's log"
     return " ".join(str(error).split())

@@ -1,6 +1,7 @@
 """A model and its tokenizer: found, checked, fingerprinted and loaded."""
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from embedded_model import EMBEDDED_MODEL, embedded_checkpoint
 from runtime import Runtime
 from self_speculation.llama_model_utils import (
     DEFAULT_ATTENTION,
+    MOST_LAYERS,
     SUPPORTED_ATTENTION,
     SUPPORTED_MODEL_TYPES,
 )
@@ -194,8 +196,8 @@ def _check_supported(name: str, config: Any) -> None:
     if config.model_type not in SUPPORTED_MODEL_TYPES:
         allowed = ", ".join(SUPPORTED_MODEL_TYPES)
         reject("model", name, f"is of type {config.model_type}; supported are {allowed}")
-    for key in ("num_hidden_layers", "max_position_embeddings"):
-        if getattr(config, key) < 1:
+    for key, most in (("num_hidden_layers", MOST_LAYERS), ("max_position_embeddings", math.inf)):
+        if not 1 <= getattr(config, key) <= most:
             reject("model", name, f"its config.json says {key} {getattr(config, key)}")
 
 
@@ -259,7 +261,7 @@ def _fingerprint(source: str, config: Any) -> str:
         if path.suffix == ".safetensors":
             _update_with_samples(digest, path)
         else:
-            digest.update(read_bounded(path, PART_BYTES))
+            digest.update(_side_file(path))
     return f"files {digest.hexdigest()[:16]}"
 
 
@@ -273,6 +275,13 @@ def _update_with_samples(digest: Any, path: Path) -> None:
         for offset in range(8 + header_bytes, path.stat().st_size, stride):
             file.seek(offset)
             digest.update(file.read(_SAMPLED_BYTES))
+
+
+def _side_file(path: Path) -> bytes:
+    try:
+        return read_bounded(path, PART_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{path.name} {error}") from error
 
 
 def plan_beside(source: str) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bounded_files import LOG_BYTES, TwiceError, read_bounded, unique
+from run_log import check_kinds
 
 _CONSOLE = re.compile(
     r"(?P<dataset>.+)_results_(?:base(?:_\d+)?|angular_n(?P<n>\d+)|random_t(?P<t>\d*\.?\d+))"
@@ -36,7 +37,7 @@ class OlderLog:
     generation_strategy: str | None = None
     exit_layer: int | None = None
     num_speculations: int | None = None
-    num_samples: int | None = None
+    num_samples: float | None = None
 
 
 def is_console(path: Path) -> bool:
@@ -66,7 +67,7 @@ def read_objects(text: str) -> OlderLog:
     arguments, data, generation, metrics = objects
     method = data.get("prune_method") or "base"
     strategy, exit_layer = generation.get("generation_strategy"), generation.get("exit_layer")
-    return OlderLog(
+    log = OlderLog(
         dataset=_dataset(data["dataset"]),
         method=method,
         # The flags of the other methods stand there too, with their defaults.
@@ -81,6 +82,8 @@ def read_objects(text: str) -> OlderLog:
         else None,
         num_samples=_finite(data.get("num_samples")),
     )
+    check_kinds(log)
+    return log
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
@@ -112,8 +115,8 @@ def _printed_metrics(text: str) -> dict[str, Any]:
     raise ValueError("ends without printed metrics: the run was broken off, or the file cut")
 
 
-def _dataset(name: str) -> str:
-    return _RENAMED.get(name, name)
+def _dataset(name: Any) -> Any:
+    return _RENAMED.get(name, name) if isinstance(name, str) else name
 
 
 def _renamed(metrics: dict[str, Any], strategy: str | None = None) -> dict[str, Any]:
@@ -122,7 +125,10 @@ def _renamed(metrics: dict[str, Any], strategy: str | None = None) -> dict[str, 
     Its acceptance of 0 or -1 in autoregressive decoding means that nothing was drafted.
     """
     found = _finite(metrics)
-    text = dict(found["predicted_text"])
+    for name in ("predicted_text", "acceptance_rate"):
+        if not isinstance(found.get(name), dict | None):
+            raise ValueError(f"holds no numbers by name as {name}")
+    text = dict(found["predicted_text"] or {})
     text["edit_distance"] = text.pop("exact_match", None)
     acceptance = (found.get("acceptance_rate") or {}).get("mean")
     if strategy == "autoregressive" or (acceptance is not None and acceptance < 0):

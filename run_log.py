@@ -111,21 +111,40 @@ def record_of(values: Any) -> RunRecord:
         raise ValueError(f"has schema version {found}, not {SCHEMA_VERSION}{hint}")
     names = {item.name for item in dataclasses.fields(RunRecord)}
     metrics = {key: value for key, value in values.items() if key not in names | {"run_id"}}
-    try:
-        record = RunRecord(**{key: values[key] for key in names & set(values)}, metrics=metrics)
-    except TypeError as error:
-        raise ValueError(f"lacks a part of a run ({error})") from error
-    check_kinds(record)
+    record = _made(RunRecord, {key: values[key] for key in names & set(values)}, metrics=metrics)
     if record.status not in STATUSES:
         raise ValueError(f"has the status {record.status!r}, not one of {', '.join(STATUSES)}")
     return record
+
+
+def _made(record: type, values: Any, **others: Any) -> Any:
+    """The record that has these values. Raises ValueError where they are not those of one."""
+    if not isinstance(values, dict):
+        raise ValueError("holds no object")
+    known = {item.name: item for item in dataclasses.fields(record)}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"holds {name}, which no {record.__name__} has")
+    for name, item in known.items():
+        has_none = item.default is item.default_factory is dataclasses.MISSING
+        if has_none and name not in values:
+            raise ValueError(f"lacks {name}, a part of every {record.__name__}")
+    made = record(**values, **others)
+    check_kinds(made)
+    return made
 
 
 def check_kinds(record: Any) -> None:
     """Raises ValueError for a field of a log that holds another kind of value than it may."""
     for name, kinds in _kinds(type(record)).items():
         if not isinstance(getattr(record, name), kinds):
-            raise ValueError(f"holds {type(getattr(record, name)).__name__} as {name}")
+            raise ValueError(f"has {_kind(getattr(record, name))} for {name}")
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls a value's kind."""
+    names = {list: "a list", dict: "an object", str: "a text", type(None): "null"}
+    return names.get(type(value), repr(value))
 
 
 @functools.cache
@@ -173,11 +192,9 @@ def whole_samples(path: Path) -> tuple[list[SampleRecord], int]:
 def _sample(line: bytes) -> tuple[SampleRecord | None, Exception | None]:
     """The sample in a line, or what is wrong with it."""
     try:
-        sample = SampleRecord(**parse_log(line))
-        check_kinds(sample)
-    except (ValueError, TypeError) as error:
+        return _made(SampleRecord, parse_log(line)), None
+    except ValueError as error:
         return None, error
-    return sample, None
 
 
 def find_runs(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from command_line import BusyError, reject, warn
+from pruned_model import PrunePlan
 from run_log import RunRecord, SampleRecord, read_record, samples_path, whole_samples
 
 
@@ -200,7 +201,10 @@ def _left_over(output_dir: str, run_id: str) -> RunRecord | None:
         scratch.unlink()
     path = find_run(output_dir, run_id)
     try:
-        return path and read_record(path)
+        left = path and read_record(path)
+        if left:
+            PrunePlan.from_dict(left.plan)  # refuses what no run could go on with
+        return left
     except (OSError, ValueError) as error:
         reject("output_dir", output_dir, f"{path.name} cannot be taken up: {error}; move it away")
 

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from bounded_files import read_settings
 from command_line import UsageError
 from optimizers import learning
+from run_log import check_kinds
 from run_writer import written_whole
 
 _WEIGHTS = "weights.safetensors"
@@ -87,6 +88,7 @@ class TrainingState:
         """Goes on from a state; raises `UsageError` where it is damaged or of other settings."""
         try:
             progress = Progress(**read_settings(folder / _PROGRESS))
+            check_kinds(progress)
             check_configuration(self._folder, progress.configuration, configuration)
             _restore(self._model, load_file(folder / _WEIGHTS))
             for number, optimizer in enumerate(self._optimizers):
@@ -110,6 +112,8 @@ class TrainingState:
 
 def check_configuration(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
     """Refuses to go on with a training that other flags or data began."""
+    if not isinstance(found, dict):
+        raise UsageError(f"--output_dir {folder}: holds a training whose settings are {found!r}")
     for name in [*asked, *found]:
         if found.get(name) != asked.get(name):
             raise UsageError(
