@@ -95,7 +95,7 @@ def make_learner(
     if arguments.config is None:
         checkpoint, causal = _read(arguments.model, arguments.attention, runtime)
         tokenizer = checkpoint.tokenizer
-        fingerprint, plan = checkpoint.fingerprint, plan_beside(checkpoint.source)
+        fingerprint, plan = checkpoint.fingerprint, plan_beside(checkpoint)
     else:
         causal, tokenizer = _from_scratch(arguments, texts, seed)
         causal.to(runtime.device)
@@ -139,6 +139,9 @@ def _give_teacher(learner: Learner, arguments: LearnerArguments, runtime: Runtim
 def _with_adapters(arguments: LearnerArguments, causal: nn.Module) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
+    width = causal.config.hidden_size
+    if arguments.lora_rank > width:
+        reject("lora_rank", arguments.lora_rank, f"must not exceed the model's width, {width}")
     settings = LoraConfig(
         r=arguments.lora_rank,
         lora_alpha=arguments.lora_alpha,

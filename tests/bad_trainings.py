@@ -61,6 +61,17 @@ FLAGS = [
     ("negative steps to warm up", f"{TRAIN} --warmup_steps -1", "--warmup_steps -1"),
     ("no epoch", f"{TRAIN} --epochs 0", "--epochs 0"),
     ("no steps", f"{TRAIN} --max_steps 0", "--max_steps 0"),
+    ("more epochs than can be planned", f"{TRAIN} --epochs {10**25}", f"--epochs {10**25}"),
+    (
+        "more parts than tokens",
+        f"{TRAIN} --gradient_accumulation {10**25}",
+        f"--gradient_accumulation {10**25}",
+    ),
+    (
+        "adapters wider than the model",
+        f"--model {TINY} {_DATA} --max_length 32 --mixed_precision no --lora_rank 100000000",
+        "--lora_rank 100000000",
+    ),
     ("a negative seed", f"{TRAIN} --seed -1", "--seed -1"),
     ("a seed of too many bits", f"{TRAIN} --seed {2**62}", f"--seed {2**62}"),
     ("no steps from line to line", f"{TRAIN} --log_steps 0", "--log_steps 0"),
@@ -192,6 +203,22 @@ TRAININGS = [
         f"{TRAIN} --tokenizer bad",
         "--tokenizer bad",
         {"bad": copied(tokenizer_DOT_json="{")},
+    ),
+    BadInput(
+        "train",
+        "a damaged prune plan",
+        f"--model bad {_DATA} --max_length 32 --mixed_precision no",
+        "--model bad: its prune_plan.json",
+        {"bad": copied(prune_plan_DOT_json="{")},
+    ),
+    BadInput(
+        "train",
+        "a scale that leaves no number before the first step",
+        f"--model {TINY} {_DATA} --max_length 32 --mixed_precision no --lora_rank 2 "
+        "--lora_alpha 1e308 --max_steps 1 --output_dir out",
+        "step 0",
+        code=1,
+        leaves=True,
     ),
     BadInput(
         "train",

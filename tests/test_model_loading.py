@@ -135,7 +135,7 @@ def test_layers_are_not_left_out_silently(copied, layers):
 
 def test_a_damaged_plan_of_origin_is_refused(copied):
     (copied / "prune_plan.json").write_text("{")
-    assert refusal(copied).startswith("cannot be loaded (JSONDecodeError")
+    assert refusal(copied).startswith("its prune_plan.json cannot be read (")
 
 
 def test_a_home_folder_is_found(copied, monkeypatch):
