@@ -56,6 +56,11 @@ def shown(value: float | None, form: str) -> str:
     return "none" if value is None else format(value, form)
 
 
+def is_folder(name: str) -> bool:
+    """Whether there is such a folder; no name is too odd to be asked for."""
+    return os.path.isdir(name)  # noqa: PTH112  Path's own raises where a name is too long
+
+
 def check_new_folder(name: str, value: str, may_exist: bool) -> None:
     """Refuses a folder that cannot be made or written, before anything is computed for it."""
     try:

@@ -5,7 +5,6 @@ Nothing here imports torch or the harness, so that a mistyped flag is answered a
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from arguments import (
     GenerationArguments,
@@ -14,7 +13,7 @@ from arguments import (
     PromptArguments,
     PruneArguments,
 )
-from command_line import flag, reject
+from command_line import flag, is_folder, reject
 
 # The harness's own: no more than 256 tokens, greedily, and its seed of few-shot examples.
 _SEEDS = 2**32
@@ -39,7 +38,7 @@ class HarnessArguments:
             reject("tasks", None, "must name at least one task")
         if "" in self.tasks:
             reject("tasks", "''", "must not be empty")
-        if self.include_path is not None and not Path(self.include_path).is_dir():
+        if self.include_path is not None and not is_folder(self.include_path):
             reject("include_path", self.include_path or "''", "is no folder")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             reject("num_fewshot", self.num_fewshot, "must be 0 or more")

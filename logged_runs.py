@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import operator
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,15 +22,10 @@ from bounded_files import (
     text_of,
 )
 from older_logs import OlderLog, is_console, read_console, read_objects
-from run_log import RunRecord, check_kinds, read_samples, record_of, samples_path
+from run_log import RunRecord, check_kinds, check_metrics, read_samples, record_of, samples_path
 
 # What a file of either tool can be wrong with, once it is no run that can be read.
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
-# Metrics that are several numbers, each under its name.
-_NESTED = (
-    *("predicted_text", "acceptance_rate", "total_time", "time_per_token", "tokens_per_second"),
-    *("step_seconds", "speedup_over_full_steps", "counts", "timed"),
-)
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, IndexError)
 _UNFINISHED = {
     "running": "is in progress or was killed",
     "interrupted": "was interrupted",
@@ -264,23 +260,23 @@ def _run(path: Path, record: RunRecord, examples: Examples | None) -> LoggedRun:
 def _check(run: LoggedRun) -> None:
     """Raises an error for a run that cannot be told about: a value of another kind than it has."""
     check_kinds(run)
-    numbers = (run.metrics, run.record.plan.get("scores"), run.record.model.get("parameters"))
-    for values in (*numbers, run.record.model.get("weight_bytes")):
-        _check_numbers(values)
-    for name in _NESTED:
-        if not isinstance(run.metrics.get(name), dict | None):
-            raise ValueError(f"holds no numbers by name as {name}")
+    check_metrics(run.metrics)
+    for name in ("parameters", "weight_bytes"):
+        if not isinstance(run.record.model.get(name), int | float | None):
+            raise ValueError(f"has a model whose {name} are no number")
+    if run.method == "angular":
+        _check_distances(run.record.plan, run.original_layers)
     if not set(run.kept_layers) <= set(range(run.original_layers)):
         raise ValueError(f"keeps layers {list(run.kept_layers)} of {run.original_layers}")
     assert run.condition_key  # a record that lacks a condition cannot be compared with any
 
 
-def _check_numbers(value: Any) -> None:
-    if isinstance(value, dict | list):
-        for held in value.values() if isinstance(value, dict) else value:
-            _check_numbers(held)
-    elif not isinstance(value, int | float | None):
-        raise ValueError(f"has the metric {value!r}, which is no number")
+def _check_distances(plan: dict[str, Any], layers: int) -> None:
+    scores = plan["scores"]
+    shape = numpy.array(scores["distances"], dtype=float).shape
+    counts = (scores["first_removed_layer"], plan["prune_n"])
+    if len(shape) != 2 or shape[1] <= layers or not all(isinstance(n, int) for n in counts):
+        raise ValueError("has other scores than a plan by angular distance")
 
 
 def _older_run(path: Path, log: OlderLog) -> LoggedRun:
@@ -303,28 +299,33 @@ def _examples(path: Path, record: RunRecord) -> tuple[Examples | None, list[str]
     """The run's examples; None, and why, where their file does not hold them all."""
     try:
         samples = [sample for sample in map(parse_log, _lines(path)) if sample]
-    except ValueError as error:
-        return None, [f"is compared without intervals: its samples are damaged ({error})"]
-    expected = record.metrics["counts"]["prompts"]
-    if len(samples) != expected:
-        found = f"its samples file holds {len(samples)} of {expected} prompts"
-        return None, [f"is compared without intervals: {found}"]
-    done = [sample for sample in samples if sample["status"] == "done"]
-    if not done:
-        return None, []
-    timed = record.metrics.get("timed") or done[0]
-    alike = (timed["ranks"], timed["threads"])
+        expected = record.metrics["counts"]["prompts"]
+        if len(samples) != expected:
+            found = f"its samples file holds {len(samples)} of {expected} prompts"
+            return None, [f"is compared without intervals: {found}"]
+        done = [sample for sample in samples if sample["status"] == "done"]
+        return _arrays(done, record.metrics.get("timed") or {}) if done else None, []
+    except _UNREADABLE as error:
+        return None, [f"is compared without intervals: its samples are damaged ({_reason(error)})"]
+
+
+def _arrays(done: list[dict[str, Any]], timed: dict[str, Any]) -> Examples:
+    """The finished examples; `timed` says of which ranks and threads the run's seconds are."""
+    alike = [(timed or done[0])[name] for name in ("ranks", "threads")]
+
+    def numbers(values: Iterable[float]) -> numpy.ndarray:
+        return numpy.array(list(values), dtype=float)
+
     return Examples(
-        indices=numpy.array([sample["index"] for sample in done]),
+        indices=numpy.array([operator.index(sample["index"]) for sample in done]),
         scores={
-            name: numpy.array([sample["scores"][name] for sample in done])
-            for name in done[0]["scores"]
+            name: numbers(sample["scores"][name] for sample in done) for name in done[0]["scores"]
         },
-        decoded_tokens=numpy.array([len(sample["output_ids"]) - 1.0 for sample in done]),
-        decode_seconds=numpy.array([sample["decode_seconds"] for sample in done]),
+        decoded_tokens=numbers(len(sample["output_ids"]) - 1.0 for sample in done),
+        decode_seconds=numbers(sample["decode_seconds"] for sample in done),
         outputs=numpy.array([hash(tuple(sample["output_ids"])) for sample in done]),
-        timed=numpy.array([(sample["ranks"], sample["threads"]) == alike for sample in done]),
-    ), []
+        timed=numpy.array([[sample["ranks"], sample["threads"]] == alike for sample in done]),
+    )
 
 
 def _lines(path: Path) -> Iterator[bytes]:

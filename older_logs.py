@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bounded_files import LOG_BYTES, TwiceError, read_bounded, unique
-from run_log import check_kinds
+from run_log import check_kinds, check_metrics
 
 _CONSOLE = re.compile(
     r"(?P<dataset>.+)_results_(?:base(?:_\d+)?|angular_n(?P<n>\d+)|random_t(?P<t>\d*\.?\d+))"
@@ -125,9 +125,7 @@ def _renamed(metrics: dict[str, Any], strategy: str | None = None) -> dict[str, 
     Its acceptance of 0 or -1 in autoregressive decoding means that nothing was drafted.
     """
     found = _finite(metrics)
-    for name in ("predicted_text", "acceptance_rate"):
-        if not isinstance(found.get(name), dict | None):
-            raise ValueError(f"holds no numbers by name as {name}")
+    check_metrics(found)
     text = dict(found["predicted_text"] or {})
     text["edit_distance"] = text.pop("exact_match", None)
     acceptance = (found.get("acceptance_rate") or {}).get("mean")

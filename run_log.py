@@ -17,6 +17,11 @@ from typing import Any
 from bounded_files import LOG_BYTES, bounded_lines, opened, parse_log, read_bounded
 
 SCHEMA_VERSION = 1
+# Metrics that are several numbers, each under its name.
+_NAMED_NUMBERS = (
+    *("predicted_text", "acceptance_rate", "total_time", "time_per_token", "tokens_per_second"),
+    *("step_seconds", "speedup_over_full_steps", "counts", "timed"),
+)
 STATUSES = ("running", "complete", "interrupted", "failed")
 
 
@@ -139,6 +144,23 @@ def check_kinds(record: Any) -> None:
     for name, kinds in _kinds(type(record)).items():
         if not isinstance(getattr(record, name), kinds):
             raise ValueError(f"has {_kind(getattr(record, name))} for {name}")
+
+
+def check_metrics(metrics: dict[str, Any]) -> None:
+    """Raises ValueError for a metric that is no number, or several where it has but one."""
+    for name, value in metrics.items():
+        if name in _NAMED_NUMBERS and not isinstance(value, dict | None):
+            raise ValueError(f"has {_kind(value)} for {name}")
+        for held in value.values() if isinstance(value, dict) else [value]:
+            _check_number(name, held)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, list) and name == "acceptance_rate":  # by position in the draft
+        for share in value:
+            _check_number("", share)
+    elif not isinstance(value, int | float | None):
+        raise ValueError(f"has the metric {value!r}, which is no number")
 
 
 def _kind(value: Any) -> str:

@@ -15,7 +15,7 @@ from arguments import (
     ModelArguments,
     PruneArguments,
 )
-from command_line import flag, reject
+from command_line import flag, is_folder, reject
 from dataset_table import DATASETS
 
 # What the rows of a data set may be called in --data_dir, beside its own name.
@@ -71,7 +71,7 @@ class GridArguments:
             if method in self.prune_methods and not getattr(self, name):
                 reject("prune_methods", method, f"needs --{name}")
         self._check_values()
-        if self.data_dir is not None and not Path(self.data_dir).is_dir():
+        if self.data_dir is not None and not is_folder(self.data_dir):
             reject("data_dir", self.data_dir, "is no folder")
 
     def _check_values(self) -> None:
