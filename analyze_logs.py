@@ -2,11 +2,18 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
-from command_line import OneLineParser, UsageError, check_new_folder, reject, run_script, warn
+from command_line import (
+    OneLineParser,
+    UsageError,
+    check_new_folder,
+    is_folder,
+    reject,
+    run_script,
+    warn,
+)
 from comparison import QUALITIES, compare, drifting_speedups, missing_baselines
 from logged_runs import Found, LoggedRun, find_logged_runs
 from tables import FORMATS, Table, make_tables
@@ -64,7 +71,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     arguments = parser.parse_args(argv)
     for folder in arguments.log_dirs:
-        if not os.path.isdir(folder):  # noqa: PTH112  False, too, for a name that is too long
+        if not is_folder(folder):
             raise UsageError(f"log_dirs {folder}: is no folder")
     check_new_folder("output_dir", arguments.output_dir, may_exist=True)
     return arguments

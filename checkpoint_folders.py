@@ -1,8 +1,8 @@
 """Checkpoints that lie on this machine: those that ship with the project, and the user's."""
 
-import json
 from pathlib import Path
 
+from bounded_files import read_settings
 from command_line import reject
 
 PROMPT_FILE = "prompt_template.json"  # beside the weights of one that was trained with a template
@@ -31,7 +31,7 @@ def stored_template(model: str, dataset: str | None = None) -> str | None:
     if folder is None or not (folder / PROMPT_FILE).is_file():
         return None
     try:
-        stored = json.loads((folder / PROMPT_FILE).read_text())
+        stored = read_settings(folder / PROMPT_FILE)
         template, trained_on = stored["template"], stored["dataset"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reject(

@@ -103,6 +103,11 @@ def shown(value: float | None, form: str) -> str:
     return "none" if value is None else format(value, form)
 
 
+def is_folder(name: str) -> bool:
+    """Whether there is such a folder; no name is too odd to be asked for."""
+    return os.path.isdir(name)  # noqa: PTH112  Path's own raises where a name is too long
+
+
 def check_new_folder(name: str, value: str, may_exist: bool) -> None:
     """Refuses a folder that cannot be made or written, before anything is computed for it."""
     try:
@@ -139,7 +144,15 @@ class OneLineParser(argparse.ArgumentParser):
             if text != text.encode(errors="replace").decode():
                 shown = text.encode(errors="backslashreplace").decode()
                 raise UsageError(f"{shown}: is not UTF-8 text")
+            if "\0" in text:
+                raise UsageError(f"{text!r}: holds a null, which no path or text may")
         return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
+        values, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            raise UsageError(_unknown_message(unknown[0], vars(values)))
+        return values
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message.removeprefix("argument "))
@@ -162,9 +175,7 @@ def parse(
         for item in dataclasses.fields(group):
             hint = typing.get_type_hints(group)[item.name]
             _add_flag(section, item, hint, (defaults or {}).get(item.name, _default(item)))
-    values, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise UsageError(_unknown_message(unknown[0], vars(values)))
+    values = parser.parse_args(argv)
     instances = [
         group(**{item.name: getattr(values, item.name) for item in dataclasses.fields(group)})
         for group in groups

@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     from self_speculation.speculative_streamer import make_streamer
 
     prepared = load_pruned(model, pruning, prompting, generation)
+    if prompt is not None:
+        prepared.encode(prompt, generation.max_steps)  # refuses one that is too long
     say(prepared.pruned.report())
     sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal cannot show
     respond = Responder(prepared, generation, make_streamer(answering.streamer))

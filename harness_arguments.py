@@ -3,8 +3,8 @@
 Nothing here imports torch or the harness, so that a mistyped flag is answered at once.
 """
 
+import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from arguments import (
     GenerationArguments,
@@ -13,9 +13,10 @@ from arguments import (
     PromptArguments,
     PruneArguments,
 )
-from command_line import flag, reject
+from command_line import flag, is_folder, reject
 
 # The harness's own: no more than 256 tokens, greedily, and its seed of few-shot examples.
+_SEEDS = 2**32
 DEFAULTS = {"max_steps": 256, "sample": False, "seed": 1234}
 
 
@@ -37,12 +38,12 @@ class HarnessArguments:
             reject("tasks", None, "must name at least one task")
         if "" in self.tasks:
             reject("tasks", "''", "must not be empty")
-        if self.include_path is not None and not Path(self.include_path).is_dir():
+        if self.include_path is not None and not is_folder(self.include_path):
             reject("include_path", self.include_path or "''", "is no folder")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             reject("num_fewshot", self.num_fewshot, "must be 0 or more")
-        if self.limit is not None and self.limit < 1:
-            reject("limit", self.limit, "must be at least 1")
+        if self.limit is not None and not 1 <= self.limit <= sys.maxsize:
+            reject("limit", self.limit, f"must be 1 to {sys.maxsize}")
         if self.batch_size < 1:
             reject("batch_size", self.batch_size, "must be at least 1")
 
@@ -59,7 +60,9 @@ class EvaluationArguments:
     log: LogArguments
 
     def check(self) -> None:
-        """Refuses flags whose part the tasks play."""
+        """Refuses flags whose part the tasks play, and seeds that the harness cannot take."""
+        if not 0 <= self.generation.seed < _SEEDS:
+            reject("seed", self.generation.seed, f"must be 0 to {_SEEDS - 1}")
         if self.prompt.template is not None:
             reject("template", repr(self.prompt.template), "tasks make their own prompts")
         if self.prompt.truncate_prompt:

@@ -49,6 +49,7 @@ def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRec
     # The harness warns of a model that is handed over loaded, and of every prompt that it cuts.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are raised as well
     flags = arguments.harness
     manager = find_tasks(flags.tasks, flags.include_path)
     with joined().together():

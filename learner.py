@@ -13,13 +13,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from arguments import ModelArguments
+from bounded_files import read_settings
 from command_line import UsageError, reject
 from early_exits import EarlyExits, Teacher
 from log_files import written_whole
 from model_loading import Checkpoint, find_checkpoint, plan_beside, read_model
 from run_log import content_hash
 from runtime import Runtime
-from self_speculation.llama_model_utils import SUPPORTED_MODEL_TYPES
+from self_speculation.llama_model_utils import MOST_LAYERS, SUPPORTED_MODEL_TYPES
 from training_arguments import TRAIN_TOKENIZER, LearnerArguments
 
 END_TOKEN = "<|end|>"
@@ -94,7 +95,7 @@ def make_learner(
     if arguments.config is None:
         checkpoint, causal = _read(arguments.model, arguments.attention, runtime)
         tokenizer = checkpoint.tokenizer
-        fingerprint, plan = checkpoint.fingerprint, plan_beside(checkpoint.source)
+        fingerprint, plan = checkpoint.fingerprint, plan_beside(checkpoint)
     else:
         causal, tokenizer = _from_scratch(arguments, texts, seed)
         causal.to(runtime.device)
@@ -138,6 +139,9 @@ def _give_teacher(learner: Learner, arguments: LearnerArguments, runtime: Runtim
 def _with_adapters(arguments: LearnerArguments, causal: nn.Module) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
+    width = causal.config.hidden_size
+    if arguments.lora_rank > width:
+        reject("lora_rank", arguments.lora_rank, f"must not exceed the model's width, {width}")
     settings = LoraConfig(
         r=arguments.lora_rank,
         lora_alpha=arguments.lora_alpha,
@@ -179,12 +183,12 @@ def _read_config(name: str) -> Any:
     try:
         path = Path(name).expanduser()
         path = path / "config.json" if path.is_dir() else path
-        values = json.loads(path.read_text())
-        kind, layers = values.get("model_type"), values.get("num_hidden_layers", 1)
-    except (OSError, ValueError, AttributeError, RuntimeError) as error:
+        values = read_settings(path)
+    except (OSError, ValueError, RuntimeError) as error:
         reject("config", name, f"is no configuration that can be read ({error})")
-    if not isinstance(layers, int) or layers < 1:
-        reject("config", name, f"its num_hidden_layers {layers} must be at least 1")
+    kind, layers = values.get("model_type"), values.get("num_hidden_layers", 1)
+    if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
+        reject("config", name, f"its num_hidden_layers {layers} must be 1 to {MOST_LAYERS}")
     if kind not in SUPPORTED_MODEL_TYPES:
         allowed = ", ".join(SUPPORTED_MODEL_TYPES)
         reject("config", name, f"its model_type {kind} must be one of {allowed}")

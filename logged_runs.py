@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import operator
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,13 +11,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
-import orjson
 
+from bounded_files import (
+    LOG_BYTES,
+    TwiceError,
+    bounded_lines,
+    opened,
+    parse_log,
+    read_bounded,
+    text_of,
+)
 from older_logs import OlderLog, is_console, read_console, read_objects
-from run_log import RunRecord, read_samples, record_of, samples_path
+from run_log import RunRecord, check_kinds, check_metrics, read_samples, record_of, samples_path
 
 # What a file of either tool can be wrong with, once it is no run that can be read.
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, IndexError)
 _UNFINISHED = {
     "running": "is in progress or was killed",
     "interrupted": "was interrupted",
@@ -201,11 +210,15 @@ def _read(path: Path) -> tuple[LoggedRun | None, list[str]]:
     """The run in a file, None where it is not over; and what its reader should know."""
     if is_console(path):
         return _older_run(path, read_console(path)), []
-    content = path.read_bytes()
+    content = read_bounded(path, LOG_BYTES)
     try:
-        values = orjson.loads(content)
-    except ValueError:
-        return _older_run(path, read_objects(content.decode())), []
+        values = parse_log(content)
+    except TwiceError:
+        raise
+    except ValueError as error:
+        if b'"schema_version"' in content:
+            raise ValueError(f"is cut off, or no JSON ({error})") from error
+        return _older_run(path, read_objects(text_of(content))), []
     record = record_of(values)
     if record.status != "complete":
         return None, [_unfinished(path, record)]
@@ -240,8 +253,30 @@ def _run(path: Path, record: RunRecord, examples: Examples | None) -> LoggedRun:
         record=record,
         examples=examples,
     )
-    assert run.condition_key  # a record that lacks a condition cannot be compared with any
+    _check(run)
     return run
+
+
+def _check(run: LoggedRun) -> None:
+    """Raises an error for a run that cannot be told about: a value of another kind than it has."""
+    check_kinds(run)
+    check_metrics(run.metrics)
+    for name in ("parameters", "weight_bytes"):
+        if not isinstance(run.record.model.get(name), int | float | None):
+            raise ValueError(f"has a model whose {name} are no number")
+    if run.method == "angular":
+        _check_distances(run.record.plan, run.original_layers)
+    if not set(run.kept_layers) <= set(range(run.original_layers)):
+        raise ValueError(f"keeps layers {list(run.kept_layers)} of {run.original_layers}")
+    assert run.condition_key  # a record that lacks a condition cannot be compared with any
+
+
+def _check_distances(plan: dict[str, Any], layers: int) -> None:
+    scores = plan["scores"]
+    shape = numpy.array(scores["distances"], dtype=float).shape
+    counts = (scores["first_removed_layer"], plan["prune_n"])
+    if len(shape) != 2 or shape[1] <= layers or not all(isinstance(n, int) for n in counts):
+        raise ValueError("has other scores than a plan by angular distance")
 
 
 def _older_run(path: Path, log: OlderLog) -> LoggedRun:
@@ -263,35 +298,40 @@ def _older_run(path: Path, log: OlderLog) -> LoggedRun:
 def _examples(path: Path, record: RunRecord) -> tuple[Examples | None, list[str]]:
     """The run's examples; None, and why, where their file does not hold them all."""
     try:
-        samples = [sample for sample in map(orjson.loads, _lines(path)) if sample]
-    except ValueError as error:
-        return None, [f"is compared without intervals: its samples are damaged ({error})"]
-    expected = record.metrics["counts"]["prompts"]
-    if len(samples) != expected:
-        found = f"its samples file holds {len(samples)} of {expected} prompts"
-        return None, [f"is compared without intervals: {found}"]
-    done = [sample for sample in samples if sample["status"] == "done"]
-    if not done:
-        return None, []
-    timed = record.metrics.get("timed") or done[0]
-    alike = (timed["ranks"], timed["threads"])
+        samples = [sample for sample in map(parse_log, _lines(path)) if sample]
+        expected = record.metrics["counts"]["prompts"]
+        if len(samples) != expected:
+            found = f"its samples file holds {len(samples)} of {expected} prompts"
+            return None, [f"is compared without intervals: {found}"]
+        done = [sample for sample in samples if sample["status"] == "done"]
+        return _arrays(done, record.metrics.get("timed") or {}) if done else None, []
+    except _UNREADABLE as error:
+        return None, [f"is compared without intervals: its samples are damaged ({_reason(error)})"]
+
+
+def _arrays(done: list[dict[str, Any]], timed: dict[str, Any]) -> Examples:
+    """The finished examples; `timed` says of which ranks and threads the run's seconds are."""
+    alike = [(timed or done[0])[name] for name in ("ranks", "threads")]
+
+    def numbers(values: Iterable[float]) -> numpy.ndarray:
+        return numpy.array(list(values), dtype=float)
+
     return Examples(
-        indices=numpy.array([sample["index"] for sample in done]),
+        indices=numpy.array([operator.index(sample["index"]) for sample in done]),
         scores={
-            name: numpy.array([sample["scores"][name] for sample in done])
-            for name in done[0]["scores"]
+            name: numbers(sample["scores"][name] for sample in done) for name in done[0]["scores"]
         },
-        decoded_tokens=numpy.array([len(sample["output_ids"]) - 1.0 for sample in done]),
-        decode_seconds=numpy.array([sample["decode_seconds"] for sample in done]),
+        decoded_tokens=numbers(len(sample["output_ids"]) - 1.0 for sample in done),
+        decode_seconds=numbers(sample["decode_seconds"] for sample in done),
         outputs=numpy.array([hash(tuple(sample["output_ids"])) for sample in done]),
-        timed=numpy.array([(sample["ranks"], sample["threads"]) == alike for sample in done]),
-    ), []
+        timed=numpy.array([[sample["ranks"], sample["threads"]] == alike for sample in done]),
+    )
 
 
 def _lines(path: Path) -> Iterator[bytes]:
     try:
-        with samples_path(path).open("rb") as file:
-            yield from file
+        with opened(samples_path(path)) as file:
+            yield from bounded_lines(file)
     except FileNotFoundError:
         return
 
@@ -327,4 +367,6 @@ def _reason(error: BaseException) -> str:
         return error.strerror or str(error)
     if isinstance(error, KeyError):
         return f"it lacks {error}"
+    if isinstance(error, TypeError | AttributeError):
+        return "a value in it is of another kind than in a run's log"
     return " ".join(str(error).split())

@@ -1,9 +1,8 @@
 """A model and its tokenizer: found, checked, fingerprinted and loaded."""
 
 import hashlib
-import json
+import math
 import re
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from arguments import PLAN_FILE, ModelArguments
+from bounded_files import PART_BYTES, read_bounded, read_settings
 from checkpoint_folders import SHIPPED
 from command_line import UsageError, reject, warn
 from compilation import compile_obstacle
@@ -24,6 +24,7 @@ from offloading import input_device
 from runtime import Runtime
 from self_speculation.llama_model_utils import (
     DEFAULT_ATTENTION,
+    MOST_LAYERS,
     SUPPORTED_ATTENTION,
     SUPPORTED_MODEL_TYPES,
 )
@@ -33,6 +34,12 @@ from weight_layout import favour_single_rows
 # Weights, configuration, tokenizers of every kind and their chat templates.
 _FINGERPRINTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 _SAMPLED_BYTES = 1 << 16
+_MOST_HEADER_BYTES = 100_000_000  # what safetensors itself allows
+# What a configuration has at least one of, where it says so.
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+)
 _LOCATION_ARGS = ("cache_dir", "local_files_only", "revision")
 
 
@@ -86,8 +93,9 @@ def find_checkpoint(arguments: ModelArguments) -> Checkpoint:
     with _one_line_errors(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
         _check_supported(name, config)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
         fingerprint = _fingerprint(source, config)
+    with _one_line_errors(name, "its tokenizer "):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
     return Checkpoint(name, source, config, tokenizer, fingerprint, kernel)
 
 
@@ -104,8 +112,7 @@ def load_model(
     if arguments.compile and obstacle:
         warn(f"--compile true: {obstacle}; decoding goes on without")
     model = read_model(checkpoint, runtime, extra)
-    with _one_line_errors(name):
-        plan_of_origin = plan_beside(checkpoint.source)
+    plan_of_origin = plan_beside(checkpoint)
     model.eval().requires_grad_(False)
     if not runtime.compiled:
         favour_single_rows(model)
@@ -144,6 +151,7 @@ def _read_weights(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any
         checkpoint.source,
         trust_remote_code=False,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # refused below, by name
         output_loading_info=True,
         **extra | own | _numbered_devices(extra),
     )
@@ -181,14 +189,14 @@ def _check_begins_on(device: torch.device, model: nn.Module, extra: dict[str, An
 
 
 @contextmanager
-def _one_line_errors(name: str) -> Iterator[None]:
+def _one_line_errors(name: str, what: str = "") -> Iterator[None]:
     try:
         yield
     except UsageError:
         raise
     except Exception as error:
         # A checkpoint is foreign input, and transformers answers it with errors of every type.
-        raise UsageError(f"--model {name}: {_reason(error)}") from error
+        raise UsageError(f"--model {name}: {_reason(error, what)}") from error
 
 
 def _source(name: str) -> str:
@@ -212,6 +220,13 @@ def _source(name: str) -> str:
 def _check_folder(name: str, folder: Path) -> None:
     if not (folder / "config.json").is_file():
         reject("model", name, "the folder holds no config.json")
+    try:
+        values = read_settings(folder / "config.json")
+    except (OSError, ValueError) as error:
+        reject("model", name, f"its config.json cannot be read ({error})")
+    for key in _SIZES:
+        if isinstance(values.get(key), int) and values[key] < 1:
+            reject("model", name, f"its config.json says {key} {values[key]}")
     if not any(folder.glob("*.safetensors")):
         reject(
             "model", name, "the folder holds no *.safetensors weights, the one format that is read"
@@ -222,13 +237,16 @@ def _check_supported(name: str, config: Any) -> None:
     if config.model_type not in SUPPORTED_MODEL_TYPES:
         allowed = ", ".join(SUPPORTED_MODEL_TYPES)
         reject("model", name, f"is of type {config.model_type}; supported are {allowed}")
-    for key in ("num_hidden_layers", "max_position_embeddings"):
-        if getattr(config, key) < 1:
+    for key, most in (("num_hidden_layers", MOST_LAYERS), ("max_position_embeddings", math.inf)):
+        if not 1 <= getattr(config, key) <= most:
             reject("model", name, f"its config.json says {key} {getattr(config, key)}")
 
 
 def _check_complete(name: str, report: dict[str, Any], layers: int) -> None:
     """Refuses weights that would be made up, and layers that would be left out."""
+    for key, found, expected in sorted(report["mismatched_keys"]):
+        shapes = f"of shape {list(found)}, where its config.json says {list(expected)}"
+        reject("model", name, f"its {key} is {shapes}")
     missing = sorted(report["missing_keys"])
     if missing:
         reject("model", name, f"the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
@@ -242,14 +260,14 @@ def _check_complete(name: str, report: dict[str, Any], layers: int) -> None:
         )
 
 
-def _reason(error: BaseException) -> str:
-    """One line for whatever kept a model from loading."""
+def _reason(error: BaseException, what: str) -> str:
+    """One line for whatever kept a model, or `what` is its, from loading."""
     chain = list(_causes(error))
     for kind, reason in _HUB_REASONS.items():
         if any(isinstance(cause, kind) for cause in chain):
             return reason
     first_line = str(error).strip().partition("\n")[0]
-    return f"cannot be loaded ({type(error).__name__}: {first_line})"
+    return f"{what}cannot be loaded ({type(error).__name__}: {first_line})"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -287,13 +305,15 @@ def _fingerprint(source: str, config: Any) -> str:
         if path.suffix == ".safetensors":
             _update_with_samples(digest, path)
         else:
-            digest.update(path.read_bytes())
+            digest.update(_side_file(path))
     return f"files {digest.hexdigest()[:16]}"
 
 
 def _update_with_samples(digest: Any, path: Path) -> None:
     with path.open("rb") as file:
-        (header_bytes,) = struct.unpack("<Q", file.read(8))
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if header_bytes > _MOST_HEADER_BYTES:
+            raise ValueError(f"{path.name} is no safetensors file")
         digest.update(file.read(header_bytes))
         stride = max(_SAMPLED_BYTES, path.stat().st_size // 64)
         for offset in range(8 + header_bytes, path.stat().st_size, stride):
@@ -301,7 +321,17 @@ def _update_with_samples(digest: Any, path: Path) -> None:
             digest.update(file.read(_SAMPLED_BYTES))
 
 
-def plan_beside(source: str) -> dict[str, Any] | None:
+def _side_file(path: Path) -> bytes:
+    try:
+        return read_bounded(path, PART_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{path.name} {error}") from error
+
+
+def plan_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """The prune plan of a checkpoint that was saved pruned."""
-    path = Path(source) / PLAN_FILE
-    return json.loads(path.read_text()) if path.is_file() else None
+    path = Path(checkpoint.source) / PLAN_FILE
+    try:
+        return read_settings(path) if path.is_file() else None
+    except (OSError, ValueError) as error:
+        reject("model", checkpoint.name, f"its {PLAN_FILE} cannot be read ({error})")

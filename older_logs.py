@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bounded_files import LOG_BYTES, TwiceError, read_bounded, unique
+from run_log import check_kinds, check_metrics
+
 _CONSOLE = re.compile(
     r"(?P<dataset>.+)_results_(?:base(?:_\d+)?|angular_n(?P<n>\d+)|random_t(?P<t>\d*\.?\d+))"
     r"(?:\.(?:txt|log|out))?"
@@ -34,7 +37,7 @@ class OlderLog:
     generation_strategy: str | None = None
     exit_layer: int | None = None
     num_speculations: int | None = None
-    num_samples: int | None = None
+    num_samples: float | None = None
 
 
 def is_console(path: Path) -> bool:
@@ -45,7 +48,7 @@ def is_console(path: Path) -> bool:
 def read_console(path: Path) -> OlderLog:
     """The run whose console was captured. Raises ValueError where no metrics were printed."""
     name = _CONSOLE.fullmatch(path.name)
-    metrics = _printed_metrics(path.read_text(encoding="utf-8", errors="replace"))
+    metrics = _printed_metrics(read_bounded(path, LOG_BYTES).decode(errors="replace"))
     n, threshold = name["n"], name["t"]
     return OlderLog(
         dataset=_dataset(name["dataset"]),
@@ -64,7 +67,7 @@ def read_objects(text: str) -> OlderLog:
     arguments, data, generation, metrics = objects
     method = data.get("prune_method") or "base"
     strategy, exit_layer = generation.get("generation_strategy"), generation.get("exit_layer")
-    return OlderLog(
+    log = OlderLog(
         dataset=_dataset(data["dataset"]),
         method=method,
         # The flags of the other methods stand there too, with their defaults.
@@ -79,15 +82,19 @@ def read_objects(text: str) -> OlderLog:
         else None,
         num_samples=_finite(data.get("num_samples")),
     )
+    check_kinds(log)
+    return log
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
-    decoder, objects, place = json.JSONDecoder(), [], 0
+    decoder, objects, place = json.JSONDecoder(object_pairs_hook=unique), [], 0
     while place < len(text.rstrip()):
         place += len(text[place:]) - len(text[place:].lstrip())
         try:
             found, place = decoder.raw_decode(text, place)
-        except ValueError as error:
+        except TwiceError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"is cut off, or no JSON ({error})") from error
         if not isinstance(found, dict):
             raise ValueError("holds something that is no object")
@@ -108,8 +115,8 @@ def _printed_metrics(text: str) -> dict[str, Any]:
     raise ValueError("ends without printed metrics: the run was broken off, or the file cut")
 
 
-def _dataset(name: str) -> str:
-    return _RENAMED.get(name, name)
+def _dataset(name: Any) -> Any:
+    return _RENAMED.get(name, name) if isinstance(name, str) else name
 
 
 def _renamed(metrics: dict[str, Any], strategy: str | None = None) -> dict[str, Any]:
@@ -118,7 +125,8 @@ def _renamed(metrics: dict[str, Any], strategy: str | None = None) -> dict[str, 
     Its acceptance of 0 or -1 in autoregressive decoding means that nothing was drafted.
     """
     found = _finite(metrics)
-    text = dict(found["predicted_text"])
+    check_metrics(found)
+    text = dict(found["predicted_text"] or {})
     text["edit_distance"] = text.pop("exact_match", None)
     acceptance = (found.get("acceptance_rate") or {}).get("mean")
     if strategy == "autoregressive" or (acceptance is not None and acceptance < 0):

@@ -73,9 +73,7 @@ def make_generator(
     prompt_tokens: int,
 ) -> TextGenerator:
     """The decoder that the flags describe, its cache sized for such a prompt and its output."""
-    vocabulary = loaded.model.config.vocab_size
-    if max(flags.stop_token_ids, default=0) >= vocabulary:
-        reject("stop_token_ids", max(flags.stop_token_ids), f"must be below {vocabulary}")
+    _check_stop_token_ids(flags, loaded.model.config.vocab_size)
     config = GenerationConfig(
         max_steps=flags.max_steps,
         kept_exit_layer=kept_exit_layer(flags, plan),
@@ -98,6 +96,11 @@ def make_generator(
         )
     except CompileError as error:
         raise FailedError(f"--compile true: {error}; --compile false decodes without") from error
+
+
+def _check_stop_token_ids(flags: GenerationArguments, vocabulary: int) -> None:
+    if max(flags.stop_token_ids, default=0) >= vocabulary:
+        reject("stop_token_ids", max(flags.stop_token_ids), f"must be below {vocabulary}")
 
 
 def model_facts(loaded: LoadedModel, plan: PrunePlan) -> dict[str, Any]:
@@ -202,6 +205,7 @@ def load_pruned(
     calibration = get_calibration_alone(prompting, pruning)
     runtime, checkpoint = start(model, parallel), find_checkpoint(model)
     check_chat_template(prompting, checkpoint)
+    _check_stop_token_ids(generation, checkpoint.config.vocab_size)
     loaded = load_model(model, runtime, checkpoint)
     plan = decide_plan(pruning, prompting, loaded, calibration, runtime.ranks)
     pruned = prune(pruning, generation, loaded, plan)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from arguments import PLAN_FILE, PruneArguments
+from bounded_files import read_settings
 from command_line import UsageError, reject
 from offloading import forget_offloaded, input_device, save_weights
 from ranks import ALONE, Ranks
@@ -70,9 +71,21 @@ class PrunePlan:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "PrunePlan":
-        """The plan that `to_dict` wrote; what is derived from its fields is left aside."""
-        plan = cls(**{item.name: values[item.name] for item in fields(cls)})
-        return replace(plan, kept_layers=tuple(plan.kept_layers))
+        """The plan that `to_dict` wrote; what is derived from its fields is left aside.
+
+        Raises ValueError for values that are no plan's.
+        """
+        try:
+            plan = cls(**{item.name: values[item.name] for item in fields(cls)})
+            plan = replace(plan, kept_layers=tuple(plan.kept_layers))
+            layers = [layer for layer in range(plan.original_layers) if layer in plan.kept_layers]
+        except KeyError as error:
+            raise ValueError(f"its plan lacks {error}") from error
+        except TypeError as error:
+            raise ValueError(f"its plan is none ({error})") from error
+        if not layers or layers != list(plan.kept_layers):
+            raise ValueError(f"its plan keeps layers {plan.kept_layers} of {plan.original_layers}")
+        return plan
 
 
 class PruneModel:
@@ -84,7 +97,7 @@ class PruneModel:
 
     def __init__(self, model: nn.Module, plan: PrunePlan) -> None:
         if model.config.num_hidden_layers != plan.original_layers:
-            raise ValueError(
+            raise UsageError(
                 f"a plan for {plan.original_layers} layers cannot prune a model of "
                 f"{model.config.num_hidden_layers}"
             )
@@ -199,7 +212,7 @@ def is_saved(folder: str, plan: PrunePlan, fingerprint: str) -> bool:
     if not Path(folder).exists():
         return False
     try:
-        found = json.loads((Path(folder) / PLAN_FILE).read_text())
+        found = read_settings(Path(folder) / PLAN_FILE)
         kept, origin = tuple(found["kept_layers"]), found["model_fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
         kept, origin = None, None

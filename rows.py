@@ -3,15 +3,27 @@
 import csv
 import gzip
 import io
+import itertools
 import json
 import re
-import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
+
+from bounded_files import (
+    LINE_BYTES,
+    PART_BYTES,
+    TooLargeError,
+    TwiceError,
+    bounded_lines,
+    opened,
+    parse_json,
+    unique,
+)
 
 
 class RowsError(ValueError):
@@ -160,10 +172,11 @@ def _read(path: Path, in_folder: bool = False) -> list[Row]:
     """All rows of one file; a folder's reader must be told which file is meant."""
     within = f"{path.name} " if in_folder else ""
     suffix = Path(path.stem if _packed(path) else path.name).suffix.lower()
-    if suffix not in _FORMATS and path.exists():
-        raise RowsError(f"must end in {', '.join(_FORMATS)}, or one of these and .gz")
     try:
-        rows = _FORMATS.get(suffix, _parse_jsonl)(_bytes(path))
+        with _opened(path) as file:
+            if suffix not in _FORMATS:
+                raise RowsError(f"must end in {', '.join(_FORMATS)}, or one of these and .gz")
+            rows = _FORMATS[suffix](file)
         if not rows:
             raise RowsError("holds no examples")
     except RowsError as error:
@@ -175,84 +188,96 @@ def _packed(path: Path) -> bool:
     return path.suffix.lower() == ".gz"
 
 
-def _bytes(path: Path) -> bytes:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file's own bytes, unpacked; what goes wrong while they are read is a `RowsError`."""
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if _packed(path) else data
+        with opened(path) as file:
+            yield gzip.GzipFile(fileobj=file) if _packed(path) else file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise RowsError(f"is no whole gzip file ({error})") from error
     except OSError as error:
         raise RowsError(f"cannot be read ({error.strerror})") from error
 
 
-def _text(data: bytes) -> str:
+def _text_lines(file: BinaryIO) -> Iterator[str]:
+    """The lines with their ends, of a file that may begin with a byte order mark."""
+    number, offset, lines = 1, 0, bounded_lines(file)
     try:
-        return data.decode("utf-8-sig")
+        for line in lines:
+            text = line.decode("utf-8" if offset else "utf-8-sig")
+            yield text
+            number, offset = number + 1, offset + len(line)
     except UnicodeDecodeError as error:
-        raise RowsError(f"is not UTF-8 text (byte {error.start})") from error
+        raise RowsError(f"is not UTF-8 text (byte {offset + error.start})") from error
+    except TooLargeError as error:
+        raise RowsError(f"line {number} {error}") from error
 
 
-def _parse_jsonl(data: bytes) -> list[Row]:
+def _parse_jsonl(file: BinaryIO) -> list[Row]:
     """A row of each line that is not blank."""
-    numbered = enumerate(_text(data).split("\n"), start=1)
+    numbered = enumerate(_text_lines(file), start=1)
     return [_parse_line(number, line) for number, line in numbered if line.strip()]
 
 
 def _parse_line(number: int, line: str) -> Row:
     try:
-        values = json.loads(line, object_pairs_hook=_unique)
-    except RowsError as error:
+        values = parse_json(line)
+    except TwiceError as error:
         raise RowsError(f"line {number} {error}") from error
     except json.JSONDecodeError as error:
         reason = f"{error.msg}, column {error.colno}"
         raise RowsError(f"line {number} is not JSON ({reason})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RowsError(f"line {number} is not JSON ({error})") from error
     if not isinstance(values, dict):
         raise RowsError(f"line {number} is not a JSON object")
     return Row(f"line {number}", values)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise RowsError(f"names a field twice: {', '.join(names)}")
-    return dict(pairs)
-
-
-def _parse_csv(data: bytes) -> list[Row]:
+def _parse_csv(file: BinaryIO) -> list[Row]:
     """Rows of comma-separated values below a line that names the fields."""
-    lines = csv.reader(io.StringIO(_text(data), newline=""), strict=True)
+    # What ends a line is the module's to say, so that it gets lines that end in \r one by one.
+    pieces = itertools.chain.from_iterable(map(_AFTER_RETURN.split, _text_lines(file)))
+    lines = csv.reader(filter(None, pieces), strict=True)
     # The module's own limit, 128 KiB a field, is less than a long document.
-    limit = csv.field_size_limit(sys.maxsize)
+    limit = csv.field_size_limit(LINE_BYTES)
     try:
         header = next(filter(None, lines), [])
-        _unique([(name, None) for name in header])
+        unique((name, None) for name in header)
         return [_csv_row(lines.line_num, header, values) for values in lines if values]
     except csv.Error as error:
         raise RowsError(f"line {lines.line_num} is not CSV ({error})") from error
-    except RowsError as error:
+    except TwiceError as error:
         raise RowsError(f"line {lines.line_num} {error}") from error
     finally:
         csv.field_size_limit(limit)
 
 
+_AFTER_RETURN = re.compile(r"(?<=\r)(?!\n)")
+
+
 def _csv_row(number: int, header: list[str], values: list[str]) -> Row:
     if len(values) != len(header):
-        raise RowsError(f"has {len(values)} values, the header {len(header)} names")
+        names = f"has {len(values)} values, the header {len(header)} names"
+        raise RowsError(f"line {number} {names}")
     return Row(f"line {number}", dict(zip(header, values, strict=True)))
 
 
-def _parse_parquet(data: bytes) -> list[Row]:
+def _parse_parquet(file: BinaryIO) -> list[Row]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
+    if isinstance(file, gzip.GzipFile):  # which cannot be read from its end
+        file = io.BytesIO(file.read(PART_BYTES + 1))
+        if file.getbuffer().nbytes > PART_BYTES:
+            raise RowsError("is too large to be unpacked; Parquet files are small without gzip")
     try:
-        table = ParquetFile(pyarrow.BufferReader(data)).read()
-        _unique([(name, None) for name in table.column_names])
+        table = ParquetFile(file).read()
+        unique((name, None) for name in table.column_names)
         rows = table.to_pylist()
-    except RowsError:
-        raise
+    except TwiceError as error:
+        raise RowsError(str(error)) from error
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise RowsError(f"is no readable Parquet file ({_first_line(error)})") from error
     return [Row(f"row {index}", values) for index, values in enumerate(rows, start=1)]
@@ -262,7 +287,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
-_FORMATS: dict[str, Callable[[bytes], list[Row]]] = {
+_FORMATS: dict[str, Callable[[BinaryIO], list[Row]]] = {
     ".jsonl": _parse_jsonl,
     ".json": _parse_jsonl,
     ".csv": _parse_csv,

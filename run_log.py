@@ -4,15 +4,26 @@ Here are their contents and their reader; `run_writer` writes them.
 """
 
 import dataclasses
+import functools
 import glob
 import hashlib
 import json
 import subprocess
+import types
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bounded_files import LOG_BYTES, bounded_lines, opened, parse_log, read_bounded
+
 SCHEMA_VERSION = 1
+# Metrics that are several numbers, each under its name.
+_NAMED_NUMBERS = (
+    *("predicted_text", "acceptance_rate", "total_time", "time_per_token", "tokens_per_second"),
+    *("step_seconds", "speedup_over_full_steps", "counts", "timed"),
+)
+STATUSES = ("running", "complete", "interrupted", "failed")
 
 
 @dataclass
@@ -101,7 +112,7 @@ def samples_path(run_path: Path) -> Path:
 
 def read_record(path: Path) -> RunRecord:
     """Reads a run's file back. Raises ValueError for one that is no run of this schema."""
-    return record_of(json.loads(path.read_text(encoding="utf-8")))
+    return record_of(parse_log(read_bounded(path, LOG_BYTES)))
 
 
 def record_of(values: Any) -> RunRecord:
@@ -113,10 +124,68 @@ def record_of(values: Any) -> RunRecord:
         raise ValueError(f"has schema version {found}, not {SCHEMA_VERSION}{hint}")
     names = {item.name for item in dataclasses.fields(RunRecord)}
     metrics = {key: value for key, value in values.items() if key not in names | {"run_id"}}
-    try:
-        return RunRecord(**{key: values[key] for key in names & set(values)}, metrics=metrics)
-    except TypeError as error:
-        raise ValueError(f"lacks a part of a run ({error})") from error
+    record = _made(RunRecord, {key: values[key] for key in names & set(values)}, metrics=metrics)
+    if record.status not in STATUSES:
+        raise ValueError(f"has the status {record.status!r}, not one of {', '.join(STATUSES)}")
+    return record
+
+
+def _made(record: type, values: Any, **others: Any) -> Any:
+    """The record that has these values. Raises ValueError where they are not those of one."""
+    if not isinstance(values, dict):
+        raise ValueError("holds no object")
+    known = {item.name: item for item in dataclasses.fields(record)}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"holds {name}, which no {record.__name__} has")
+    for name, item in known.items():
+        has_none = item.default is item.default_factory is dataclasses.MISSING
+        if has_none and name not in values:
+            raise ValueError(f"lacks {name}, a part of every {record.__name__}")
+    made = record(**values, **others)
+    check_kinds(made)
+    return made
+
+
+def check_kinds(record: Any) -> None:
+    """Raises ValueError for a field of a log that holds another kind of value than it may."""
+    for name, kinds in _kinds(type(record)).items():
+        if not isinstance(getattr(record, name), kinds):
+            raise ValueError(f"has {_kind(getattr(record, name))} for {name}")
+
+
+def check_metrics(metrics: dict[str, Any]) -> None:
+    """Raises ValueError for a metric that is no number, or several where it has but one."""
+    for name, value in metrics.items():
+        if name in _NAMED_NUMBERS and not isinstance(value, dict | None):
+            raise ValueError(f"has {_kind(value)} for {name}")
+        for held in value.values() if isinstance(value, dict) else [value]:
+            _check_number(name, held)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, list) and name == "acceptance_rate":  # by position in the draft
+        for share in value:
+            _check_number("", share)
+    elif not isinstance(value, int | float | None):
+        raise ValueError(f"has the metric {value!r}, which is no number")
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls a value's kind."""
+    names = {list: "a list", dict: "an object", str: "a text", type(None): "null"}
+    return names.get(type(value), repr(value))
+
+
+@functools.cache
+def _kinds(record: type) -> dict[str, tuple[type, ...]]:
+    """What a JSON file may hold in each field of a dataclass, in Python's types."""
+    found = {}
+    for name, hint in typing.get_type_hints(record).items():
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        kinds = tuple(typing.get_origin(option) or option for option in options)
+        found[name] = (*kinds, int) if float in kinds else kinds
+    return found
 
 
 def part_path(run_path: Path, rank: int, start: str) -> Path:
@@ -152,20 +221,31 @@ def whole_samples(file_path: Path) -> tuple[list[SampleRecord], int]:
     A last line that is not whole, as a killed process leaves it, is not among them. Raises
     ValueError for any other damage.
     """
+    samples: list[SampleRecord] = []
+    size = 0
     try:
-        lines = file_path.read_bytes().splitlines(keepends=True)
+        with opened(file_path) as file:
+            for line in (lines := bounded_lines(file)):
+                sample, damage = _sample(line)
+                if sample is None:
+                    if next(lines, None) is None:
+                        break
+                    raise ValueError(f"is damaged ({damage})")
+                samples.append(sample)
+                size += len(line)
     except FileNotFoundError:
         return [], 0
-    samples, size = [], 0
-    for number, line in enumerate(lines, start=1):
-        try:
-            samples.append(SampleRecord(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"line {number} of {file_path.name} is damaged ({error})") from error
-        size += len(line)
+    except ValueError as error:
+        raise ValueError(f"line {len(samples) + 1} of {file_path.name} {error}") from error
     return samples, size
+
+
+def _sample(line: bytes) -> tuple[SampleRecord | None, Exception | None]:
+    """The sample in a line, or what is wrong with it."""
+    try:
+        return _made(SampleRecord, parse_log(line)), None
+    except ValueError as error:
+        return None, error
 
 
 def find_runs(folder: Path) -> list[Path]:

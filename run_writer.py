@@ -17,6 +17,7 @@ from log_files import (
     replace_json,
     replace_lines,
 )
+from pruned_model import PrunePlan
 from ranks import ALONE, Ranks
 from run_log import (
     RunRecord,
@@ -251,7 +252,10 @@ def _left_over(output_dir: str, run_id: str) -> RunRecord | None:
         scratch.unlink()
     path = find_run(output_dir, run_id)
     try:
-        return path and read_record(path)
+        left = path and read_record(path)
+        if left:
+            PrunePlan.from_dict(left.plan)  # refuses what no run could go on with
+        return left
     except (OSError, ValueError) as error:
         reject("output_dir", output_dir, f"{path.name} cannot be taken up: {error}; move it away")
 

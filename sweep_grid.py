@@ -15,7 +15,7 @@ from arguments import (
     ModelArguments,
     PruneArguments,
 )
-from command_line import flag, reject
+from command_line import flag, is_folder, reject
 from dataset_table import DATASETS
 
 # What the rows of a data set may be called in --data_dir, beside its own name.
@@ -70,8 +70,17 @@ class GridArguments:
         for method, name in (("angular", "prune_ns"), ("random", "dropout_thresholds")):
             if method in self.prune_methods and not getattr(self, name):
                 reject("prune_methods", method, f"needs --{name}")
-        if self.data_dir is not None and not Path(self.data_dir).is_dir():
+        self._check_values()
+        if self.data_dir is not None and not is_folder(self.data_dir):
             reject("data_dir", self.data_dir, "is no folder")
+
+    def _check_values(self) -> None:
+        for count in self.prune_ns:
+            if count < 1:
+                reject("prune_ns", count, "must be 1 to L - 2, L being the model's layers")
+        for threshold in self.dropout_thresholds:
+            if not 0 <= threshold < 1:
+                reject("dropout_thresholds", threshold, "must be in [0, 1)")
 
     def exit_layers(self, layers: int) -> list[int]:
         """The exit layers of a model with so many layers."""
@@ -169,4 +178,6 @@ class SweepArguments:
             for suffix in _SUFFIXES:
                 if (folder / f"{name}{suffix}").exists():
                     return str(folder / f"{name}{suffix}")
+        if DATASETS[dataset].source is None:
+            reject("data_dir", self.grid.data_dir, f"holds no rows of {dataset}")
         return None

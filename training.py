@@ -90,14 +90,14 @@ class Training:
         """
         window = Window(self.progress)
         flags, first_step = self._flags.log, self.progress.step
+        if not first_step:
+            self._evaluate(log)
         bar = tqdm(
             total=self.total_steps,
             initial=first_step,
             unit="step",
             disable=not self._accelerator.is_main_process,
         )
-        if not first_step:
-            self._evaluate(log)
         with bar, self._stopped_by_signals():
             for sequences in self._plan.walk(first_step, self.total_steps):
                 self._step(sequences, window)

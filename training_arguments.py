@@ -22,6 +22,7 @@ from layerskip_recipe import (
 OPTIMIZERS = ("adamw", "muon")
 BATCHINGS = ("length_grouped", "packed")
 TRAIN_TOKENIZER = "bpe"
+_MOST_EPOCHS = 10_000  # all are planned before the first
 _SEEDS = 2**62  # the step is added, and torch takes 63 bits
 
 
@@ -215,6 +216,10 @@ class OptimizationArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 reject(name, value, "must be at least 1")
+        if self.epochs > _MOST_EPOCHS:
+            reject("epochs", self.epochs, f"must be 1 to {_MOST_EPOCHS}; --max_steps goes beyond")
+        if self.gradient_accumulation > self.batch_tokens:
+            reject("gradient_accumulation", self.gradient_accumulation, "exceeds --batch_tokens")
         if not 0 <= self.seed < _SEEDS:
             reject("seed", self.seed, f"must be 0 to {_SEEDS - 1}")
 

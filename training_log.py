@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bounded_files import TooLargeError, bounded_lines, opened
 from command_line import reject, warn
 from figures import save_figure
 
@@ -18,10 +19,11 @@ PLOT_NAME = "training"
 def check_log(folder: Path) -> None:
     """Refuses a folder in which a file of another's would be overwritten by the log."""
     path = folder / LOG_NAME
-    lines = _read(path)
-    ours = lines and isinstance(lines[0], dict) and "kind" in lines[0]
-    if path.exists() and path.stat().st_size and not ours:
-        reject("output_dir", folder, f"holds a {LOG_NAME} that is no training's log")
+    try:
+        if path.exists() and (path.is_dir() or path.stat().st_size) and not _read(path):
+            reject("output_dir", folder, f"holds a {LOG_NAME} that is no training's log")
+    except OSError as error:
+        reject("output_dir", folder, f"its {LOG_NAME} cannot be read ({error.strerror})")
 
 
 class TrainingLog:
@@ -85,15 +87,18 @@ def _dump(line: dict[str, Any]) -> str:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; one may have been broken off."""
+    """All whole lines of a training; one may have been broken off. Raises OSError."""
     lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                continue
-    return lines
+    if path.is_file():
+        with opened(path) as file, suppress(TooLargeError):
+            for text in bounded_lines(file):
+                with suppress(ValueError, RecursionError):
+                    lines.append(json.loads(text))
+    return [line for line in lines if _is_ours(line)]
+
+
+def _is_ours(line: Any) -> bool:
+    return isinstance(line, dict) and "kind" in line and isinstance(line.get("step", 0), int)
 
 
 def shown_exits(layers: int) -> list[int]:

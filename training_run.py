@@ -1,6 +1,5 @@
 """From texts to a trained checkpoint in a folder, in one go or in several."""
 
-import json
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from arguments import PLAN_FILE
+from bounded_files import read_settings
 from checkpoint_folders import PROMPT_FILE
 from command_line import EXIT_INTERRUPTED, FailedError, UsageError, reject
 from learner import Learner, make_learner
@@ -167,7 +167,7 @@ def _is_complete(training: Training, writes: bool) -> bool:
             raise UsageError(f"--output_dir {folder}: its {CHECKPOINT} is no training's")
         return False
     try:
-        found = json.loads(path.read_text())["configuration"]
+        found = read_settings(path)["configuration"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"its {FACTS_FILE} cannot be read ({error})"
         raise UsageError(f"--output_dir {folder}: {reason}") from error

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bounded_files import read_settings
 from command_line import UsageError
 from log_files import written_whole
 from optimizers import learning
+from run_log import check_kinds
 
 _WEIGHTS = "weights.safetensors"
 _OPTIMIZER = "optimizer_{}.safetensors"
@@ -85,7 +87,8 @@ class TrainingState:
     def load(self, folder: Path, configuration: dict[str, Any]) -> Progress:
         """Goes on from a state; raises `UsageError` where it is damaged or of other settings."""
         try:
-            progress = Progress(**json.loads((folder / _PROGRESS).read_text()))
+            progress = Progress(**read_settings(folder / _PROGRESS))
+            check_kinds(progress)
             check_configuration(self._folder, progress.configuration, configuration)
             _restore(self._model, load_file(folder / _WEIGHTS))
             for number, optimizer in enumerate(self._optimizers):
@@ -109,6 +112,8 @@ class TrainingState:
 
 def check_configuration(folder: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
     """Refuses to go on with a training that other flags or data began."""
+    if not isinstance(found, dict):
+        raise UsageError(f"--output_dir {folder}: holds a training whose settings are {found!r}")
     for name in [*asked, *found]:
         if found.get(name) != asked.get(name):
             raise UsageError(

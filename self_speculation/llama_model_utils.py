@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from offloading import input_device
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+MOST_LAYERS = 10_000  # beyond, a configuration is damaged, and a model takes hours to be laid out
 DEFAULT_ATTENTION = "sdpa"
 COMPILED_ATTENTION = ("sdpa", "eager")
 SUPPORTED_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")

@@ -249,7 +249,7 @@ def test_folders_without_finished_runs_are_refused(tmp_path, analyze, capsys):
         (["x" * 300], "x: is no folder"),
         (["--output_dir", "/dev/null/x", "."], "--output_dir /dev/null/x: "),
         (["--quality", "taste", "."], "--quality: invalid choice: 'taste'"),
-        (["--quantity", "1", "."], "unrecognized arguments: --quantity"),
+        (["--quantity", "1", "."], "--quantity: no such flag"),
     ],
 )
 def test_bad_input_is_one_line(line, told, capsys):

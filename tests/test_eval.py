@@ -285,7 +285,7 @@ def test_a_task_that_cannot_be_evaluated_is_one_line(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--limit", "0"], "--limit 0: must be at least 1"),
+        (["--limit", "0"], "--limit 0: must be 1 to "),
         (["--batch_size", "0"], "--batch_size 0: must be at least 1"),
         (["--num_fewshot", "-1"], "--num_fewshot -1: must be 0 or more"),
         (["--include_path", "nowhere"], "--include_path nowhere: is no folder"),

@@ -88,10 +88,10 @@ def test_a_copied_file_counts_once(tmp_path):
         (json.dumps({"schema_version": 2}), "has schema version 2, not 1; a newer release wrote"),
         (json.dumps({"schema_version": 0}), "has schema version 0, not 1"),
         (json.dumps({"predicted_text": {}}), "has schema version None, not 1"),
-        (json.dumps({"schema_version": 1}), "lacks a part of a run"),
+        (json.dumps({"schema_version": 1}), "lacks identity, a part of every RunRecord"),
         ("[]", "has schema version None, not 1"),
         ("", "neither one object nor the four of an older log"),
-        ("\udcff", "can't decode byte 0xff"),
+        ("\udcff", "is not UTF-8 text (byte 0)"),
     ],
 )
 def test_what_cannot_be_read_is_named_and_stops_nothing(tmp_path, text, told):

@@ -89,8 +89,9 @@ def test_remote_code_is_never_run(copied):
 
 
 def test_a_broken_config_is_refused(copied):
-    (copied / "config.json").write_text("{")
-    assert refusal(copied).startswith("cannot be loaded (")
+    for text in ("{", '{"model_type": "llama", "model_type": "gpt2"}'):
+        (copied / "config.json").write_text(text)
+        assert refusal(copied).startswith("its config.json cannot be read (")
 
 
 def test_truncated_weights_are_refused(copied):
@@ -136,7 +137,7 @@ def test_layers_are_not_left_out_silently(copied, layers):
 
 def test_a_damaged_plan_of_origin_is_refused(copied):
     (copied / "prune_plan.json").write_text("{")
-    assert refusal(copied).startswith("cannot be loaded (JSONDecodeError")
+    assert refusal(copied).startswith("its prune_plan.json cannot be read (")
 
 
 def test_a_home_folder_is_found(copied, monkeypatch):

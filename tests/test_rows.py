@@ -134,8 +134,8 @@ BAD_FILES = {
     "short.csv": (b"a,b\n1,2\n3\n", "line 3 has 1 values, the header 2 names"),
     "long.csv": (b"a,b\n1,2,3\n", "line 2 has 3 values, the header 2 names"),
     "open quote.csv": (b'a,b\n1,"2\n3,4\n', "is not CSV (unexpected end of data)"),
-    "twice.csv": (b"a,a\n1,2\n", "line 1 names a field twice: a, a"),
-    "twice.jsonl": (b'{"a": 1}\n{"a": 1, "a": 2}\n', "line 2 names a field twice: a, a"),
+    "twice.csv": (b"a,a\n1,2\n", "line 1 names a field twice: a"),
+    "twice.jsonl": (b'{"a": 1}\n{"a": 1, "a": 2}\n', "line 2 names a field twice: a"),
     "text.parquet": (b"a,b\n1,2\n", "is no readable Parquet file"),
     "magic.parquet": (b"PAR1" + bytes(40) + b"PAR1", "is no readable Parquet file"),
     "empty.parquet": (b"", "is no readable Parquet file"),
@@ -160,7 +160,7 @@ def test_parquet_columns_that_python_cannot_hold_are_one_line(tmp_path):
             source.rows("test")
     twice = pyarrow.table([[1], [2]], names=["a", "a"])
     parquet.write_table(twice, tmp_path / "twice.parquet")
-    with pytest.raises(RowsError, match="names a field twice: a, a"):
+    with pytest.raises(RowsError, match="names a field twice: a"):
         PathSource(tmp_path / "twice.parquet").rows("test")
 
 

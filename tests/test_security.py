@@ -1,0 +1,191 @@
+"""No code, of a model or of a checkpoint, gets to run: nothing that could run it is called.
+
+The walk knows names under which a module or a function was imported, and methods of any object.
+It is no proof against a programmer who hides a call, but against one who forgets.
+"""
+
+import ast
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import rewritten
+
+from arguments import ModelArguments
+from model_loading import load_model
+from runtime import Runtime
+
+ROOT = Path(__file__).parent.parent
+# Modules that run code as they read data.
+MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
+CALLS = {
+    *("eval", "exec", "compile", "__import__", "runpy.run_path", "runpy.run_module"),
+    *("torch.load", "torch.serialization.load", "torch.hub.load", "pandas.read_pickle"),
+    *("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"),
+    *("yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "code.interact"),
+}
+# They pickle what they send, whatever object they are methods of.
+METHODS = {
+    *("broadcast_object_list", "all_gather_object", "gather_object", "scatter_object_list"),
+    *("send_object_list", "recv_object_list", "gather_for_metrics_object"),
+}
+# What a keyword may say at most, in any call.
+KEYWORDS = {
+    "trust_remote_code": False,
+    "use_safetensors": True,
+    "shell": False,
+    "allow_pickle": False,
+    "weights_only": True,
+}
+# Loading that is only safe where a keyword says so.
+NEEDED = {"AutoModelForCausalLM.from_pretrained": "use_safetensors"}
+ALLOWED = {
+    ("code_guard.py", "runpy.run_path"): "runs a completion in its fenced process, on request",
+    ("embedded_model.py", "AutoModelForCausalLM.from_pretrained"): "reads a GGUF file, by its hash",
+}
+
+
+def python_files() -> list[Path]:
+    """Every file of Python that is part of the project, tests aside; of a copy, all there are."""
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "*.py"], capture_output=True, text=True)
+    found = [ROOT / name for name in listed.stdout.splitlines()]
+    found = [path for path in found if path.exists()] or [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]
+    return [path for path in found if path.parent.name != "tests"]
+
+
+def forbidden(code: str) -> Iterator[str]:
+    """What must not stand in some code."""
+    tree = ast.parse(code)
+    names = dict(_imported(tree))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (name for _, name in _imported(node) if name.split(".")[0] in MODULES)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
+            full = _full_name(node, names)
+            if full in CALLS or (full and full.split(".")[0] in MODULES):
+                yield full
+            if isinstance(node, ast.Attribute) and node.attr in METHODS:
+                yield node.attr
+            if isinstance(node, ast.Name) and full.rpartition(".")[2] in METHODS:
+                yield full
+        elif isinstance(node, ast.Call):
+            yield from _keywords(node, names)
+
+
+def _imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Names that imports give, and what they stand for."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                known = alias.name if alias.asname else alias.name.split(".")[0]
+                yield alias.asname or known, known
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield alias.asname or alias.name, f"{node.module}.{alias.name}"
+
+
+def _full_name(node: ast.AST, names: dict[str, str]) -> str:
+    """As in torch.load, whatever it was imported as; empty for what no name stands for."""
+    if isinstance(node, ast.Name):
+        return names.get(node.id, node.id).removeprefix("builtins.")
+    if isinstance(node, ast.Attribute):
+        owner = _full_name(node.value, names)
+        return f"{owner}.{node.attr}".removeprefix("builtins.") if owner else ""
+    return ""
+
+
+def _keywords(call: ast.Call, names: dict[str, str]) -> Iterator[str]:
+    for keyword in call.keywords:
+        if keyword.arg in KEYWORDS:
+            value = keyword.value
+            if not isinstance(value, ast.Constant) or value.value is not KEYWORDS[keyword.arg]:
+                yield f"{keyword.arg}={ast.unparse(value)}"
+    full = _full_name(call.func, names)
+    for name, needed in NEEDED.items():
+        if full.endswith(name) and needed not in {keyword.arg for keyword in call.keywords}:
+            yield name
+
+
+@pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_that_runs_foreign_code_is_called(path):
+    found = set(forbidden(path.read_text(encoding="utf-8")))
+    assert found == {name for file, name in ALLOWED if file == str(path.relative_to(ROOT))}
+
+
+CAUGHT = {
+    "import pickle": "pickle",
+    "import pickle as safe": "pickle",
+    "from pickle import loads as x": "pickle.loads",
+    "import dill": "dill",
+    "from shelve import open as opened": "shelve.open",
+    "def f():\n    import marshal": "marshal",
+    "import torch as t\nt.load('a')": "torch.load",
+    "from torch import load\nload('a')": "torch.load",
+    "import torch.serialization\ntorch.serialization.load('a')": "torch.serialization.load",
+    "import torch\nread = torch.load": "torch.load",
+    "import numpy as np\nnp.load('a', allow_pickle=True)": "allow_pickle=True",
+    "import numpy\nnumpy.load('a', allow_pickle=flag)": "allow_pickle=flag",
+    "eval('1')": "eval",
+    "list(map(eval, texts))": "eval",
+    "exec(code)": "exec",
+    "compile(code, 'a', 'exec')": "compile",
+    "import builtins\nbuiltins.eval('1')": "eval",
+    "from builtins import exec as run\nrun('1')": "exec",
+    "__import__('os')": "__import__",
+    "import runpy\nrunpy.run_path('a.py')": "runpy.run_path",
+    "AutoConfig.from_pretrained('a', trust_remote_code=True)": "trust_remote_code=True",
+    "load('a', trust_remote_code=flag)": "trust_remote_code=flag",
+    "load('a', use_safetensors=None)": "use_safetensors=None",
+    "AutoModelForCausalLM.from_pretrained('a')": "AutoModelForCausalLM.from_pretrained",
+    "import yaml\nyaml.load(text)": "yaml.load",
+    "from yaml import unsafe_load as read\nread(text)": "yaml.unsafe_load",
+    "import subprocess\nsubprocess.run('ls', shell=True)": "shell=True",
+    "import os as system\nsystem.system('ls')": "os.system",
+    "from os import popen\npopen('ls')": "os.popen",
+    "dist.broadcast_object_list(values)": "broadcast_object_list",
+    "import torch.distributed as d\nd.all_gather_object(a, b)": "all_gather_object",
+    "from torch.distributed import gather_object as g\ng(a, b)": "torch.distributed.gather_object",
+}
+
+
+@pytest.mark.parametrize("code", CAUGHT)
+def test_the_walk_catches_what_it_should(code):
+    assert CAUGHT[code] in set(forbidden(code))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "model.eval()",
+        "re.compile('a')",
+        "torch.compile(model)",
+        "json.load(file)",
+        "import numpy\nnumpy.load('a', allow_pickle=False)",
+        "from safetensors.torch import load_file\nload_file('a')",
+        "AutoModelForCausalLM.from_pretrained('a', use_safetensors=True, trust_remote_code=False)",
+        "subprocess.run(['ls'], shell=False)",
+        "class Flags:\n    compile: bool = False\nflags.compile",
+        "import evaluation as evaluate\nevaluate.exec_time",
+    ],
+)
+def test_the_walk_lets_pass_what_is_safe(code):
+    assert set(forbidden(code)) == set()
+
+
+def test_code_beside_a_supported_model_is_never_run(checkpoint, tmp_path):
+    """The model loads, as one of the library's own kind."""
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    marker = tmp_path / "ran"
+    (folder / "own.py").write_text(f"open({str(marker)!r}, 'w')")
+    for name, classes in {
+        "config.json": ("AutoConfig", "AutoModel", "AutoModelForCausalLM"),
+        "tokenizer_config.json": ("AutoTokenizer",),
+    }.items():
+        with rewritten(folder / name) as values:
+            values["auto_map"] = dict.fromkeys(classes, "own.Own")
+    loaded = load_model(ModelArguments(str(folder)), Runtime(torch.device("cpu"), torch.float64))
+    assert type(loaded.model).__module__.startswith("transformers.")
+    assert not marker.exists()
