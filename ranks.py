@@ -222,14 +222,18 @@ class Ranks:
 ALONE = Ranks()
 
 
-@functools.cache
 def joined() -> Ranks:
     """This process among all that torchrun started, which it can reach from now on.
 
     Raises `UsageError` where what the launcher says makes no sense, and `FailedError` where the
     others cannot be reached.
     """
-    if process_count() == 1:
+    return _joined(process_count())
+
+
+@functools.cache
+def _joined(count: int) -> Ranks:
+    if count == 1:
         return ALONE
     try:
         store, rank, count = next(rendezvous("env://", timeout=_START_LIMIT))

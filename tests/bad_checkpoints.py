@@ -187,7 +187,14 @@ CHECKPOINTS = [
     *(
         BadInput("benchmark", wrong, f"{RUN} {TINY} {flags}", names)
         for wrong, flags, names in [
-            ("a revision of a folder that is none", "--model_args device_map=magic", "--model"),
+            ("a device map that is none", "--model_args device_map=magic", "--model_args"),
+            (
+                "a memory that is none",
+                "--model_args device_map=auto,max_memory=cpu:much",
+                "max_mem",
+            ),
+            ("a memory without a device map", "--model_args max_memory=cpu:1GB", "max_memory"),
+            ("a CUDA device that is not here", "--model_args device_map=cuda:99", "cuda:99"),
             ("an exit layer beyond the model", "--exit_layer 6", "--exit_layer 6"),
             (
                 "more layers to remove than there are",

@@ -105,9 +105,16 @@ BENCHMARK = [
     BadInput("benchmark", "a null in a model", f"{_CUSTOM} --model", r"a\x00b", more=("a\0b",)),
     BadInput(
         "benchmark",
-        "several processes",
+        "several processes that nobody launched",
         f"{_CUSTOM} --model {TINY}",
         "torchrun",
+        environment={"WORLD_SIZE": "2"},
+    ),
+    BadInput(
+        "generate",
+        "several processes",
+        f"--model {TINY} --prompt x",
+        "--nproc_per_node 2",
         environment={"WORLD_SIZE": "2"},
     ),
 ]

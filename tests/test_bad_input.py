@@ -47,7 +47,11 @@ compares every line.
 # the system's words do.
 _QUOTING = "|".join(
     [
-        *("cannot be (?:loaded|read|taken up):?", "is damaged", "is not (?:JSON|CSV)"),
+        *(
+            "cannot (?:be (?:loaded|read|taken up):?|find each other)",
+            "is damaged",
+            "is not (?:JSON|CSV)",
+        ),
         *("is no (?:whole gzip|readable Parquet) file", "makes no model", "is cut off, or no JSON"),
         *("is no regular expression", "is no configuration that can be read"),
         *("is no possible folder", "its plan is none", "its data cannot be loaded"),

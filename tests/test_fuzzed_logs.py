@@ -14,7 +14,7 @@ from benchmarks.made_up_runs import MadeUpRun, angular_plan
 from comparison import compare
 from logged_runs import read_logged_runs
 from older_logs import read_console, read_objects
-from run_log import read_record, samples_path, whole_samples
+from run_log import read_record, read_samples, samples_path, whole_samples
 from tables import make_tables
 
 EXAMPLES = 4
@@ -68,7 +68,7 @@ def damaged(text: bytes):
 
 def reads(path) -> None:
     """Reads a run's files in every way there is, as far as they can be read."""
-    for reader in (read_record, whole_samples):
+    for reader in (read_record, read_samples):
         try:
             reader(path)
         except ValueError as error:
@@ -106,14 +106,14 @@ def test_samples_are_read_or_named(made):
 def test_whole_lines_before_a_torn_one_survive(made):
     path = samples_path(made)
     text = path.read_bytes()
-    samples, size = whole_samples(made)
+    samples, size = whole_samples(samples_path(made))
     assert (len(samples), size) == (EXAMPLES, len(text))
 
     @FIXED
     @given(st.integers(0, len(text)))
     def check(length):
         path.write_bytes(text[:length])
-        kept, whole = whole_samples(made)
+        kept, whole = whole_samples(samples_path(made))
         # A line that lacks its end alone is whole.
         count = text[:length].count(b"\n") + (text[length : length + 1] == b"\n")
         assert kept == samples[:count]

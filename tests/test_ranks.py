@@ -163,17 +163,17 @@ def test_a_launcher_that_makes_no_sense_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    ranks.joined.cache_clear()
+    ranks._joined.cache_clear()
     try:
         with pytest.raises(UsageError, match="cannot find each other .*RANK expected"):
             ranks.joined()
     finally:
-        ranks.joined.cache_clear()
+        ranks._joined.cache_clear()
 
 
 def test_one_process_needs_no_store(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    ranks.joined.cache_clear()
+    ranks._joined.cache_clear()
     alone = ranks.joined()
     with alone.together():
         assert (alone.exchange(1), alone.first(2), alone.collect(3)) == ([1], 2, [3])
