@@ -223,7 +223,11 @@ def _read(path: Path) -> tuple[LoggedRun | None, list[str]]:
     if record.status != "complete":
         return None, [_unfinished(path, record)]
     examples, warnings = _examples(path, record)
-    return _run(path, record, examples), warnings
+    run = _run(path, record, examples)
+    if record.failed_prompts:
+        of_all = f"{record.failed_prompts} of {run.num_samples} prompts"
+        warnings.append(f"lacks {of_all} for want of memory, which its means leave out")
+    return run, warnings
 
 
 def _unfinished(path: Path, record: RunRecord) -> str:

@@ -167,6 +167,16 @@ def test_skipped_prompts_are_no_examples(tmp_path):
     assert len(run.examples.indices) == 19
 
 
+def test_a_run_that_lacks_prompts_for_want_of_memory_is_named(tmp_path):
+    path = MadeUpRun().write(tmp_path)
+    counts = json.loads(path.read_text())["counts"]
+    rewritten(path, counts=counts | {"failed_prompts": 3})
+    found = find_logged_runs([tmp_path])
+    assert len(found.runs) == 1
+    (line,) = found.warnings
+    assert "lacks 3 of 20 prompts for want of memory, which its means leave out" in line
+
+
 def test_logs_of_the_first_release_are_read(tmp_path):
     """They know neither model_args nor the prompts that were timed."""
     path = MadeUpRun().write(tmp_path)
