@@ -20,6 +20,14 @@ from run_log import find_runs, read_record, read_samples
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(autouse=True)
+def _signals_as_in_a_terminal():
+    """A job in the background is started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_in_order(words, tmp_path, monkeypatch, capsys, sent):
     ordinary = experiment.measure_example
@@ -55,6 +63,18 @@ def test_an_echo_of_a_signal_breaks_no_cleaning_up(monkeypatch):
 
     assert run_script(main) == EXIT_INTERRUPTED
     assert cleaned
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def main(_):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        return 0
+
+    assert run_script(main) == 0
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_without_torchrun_every_ctrl_c_counts(monkeypatch):
