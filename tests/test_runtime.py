@@ -2,6 +2,7 @@
 
 import dataclasses
 import mmap
+import os
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 import runtime
 from arguments import ModelArguments
 from command_line import UsageError
+from ranks import Ranks
 from runtime import Runtime, start
 
 CPU = Runtime(torch.device("cpu"), torch.float64)
@@ -55,3 +57,47 @@ def test_facts_name_what_a_reader_must_know():
     assert facts["device"]
     assert facts["versions"]["torch"] == torch.__version__
     assert CPU.peak_memory_bytes() > 50e6
+
+
+@pytest.fixture
+def of_two(monkeypatch):
+    """Makes this process the second of two on one machine."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(runtime, "joined", lambda: Ranks(1, 2, 1, 2))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "cores", "threads"), [(None, 8, 4), ("1", 8, 4), ("1", 1, 1), ("1", 3, 1)]
+)
+def test_processes_of_one_machine_divide_its_cores(of_two, monkeypatch, chosen, cores, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
+    facts = start(ModelArguments(device="cpu"), parallel=True).facts()
+    assert (facts["threads"], facts["ranks"]) == (threads, 2)
+
+
+def test_threads_that_a_user_chose_stay(of_two, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    torch.set_num_threads(3)  # as torch does where it is started so
+    assert start(ModelArguments(device="cpu"), parallel=True).facts()["threads"] == 3
+
+
+def test_every_process_has_a_cuda_device_of_its_own(of_two, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert start(ModelArguments(), parallel=True).device == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UsageError, match="--nproc_per_node 2: of torchrun: torch sees 1 CUDA dev"):
+        start(ModelArguments(), parallel=True)
+
+
+def test_a_model_spread_over_devices_wants_one_process(of_two):
+    spread = ModelArguments(device="cpu", model_args="device_map=auto")
+    with pytest.raises(UsageError, match="device_map=auto: spreads one model over all devices"):
+        start(spread, parallel=True)
