@@ -67,7 +67,10 @@ def error_named(name: str) -> type[UsageError]:
 
 
 def at_success(call: typing.Callable[[], None]) -> None:
-    """Has `run_script` call this once the script has returned, and not where an error ends it."""
+    """Has `run_script` call this once the script has returned, and not where an error ends it.
+
+    What was given last is called first.
+    """
     _at_success.append(call)
 
 

@@ -13,8 +13,9 @@ import torch
 from arguments import GenerationArguments
 from cell import Cell
 from code_execution import passes
-from command_line import FailedError, InterruptedRunError, UsageError, is_out_of_memory
+from command_line import FailedError, InterruptedRunError, UsageError
 from data import EvaluationExample
+from fitting import made_to_fit, within_memory
 from metrics import summarize, text_scores, throughput
 from model_loading import LoadedModel, load_model
 from prepared_model import (
@@ -35,8 +36,7 @@ from self_speculation.llama_model_utils import position_limit
 from self_speculation.text_generator import TextGenerator
 
 WARM_UP_STEPS = 8
-_NEXT_SHARE = 0.75  # of a prompt for whose cache memory did not suffice
-_Result = TypeVar("_Result")
+_Made = TypeVar("_Made")
 
 
 Prepare = Callable[[Cell, RunRecord | None], tuple[LoadedModel, PruneModel]]
@@ -81,21 +81,42 @@ def generator_for(
     Raises `FailedError` where it suffices for none.
     """
     flags, words = cell.arguments.generation, cell.arguments.stop_words
-    prompts = sorted((item.prompt_ids for item in encoded if item.prompt_ids), key=len)
-    while prompts:
-        longest = len(prompts[-1])
 
-        def warm(longest: int = longest, shortest: list[int] = prompts[0]) -> TextGenerator:
-            generator = make_generator(flags, loaded, plan, words, longest)
-            made = generator.generate(shortest, max_steps=WARM_UP_STEPS)  # allocates the cache
-            _time_full_step(generator, shortest, made)
-            return generator
+    def make(longest: int, prompt: list[int]) -> TextGenerator:
+        generator = make_generator(flags, loaded, plan, words, longest)
+        made = generator.generate(prompt, max_steps=WARM_UP_STEPS)  # allocates the cache
+        _time_full_step(generator, prompt, made)
+        return generator
 
-        generator = within_memory(warm)
-        if generator:
-            return generator
-        prompts = [ids for ids in prompts if len(ids) <= _NEXT_SHARE * longest]
-    raise FailedError(f"--model {cell.arguments.model.model}: out of memory with any prompt")
+    return fitted_to_memory(cell, encoded, flags, make)
+
+
+def fitted_to_memory(
+    cell: Cell,
+    encoded: list[EncodedExample],
+    flags: GenerationArguments,
+    make: Callable[[int, list[int]], _Made],
+) -> _Made:
+    """What is made for the longest prompt for which memory suffices, given a prompt to warm up.
+
+    Raises `FailedError` where it suffices for none.
+    """
+    prompts = [item.prompt_ids for item in encoded if item.prompt_ids]
+    longest = {positions_for(cell, flags, ids): len(ids) for ids in sorted(prompts, key=len)}
+
+    def make_for(positions: int) -> _Made:
+        fitting = (ids for ids in prompts if positions_for(cell, flags, ids) <= positions)
+        return make(longest[positions], next(fitting))
+
+    made = made_to_fit(sorted(longest), make_for)
+    if made is None:
+        raise FailedError(f"--model {cell.arguments.model.model}: out of memory with any prompt")
+    return made
+
+
+def positions_for(cell: Cell, flags: GenerationArguments, prompt_ids: list[int]) -> int:
+    """The tokens for which a cache must have room to decode the prompt."""
+    return min(len(prompt_ids) + flags.max_steps, position_limit(cell.checkpoint.config))
 
 
 def check_alike(cell: Cell) -> None:
@@ -227,10 +248,8 @@ def measure_example(
     if item.prompt_ids is None:
         sample.status = "prompt_too_long"
         return sample
-    limit = position_limit(cell.checkpoint.config)
-    needed = min(len(item.prompt_ids) + flags.max_steps, limit)
-    decode = partial(_decode, flags, generator, item, sample)
-    fits = needed <= generator.engine.capacity and within_memory(decode)
+    fits = positions_for(cell, flags, item.prompt_ids) <= generator.engine.capacity
+    fits = fits and within_memory(partial(_decode, flags, generator, item, sample))
     sample.status = "done" if fits else "out_of_memory"
     sample.peak_memory_bytes = cell.runtime.peak_memory_bytes()
     return sample
@@ -256,19 +275,6 @@ def _decode(
         program = f"{example.content}{made.text}\n{example.tests}"
         sample.scores["pass@1"] = float(passes(program))
     return True
-
-
-def within_memory(work: Callable[[], _Result]) -> _Result | None:
-    """What the work yields; None where memory does not suffice, and what it held is free again."""
-    try:
-        return work()
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    # Only here, where the error with its frames is gone, are their tensors.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
 
 
 def _time_full_step(

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 BEAT_SECONDS = 1.0
@@ -41,8 +42,9 @@ class Heartbeat(threading.Thread):
 
     def stop(self) -> None:
         """No more beats, and nobody will miss them."""
-        self._store.set(f"has left {self._rank}", "")
         self.fall_silent()
+        with suppress(RuntimeError):  # the store is gone, and with it whoever could miss them
+            self._store.set(f"has left {self._rank}", "")
 
     def fall_silent(self) -> None:
         """No more beats."""

@@ -79,11 +79,11 @@ class LineFile:
             raise FileNotFoundError(errno.ENOENT, "was removed during the run", str(self.path))
 
     def is_there(self) -> bool:
-        """Whether the path still leads to this file."""
+        """Whether the path still leads to this file; so it does where that cannot be told."""
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
-        except OSError:
-            return False
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.ENOTDIR)
 
     def write_again(self, lines: Iterable[str]) -> None:
         """Makes the file anew where it was removed, with these lines."""

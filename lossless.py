@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,13 +13,16 @@ from cell import Cell
 from check_log import CheckLog, Result
 from command_line import InterruptedRunError
 from experiment import (
+    WARM_UP_STEPS,
     EncodedExample,
     check_alike,
     encode_examples,
+    fitted_to_memory,
     load_and_prune,
     make_record,
-    within_memory,
+    positions_for,
 )
+from fitting import within_memory
 from model_loading import LoadedModel
 from prepared_model import make_generator, save_as_asked
 from progress import progress
@@ -85,48 +88,59 @@ class DecoderPair:
         self, cell: Cell, loaded: LoadedModel, plan: PrunePlan, encoded: list[EncodedExample]
     ) -> None:
         self._cell, self._loaded, self._plan = cell, loaded, plan
-        self._longest = max(len(item.prompt_ids) for item in encoded if item.prompt_ids)
         self._encoded = encoded
 
     def greedy(self) -> Iterator[tuple[int, Result]]:
         """The ids of both decoders, and where they part the model's gap between the tokens."""
         flags = self._cell.arguments.generation
-        spoken, plain = self._generator(flags), self._plain_generator(flags)
-        for index, item in self._share():
-            found = self._compared(item, lambda i=item: self._parted(i.prompt_ids, plain, spoken))
-            yield index, found
+        return self._found(flags, lambda item, *both: self._parted(item.prompt_ids, *both))
 
     def sampled(self, draws: int) -> Iterator[tuple[int, Result]]:
         """The law of what speculation draws, tested against the verifier's."""
         flags = self._cell.arguments.generation
         steps = max(flags.max_steps, needed_tokens(flags.num_speculations))
         flags = dataclasses.replace(flags, max_steps=steps)
-        spoken, plain = self._generator(flags), self._plain_generator(flags)
-        for index, item in self._share():
-            found = self._compared(item, lambda i=item: self._tested(i, plain, spoken, draws))
-            yield index, found
+        return self._found(flags, lambda item, *both: self._tested(item, *both, draws))
 
-    def _share(self) -> Sequence[tuple[int, EncodedExample]]:
-        """The examples that this process checks, with their places among all."""
-        return self._cell.runtime.ranks.share(list(enumerate(self._encoded)))
+    def _found(
+        self, flags: GenerationArguments, compare: Callable[..., Result]
+    ) -> Iterator[tuple[int, Result]]:
+        """What comparing finds of this process's share, with the examples' places among all."""
+
+        def make(longest: int, prompt: list[int]) -> tuple[TextGenerator, TextGenerator]:
+            both = self._plain_generator(flags, longest), self._generator(flags, longest)
+            for one in both:
+                one.generate(prompt, max_steps=WARM_UP_STEPS)  # allocates the cache
+            return both
+
+        both = fitted_to_memory(self._cell, self._encoded, flags, make)
+        for index, item in self._cell.runtime.ranks.share(list(enumerate(self._encoded))):
+            yield index, self._compared(item, flags, both, compare)
 
     def _generator(
-        self, flags: GenerationArguments, loaded: LoadedModel | None = None
+        self, flags: GenerationArguments, longest: int, loaded: LoadedModel | None = None
     ) -> TextGenerator:
         words = self._cell.arguments.stop_words
-        return make_generator(flags, loaded or self._loaded, self._plan, words, self._longest)
+        return make_generator(flags, loaded or self._loaded, self._plan, words, longest)
 
-    def _plain_generator(self, flags: GenerationArguments) -> TextGenerator:
+    def _plain_generator(self, flags: GenerationArguments, longest: int) -> TextGenerator:
         """What the other is held against: neither speculation nor compilation."""
-        return self._generator(
-            plain_flags(flags), dataclasses.replace(self._loaded, compiled=False)
-        )
+        plain = dataclasses.replace(self._loaded, compiled=False)
+        return self._generator(plain_flags(flags), longest, plain)
 
-    def _compared(self, item: EncodedExample, compare: Callable[[], Result]) -> Result:
+    def _compared(
+        self,
+        item: EncodedExample,
+        flags: GenerationArguments,
+        both: tuple[TextGenerator, TextGenerator],
+        compare: Callable[..., Result],
+    ) -> Result:
         facts = {"example_id": item.example.example_id, "prompt_tokens": item.full_length}
         if not item.prompt_ids:
             return facts | {"verdict": "prompt_too_long"}
-        return facts | (within_memory(compare) or {"verdict": "out_of_memory"})
+        fits = positions_for(self._cell, flags, item.prompt_ids) <= both[0].engine.capacity
+        found = within_memory(lambda: compare(item, *both)) if fits else None
+        return facts | (found or {"verdict": "out_of_memory"})
 
     def _parted(self, ids: list[int], plain: TextGenerator, spoken: TextGenerator) -> Result:
         one, made = plain.generate(ids).output_ids, spoken.generate(ids)

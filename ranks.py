@@ -197,7 +197,7 @@ class Ranks:
             told = error if isinstance(error, UsageError) else self._ending(error)
             kind = type(told).__name__
             self._ask("set", self._key("failed"), json.dumps([str(told), kind]))
-        elif isinstance(error, UsageError):
+        elif isinstance(error, UsageError | KeyboardInterrupt):
             while True:
                 self.check()
                 time.sleep(_SHORTEST_NAP)
@@ -246,14 +246,14 @@ def _joined(count: int) -> Ranks:
         reason = f"torchrun: the processes cannot reach each other ({_first_line(error)})"
         raise FailedError(reason) from error
     ranks = Ranks(rank, count, local_rank, local_count, PrefixStore("ranks", store))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        # Then it lives in the leading process, and not in the launcher.
+        at_success(ranks.leave)
     if local_count < count:
         # Of a machine's own processes, torchrun itself ends all when one is lost.
         heartbeat = Heartbeat(ranks.store, rank, count, ranks.lose)
         heartbeat.start()
-        at_success(heartbeat.stop)
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
-        # Then it lives in the leading process, and not in the launcher.
-        at_success(ranks.leave)
+        at_success(heartbeat.stop)  # before the store may go: the last is called first
     return ranks
 
 

@@ -54,6 +54,7 @@ ORDER = [
     "code_guard",
     "code_execution",
     "cell",
+    "fitting",
     "experiment",
     "benchmark",
     "check_log",

@@ -218,11 +218,11 @@ def test_an_interrupted_check_keeps_what_all_have_found(words, tmp_path, monkeyp
 
     ordinary = DecoderPair._compared
 
-    def stopped(pair, item, compare):
+    def stopped(pair, item, *rest):
         if item.example is pair._encoded[4].example:
             time.sleep(0.5)
             raise KeyboardInterrupt
-        return ordinary(pair, item, compare)
+        return ordinary(pair, item, *rest)
 
     monkeypatch.setattr(DecoderPair, "_compared", stopped)
     flags = ["--exit_layer", "3", "--num_speculations", "2", "--max_steps", "8"]

@@ -117,6 +117,22 @@ def test_what_ends_one_without_a_word_ends_the_others(error, kind, message):
             raise other
 
 
+def test_a_signal_that_follows_a_failure_elsewhere_does_not_hide_it():
+    """As where a launcher ends the others because of it."""
+
+    def work(ranks):
+        with ranks.together():
+            if ranks.rank == 1:
+                raise FailedError("disk full")
+            while not ranks.store.check([ranks._key("failed")]):
+                time.sleep(0.005)
+            raise KeyboardInterrupt
+
+    found = in_ranks(2, work)
+    assert [(type(error), str(error)) for error in found] == [(FailedError, "disk full")] * 2
+    assert [error.told for error in found] == [True, False]
+
+
 def test_after_a_failure_the_next_section_begins_in_step():
     def work(ranks):
         for turn in range(3):

@@ -84,6 +84,30 @@ def test_a_prompt_for_whose_cache_memory_does_not_suffice_stops_no_other(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("script", [benchmark.main, correctness.main])
+def test_only_prompts_that_do_not_fit_are_left_out(
+    checkpoint, tmp_path, monkeypatch, capsys, script
+):
+    """Though all of them are about as long as the longest."""
+    prompts = ["x" * length for length in (70, 93, 75, 80, 90)]
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": one, "response": "x"} for one in prompts])
+    ordinary = KeyValueCache._allocate
+
+    def limited(cache, like):
+        if cache.capacity > 100:
+            raise out_of_memory("cuda")
+        return ordinary(cache, like)
+
+    monkeypatch.setattr(KeyValueCache, "_allocate", limited)
+    flags = ["--model", str(checkpoint), "--dtype", "float64", "--dataset", "custom_jsonl"]
+    flags += ["--data_path", str(rows), "--random_shuffle", "false", *GREEDY, "--max_steps", "16"]
+    flags += ["--generation_strategy", "self_speculative", "--exit_layer", "2"]
+    flags += ["--num_speculations", "2", "--output_dir", str(tmp_path / "logs")]
+    assert run_script(script, flags) == 1
+    out = capsys.readouterr().out
+    assert ("2 FAILED" if script is benchmark.main else "3 equal, 2 out_of_memory") in out
+
+
 def cache_too_large():
     return KeyValueCache(1000)
 
