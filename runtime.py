@@ -120,7 +120,7 @@ def _threads_of_one(processes: int) -> int:
 
     torchrun sets OMP_NUM_THREADS to 1 where nobody has; another number is a user's.
     """
-    chosen = os.environ.get("OMP_NUM_THREADS", "1")
+    chosen = os.environ.get("OMP_NUM_THREADS") or "1"
     if chosen != "1":
         return torch.get_num_threads()
     affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
