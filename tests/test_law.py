@@ -78,7 +78,7 @@ def test_accepting_all_drafts_is_found(strategy, monkeypatch):
     assert chi_square(observed, law).p_value < 1e-9
 
 
-@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("k", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_wrong_token_after_a_whole_draft_is_found(strategy, monkeypatch, k):
     """Drawn from the row before its own; rounds as long as what is compared would hide it."""
     ordinary = sampling_module.accept

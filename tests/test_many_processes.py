@@ -275,6 +275,7 @@ def test_torchrun_runs_as_one_process_does(words, tmp_path):
     assert said(tmp_path / "many") == said(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_sweep_under_torchrun_is_the_sweep_of_one(words, tmp_path):
     grid = [*SWEEP_GRID, *SWEEP_PLANS]
     with torchrun(2, "sweep.py", *words(*grid, folder="many", prompts=3)) as started:

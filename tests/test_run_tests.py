@@ -284,6 +284,7 @@ def test_more_processes_go_through_torchrun(sweep, tmp_path):
     assert command[:2] == [str(tmp_path / "python"), str(ROOT / "benchmark.py")]
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_twice_ends_as_an_unbroken_one(checkpoint, tmp_path):
     data = tmp_path / "data" / "xsum"
     data.mkdir(parents=True)
