@@ -4,8 +4,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from command_line import reject
-from log_files import LineFile, json_text, kept_from_errors, replace_json
+from log_files import (
+    LineFile,
+    json_text,
+    kept_from_errors,
+    refused_unwritable,
+    replace_json,
+)
 from ranks import Ranks
 from run_log import RunRecord
 from run_writer import begin_log, timestamp
@@ -26,10 +31,8 @@ class CheckLog:
         self.path = begin_log(output_dir, "correctness", record, ranks)
         self._part: LineFile | None = None
         if not ranks.leads:
-            try:
+            with refused_unwritable(output_dir):
                 self._part = LineFile(self.path.with_suffix(f".rank{ranks.rank}.jsonl"))
-            except OSError as error:
-                reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
 
     def add(self, index: int, result: Result) -> None:
         """Takes in what was found of an example."""

@@ -112,9 +112,7 @@ class HarnessModel(HFLM):
     ) -> list[Any]:
         """The answers to all requests, of which this process works out its share."""
         own = list(self._ranks.share(requests))
-        shares = self._ranks.exchange(answer(own) if own else [])
-        count = len(shares)
-        return [shares[index % count][index // count] for index in range(len(requests))]
+        return self._ranks.in_order(self._ranks.exchange(answer(own) if own else []))
 
     def _generate_alike(self, requests: list[tuple[str, Instance]]) -> Iterator[str]:
         """The texts of requests with equal arguments, by one decoder."""

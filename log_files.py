@@ -125,6 +125,15 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 @contextmanager
+def refused_unwritable(output_dir: str) -> Iterator[None]:
+    """Makes a `UsageError` of what keeps a run's files from being begun."""
+    try:
+        yield
+    except OSError as error:
+        reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
+
+
+@contextmanager
 def kept_from_errors(
     output_dir: str, write_again: Callable[[], None] | None = None
 ) -> Iterator[None]:

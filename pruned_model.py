@@ -262,8 +262,8 @@ def angular_distances(model: nn.Module, prompts: list[Tensor], ranks: Ranks = AL
     total = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
     measured = [_distances_of(model, prompt) for prompt in ranks.share(prompts)]
     shares = ranks.gather(torch.stack(measured) if measured else total[None, :0])
-    for index in range(len(prompts)):
-        total += shares[index % ranks.count][index // ranks.count]
+    for of_prompt in ranks.in_order(shares):
+        total += of_prompt
     distances = torch.full_like(total, math.nan)
     for first in range(layers + 1):
         distances[first, : layers + 1 - first] = total[first, first:] / len(prompts)

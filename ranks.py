@@ -70,6 +70,13 @@ class Ranks:
         """The items that are this process's to do: every `count`-th."""
         return items[self.rank :: self.count]
 
+    @staticmethod
+    def in_order(shares: Sequence[Sequence[_Item]]) -> list[_Item]:
+        """The items of which these are the shares, in the order of ranks, as they were before."""
+        count = len(shares)
+        items = range(sum(map(len, shares)))
+        return [shares[index % count][index // count] for index in items]
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """What is done inside fails in all processes, with one error, if it fails in any.

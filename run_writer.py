@@ -14,6 +14,7 @@ from log_files import (
     held_folder,
     json_text,
     kept_from_errors,
+    refused_unwritable,
     replace_json,
     replace_lines,
 )
@@ -83,10 +84,8 @@ class RunWriter:
         name = (found or log_path(output_dir, "benchmark", record)).name
         name, self._start = ranks.first([name, secrets.token_hex(3)])
         self.path = Path(output_dir) / name
-        try:
+        with refused_unwritable(output_dir):
             self._begin(found)
-        except OSError as error:
-            reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
 
     def add(self, sample: SampleRecord) -> None:
         """Appends an example's line."""
@@ -211,10 +210,8 @@ def begin_log(output_dir: str, kind: str, record: RunRecord, ranks: Ranks = ALON
     Raises `UsageError` where the folder cannot be written.
     """
     record.started = timestamp()
-    try:
+    with refused_unwritable(output_dir):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
     return Path(output_dir) / ranks.first(log_path(output_dir, kind, record).name)
 
 

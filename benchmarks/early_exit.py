@@ -4,7 +4,6 @@ Every side makes as many tokens as plain decoding did up to its end, so that a w
 prompt's pass included, is compared with a whole call. Sides take turns, prompt by prompt.
 """
 
-import json
 import shlex
 import sys
 import time
@@ -21,6 +20,7 @@ import torch
 from arguments import DataArguments, ModelArguments, with_stored_template
 from benchmarks.peer_engines import OURS, Decoded, Engine, Setting, Side, build
 from benchmarks.peers import in_turn
+from benchmarks.results_files import write_results
 from command_line import flag, parse, reject, run_script, warn
 from data import get_data
 from intervals import ratio_interval
@@ -81,10 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         "runtime": runtime.facts(),
         "sides": summarize(samples, steps),
     }
-    path = Path(flags.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table(results))
+    write_results(Path(flags.output), results, table(results))
     print(table(results))
     return 0
 

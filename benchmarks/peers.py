@@ -10,7 +10,6 @@ is missing, or fails, is left out and named.
 """
 
 import gc
-import json
 import shlex
 import sys
 import time
@@ -31,6 +30,7 @@ from benchmarks.bandwidth import Bandwidth, step_bytes
 from benchmarks.peer_engines import OURS, Decoded, Engine, Setting, Side, build
 from benchmarks.peers_report import plot, table
 from benchmarks.peers_summary import summarize
+from benchmarks.results_files import write_results
 from command_line import (
     FailedError,
     check_new_folder,
@@ -297,9 +297,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _write(results: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "peers.json").write_text(json.dumps(results, indent=1) + "\n")
-    (folder / "peers.md").write_text(table(results))
+    write_results(folder / "peers", results, table(results))
     plot(results, folder / "peers.png")
 
 

@@ -7,7 +7,6 @@ What follows the two dashes is handed to benchmark.py. Every process has as many
 what was measured within one turn. Loading is not measured; the wait for the last process is.
 """
 
-import json
 import os
 import shlex
 import statistics
@@ -21,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.results_files import write_results
 from command_line import FailedError, flag, parse, reject, run_script
 from run_log import RunRecord, content_hash, current_commit, find_runs, read_record, read_samples
 
@@ -67,10 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         "samples": samples,
         "summary": summarize(samples),
     }
-    path = Path(arguments.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table(results))
+    write_results(Path(arguments.output), results, table(results))
     print(table(results))
     return 0
 

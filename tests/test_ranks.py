@@ -16,6 +16,7 @@ def test_every_item_is_in_one_share(count):
     shares = [Ranks(rank, count).share(range(7)) for rank in range(count)]
     assert sorted(item for share in shares for item in share) == list(range(7))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert Ranks.in_order(shares) == list(range(7))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

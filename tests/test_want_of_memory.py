@@ -58,19 +58,24 @@ def test_an_example_without_memory_is_told_of_and_stops_no_other(
     assert run_script(benchmark.main, flags) == 1
 
 
+def limit_cache(monkeypatch, most):
+    """Makes memory suffice for caches of so many positions."""
+    ordinary = KeyValueCache._allocate
+
+    def limited(cache, like):
+        if cache.capacity > most:
+            raise out_of_memory("cuda")
+        return ordinary(cache, like)
+
+    monkeypatch.setattr(KeyValueCache, "_allocate", limited)
+
+
 def test_a_prompt_for_whose_cache_memory_does_not_suffice_stops_no_other(
     checkpoint, tmp_path, monkeypatch, capsys
 ):
     prompts = ["short", "long " * 30, "longer " * 30, "small"]
     rows = write(tmp_path / "rows.jsonl", [{"prompt": one, "response": "x"} for one in prompts])
-    ordinary = KeyValueCache._allocate
-
-    def limited(cache, like):
-        if cache.capacity > 100:
-            raise out_of_memory("cuda")
-        return ordinary(cache, like)
-
-    monkeypatch.setattr(KeyValueCache, "_allocate", limited)
+    limit_cache(monkeypatch, 100)
     flags = ["--model", str(checkpoint), "--dtype", "float64", "--dataset", "custom_jsonl"]
     flags += ["--data_path", str(rows), "--random_shuffle", "false", *GREEDY]
     assert run_script(benchmark.main, [*flags, "--output_dir", str(tmp_path / "logs")]) == 1
@@ -78,7 +83,7 @@ def test_a_prompt_for_whose_cache_memory_does_not_suffice_stops_no_other(
     samples = read_samples(*find_runs(tmp_path / "logs"))
     assert [one.status for one in samples] == ["done", "out_of_memory", "out_of_memory", "done"]
     assert [one.prompt_tokens for one in samples] == list(map(len, prompts))
-    monkeypatch.setattr(KeyValueCache, "_allocate", lambda *_: limited(cache_too_large(), None))
+    limit_cache(monkeypatch, 0)
     assert run_script(benchmark.main, [*flags, "--output_dir", str(tmp_path / "none")]) == 1
     assert "out of memory with any prompt" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
@@ -91,14 +96,7 @@ def test_only_prompts_that_do_not_fit_are_left_out(
     """Though all of them are about as long as the longest."""
     prompts = ["x" * length for length in (70, 93, 75, 80, 90)]
     rows = write(tmp_path / "rows.jsonl", [{"prompt": one, "response": "x"} for one in prompts])
-    ordinary = KeyValueCache._allocate
-
-    def limited(cache, like):
-        if cache.capacity > 100:
-            raise out_of_memory("cuda")
-        return ordinary(cache, like)
-
-    monkeypatch.setattr(KeyValueCache, "_allocate", limited)
+    limit_cache(monkeypatch, 100)
     flags = ["--model", str(checkpoint), "--dtype", "float64", "--dataset", "custom_jsonl"]
     flags += ["--data_path", str(rows), "--random_shuffle", "false", *GREEDY, "--max_steps", "16"]
     flags += ["--generation_strategy", "self_speculative", "--exit_layer", "2"]
@@ -106,10 +104,6 @@ def test_only_prompts_that_do_not_fit_are_left_out(
     assert run_script(script, flags) == 1
     out = capsys.readouterr().out
     assert ("2 FAILED" if script is benchmark.main else "3 equal, 2 out_of_memory") in out
-
-
-def cache_too_large():
-    return KeyValueCache(1000)
 
 
 def test_a_check_tells_of_a_prompt_without_memory(words, short_of_memory, tmp_path, capsys):
