@@ -13,11 +13,17 @@ from functools import cached_property
 from typing import Any
 
 import code_execution
-from arguments import CellArguments, GenerationArguments, ModelArguments, PruneArguments
+from arguments import (
+    CellArguments,
+    DataArguments,
+    GenerationArguments,
+    ModelArguments,
+    PruneArguments,
+)
 from data import Selection, get_prompts
 from model_loading import Checkpoint, find_checkpoint
-from prompt_encoding import check_chat_template
-from run_log import content_hash, identity_hash
+from prompt_encoding import check_chat_template, encode_all
+from run_log import content_hash, identity_hash, tokens_hash
 from runtime import Runtime, start
 from self_speculation.generator_base import ENGINE_VERSION
 
@@ -28,13 +34,18 @@ _DECISIVE_MODEL_ARGS = ("variant", "device_map", "max_memory")
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell whose model and examples are found."""
+    """A cell whose model and examples are found.
+
+    `prompt_ids` and `calibration_ids` are the tokens of the examples, as the model reads them.
+    """
 
     arguments: CellArguments
     runtime: Runtime
     checkpoint: Checkpoint
     evaluated: Selection
     calibration: Selection | None
+    prompt_ids: list[list[int]]
+    calibration_ids: list[list[int]] | None
 
     @cached_property
     def data_facts(self) -> dict[str, Any]:
@@ -49,16 +60,18 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """All that defines the run: the same identity, the same tokens at the same speed.
 
-        And the same scores: tests that are executed are part of it.
+        And the same scores: tests that are executed are part of it. Prompts count by their tokens
+        too, since a chat template may put other words around the same text, such as the date.
         """
-        arguments, calibration = self.arguments, self.data_facts["calibration"]
+        arguments, calibration = self.arguments, self.calibration_ids
         return (
             {
                 "dataset": arguments.data.dataset,
                 "data_fingerprint": self.data_facts["evaluation"]["fingerprint"],
+                "prompt_tokens_fingerprint": tokens_hash(self.prompt_ids),
                 "apply_chat_template": arguments.data.apply_chat_template,
                 "truncate_prompt": arguments.data.truncate_prompt,
-                "plan": plan_identity(arguments.prune, calibration and calibration["fingerprint"]),
+                "plan": plan_identity(arguments.prune, calibration and tokens_hash(calibration)),
                 "generation": decoding_identity(arguments.generation, arguments.stop_words),
             }
             | engine_identity(arguments.model, self.runtime, self.checkpoint)
@@ -99,7 +112,7 @@ def engine_identity(
 
 
 def plan_identity(flags: PruneArguments, calibration: str | None) -> dict[str, Any]:
-    """What the plan is decided by; calibration examples by their texts, however drawn."""
+    """What the plan is decided by; calibration examples by their tokens, however drawn."""
     return {
         "method": flags.prune_method,
         "prune_n": flags.prune_n,
@@ -127,7 +140,8 @@ def find_cell(arguments: CellArguments, prompts: tuple[Selection, Selection | No
     check_chat_template(arguments.data, checkpoint)
     seed = arguments.generation.seed
     found = prompts or get_prompts(arguments.data, arguments.prune, seed)
-    return Cell(arguments, runtime, checkpoint, *found)
+    ids = [encode_all(arguments.data, checkpoint, selection) for selection in found]
+    return Cell(arguments, runtime, checkpoint, *found, *ids)
 
 
 def cell_finder() -> Callable[[CellArguments], Cell]:
@@ -135,13 +149,19 @@ def cell_finder() -> Callable[[CellArguments], Cell]:
     checkpoint_of = functools.cache(find_checkpoint)
     prompts_of = functools.cache(get_prompts)
 
+    @functools.cache
+    def ids_of(model: ModelArguments, data: DataArguments, *others: Any) -> list[Any]:
+        checkpoint = checkpoint_of(model)
+        return [encode_all(data, checkpoint, found) for found in prompts_of(data, *others)]
+
     def find(arguments: CellArguments) -> Cell:
         runtime = start(arguments.model, parallel=True)
         checkpoint = checkpoint_of(arguments.model)
         check_chat_template(arguments.data, checkpoint)
         calibration = _what_calibrates(arguments.prune)
-        prompts = prompts_of(arguments.data, calibration, arguments.generation.seed)
-        return Cell(arguments, runtime, checkpoint, *prompts)
+        drawn_by = arguments.data, calibration, arguments.generation.seed
+        found, ids = prompts_of(*drawn_by), ids_of(arguments.model, *drawn_by)
+        return Cell(arguments, runtime, checkpoint, *found, *ids)
 
     return find
 

@@ -27,7 +27,7 @@ from prepared_model import (
     save_as_asked,
 )
 from progress import progress
-from prompt_encoding import encode, fitted, longest_prompt
+from prompt_encoding import fitted, longest_prompt
 from pruned_model import PruneModel, PrunePlan, is_saved
 from run_log import RunRecord, SampleRecord, current_commit
 from run_writer import RunWriter, claimed, find_run, resume
@@ -141,7 +141,7 @@ def _is_over(cell: Cell, left: RunRecord | None) -> bool:
 def _measured(
     cell: Cell, loaded: LoadedModel, pruned: PruneModel, left: RunRecord | None, command: str
 ) -> RunWriter:
-    encoded = encode_examples(cell, loaded)
+    encoded = encode_examples(cell)
     generator = generator_for(cell, loaded, pruned.plan, encoded)
     if cell.runtime.ranks.leads:
         save_as_asked(cell.arguments.prune, loaded, pruned)
@@ -158,25 +158,23 @@ def load_and_prune(cell: Cell, left: RunRecord | None = None) -> tuple[LoadedMod
         plan = PrunePlan.from_dict(left.plan)
     else:
         ranks = cell.runtime.ranks
-        plan = decide_plan(arguments.prune, arguments.data, loaded, cell.calibration, ranks)
+        plan = decide_plan(arguments.prune, loaded, cell.calibration_ids, ranks)
     pruned = prune(arguments.prune, arguments.generation, loaded, plan)
     print(pruned.report())
     return loaded, pruned
 
 
-def encode_examples(cell: Cell, loaded: LoadedModel) -> list[EncodedExample]:
-    """Tokenizes prompts; one that exceeds the model's positions is marked.
+def encode_examples(cell: Cell) -> list[EncodedExample]:
+    """Examples with their prompts' tokens; a prompt that exceeds the model's positions is marked.
 
     With `--truncate_prompt` it is cut to its tail instead, as is one that leaves less room than
     `--max_steps` asks for.
     """
     data, steps = cell.arguments.data, cell.arguments.generation.max_steps
-    limit = position_limit(loaded.model.config)
+    limit = position_limit(cell.checkpoint.config)
     longest = longest_prompt(data, steps, limit)
-    encoded = []
-    for example in cell.evaluated.examples:
-        ids = encode(data, loaded, example.prompt)
-        encoded.append(EncodedExample(example, len(ids), fitted(data, ids, longest)))
+    pairs = zip(cell.evaluated.examples, cell.prompt_ids, strict=True)
+    encoded = [EncodedExample(one, len(ids), fitted(data, ids, longest)) for one, ids in pairs]
     if all(item.prompt_ids is None for item in encoded):
         raise UsageError(
             f"--dataset {data.dataset}: every prompt exceeds the model's {limit} positions; "

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from arguments import GenerationArguments
 from command_line import UsageError
 from harness_requests import decoding_of
+from models.tokens import without_added_ends
 from offloading import input_device
 from prepared_model import PreparedModel, kept_exit_layer, make_generator
 from progress import progress
+from prompt_encoding import check_embedded
 from self_speculation.generator_base import Generation
 from self_speculation.llama_model_utils import early_exit_view, position_limit
 
@@ -138,6 +140,18 @@ class HarnessModel(HFLM):
             made = generator.generate(ids[-longest:], flags.seed, name)
             self.generated.append(_request_of(name, made, len(ids)))
             yield made.text
+
+    @property
+    def max_length(self) -> int:
+        """The harness's limit of positions, stretched where the model's are."""
+        return max(super().max_length, position_limit(self.model.config))
+
+    def tok_encode(self, string: str, *how: Any, **named: Any) -> list[int]:
+        """The harness's encoding, without end tokens that the tokenizer adds by itself."""
+        ids = super().tok_encode(string, *how, **named)
+        ids = without_added_ends(self.tokenizer, string, ids)
+        check_embedded(self._prepared.loaded, ids)
+        return ids
 
     def _context_ids(self, context: str) -> list[int]:
         """A prompt's tokens; an empty one is the token that begins a log-likelihood too."""

@@ -30,7 +30,7 @@ from log_files import kept_from_errors, replace_json
 from model_loading import find_checkpoint
 from prepared_model import PreparedModel, exit_layer_facts, load_pruned, model_facts
 from ranks import joined
-from run_log import RunRecord, current_commit
+from run_log import RunRecord, current_commit, tokens_hash
 from run_writer import begin_log, timestamp
 from runtime import start
 
@@ -149,6 +149,7 @@ def make_record(
 ) -> RunRecord:
     """What the log says beside the scores: all that defines the evaluation, and where it is."""
     calibration = prepared.calibration and selection_facts(prepared.calibration)
+    calibrated = prepared.calibration_ids
     generation, flags = arguments.generation, arguments.harness
     identity = {
         "tasks": {name: facts["fingerprint"] for name, facts in tasks.items()},
@@ -159,7 +160,7 @@ def make_record(
         "apply_chat_template": arguments.prompt.apply_chat_template,
         "harness_seed": generation.seed,  # of few-shot examples too
         "harness_version": lm_eval.__version__,
-        "plan": plan_identity(arguments.prune, calibration and calibration["fingerprint"]),
+        "plan": plan_identity(arguments.prune, calibrated and tokens_hash(calibrated)),
         "generation": decoding_identity(generation, ()),
     }
     return RunRecord(

@@ -30,6 +30,7 @@ from pruned_model import PrunePlan
 from run_log import RunRecord
 from self_speculation.equality import TIE_GAPS, first_difference, ties_allowed, verdict
 from self_speculation.law import ALPHA, chi_square, needed_tokens, sampled_law
+from self_speculation.output_text import OutputText
 from self_speculation.sampling import seeded_generator
 from self_speculation.text_generator import TextGenerator
 
@@ -43,7 +44,7 @@ def check_cell(cell: Cell, draws: int, command: str) -> tuple[Result, Path]:
     with ranks.together():
         check_alike(cell)
         loaded, pruned = load_and_prune(cell)
-        encoded = encode_examples(cell, loaded)
+        encoded = encode_examples(cell)
         if ranks.leads:
             save_as_asked(cell.arguments.prune, loaded, pruned)
         record = make_record(cell, loaded, pruned.plan, command)
@@ -145,7 +146,7 @@ class DecoderPair:
     def _parted(self, ids: list[int], plain: TextGenerator, spoken: TextGenerator) -> Result:
         one, made = plain.generate(ids).output_ids, spoken.generate(ids)
         other = made.output_ids
-        model, decode = self._loaded.model, self._loaded.tokenizer.decode
+        model, tokenizer = self._loaded.model, self._loaded.tokenizer
         found = first_difference(model, ids, one, other)
         result = {
             "verdict": verdict(found, model.dtype),
@@ -154,11 +155,12 @@ class DecoderPair:
             "difference": None,
         }
         if found:
+            text_of = OutputText(tokenizer, ids + one[: found.position], special=True)
             result["difference"] = {
                 "position": found.position,
                 "logit_gap": found.logit_gap if found.logit_gap < float("inf") else None,
-                "autoregressive": decode(one[found.position :]),
-                "self_speculative": decode(other[found.position :]),
+                "autoregressive": text_of(one[found.position :]),
+                "self_speculative": text_of(other[found.position :]),
             }
         return result
 
@@ -166,8 +168,8 @@ class DecoderPair:
         self, item: EncodedExample, plain: TextGenerator, spoken: TextGenerator, draws: int
     ) -> Result:
         strategy, ids = spoken.strategy, item.prompt_ids
-        needed = len(ids) + needed_tokens(strategy.config.num_speculations)
-        if needed > strategy.engine.capacity:
+        needed = needed_tokens(strategy.config.num_speculations)
+        if needed >= strategy.engine.room_after(len(ids)):
             return {"verdict": "prompt_too_long"}
         seed, name = self._cell.arguments.generation.seed, item.example.example_id
         generator = seeded_generator(strategy.engine.device, seed, name, "law")

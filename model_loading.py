@@ -20,6 +20,7 @@ from checkpoint_folders import SHIPPED
 from command_line import UsageError, reject, warn
 from compilation import compile_obstacle
 from embedded_model import EMBEDDED_MODEL, embedded_checkpoint
+from models.generation_settings import unused_settings
 from offloading import input_device
 from runtime import Runtime
 from self_speculation.llama_model_utils import (
@@ -74,6 +75,10 @@ class LoadedModel:
     plan_of_origin: dict[str, Any] | None
     compiled: bool = False
 
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
 
 def find_checkpoint(arguments: ModelArguments) -> Checkpoint:
     """Finds what `--model` names and whether it is supported, before its weights are read.
@@ -113,6 +118,9 @@ def load_model(
         warn(f"--compile true: {obstacle}; decoding goes on without")
     model = read_model(checkpoint, runtime, extra)
     plan_of_origin = plan_beside(checkpoint)
+    ignored = unused_settings(model.generation_config, checkpoint.tokenizer)
+    if ignored:
+        warn(f"{name}: {ignored}")
     model.eval().requires_grad_(False)
     if not runtime.compiled:
         favour_single_rows(model)

@@ -11,7 +11,7 @@ from command_line import FailedError, reject
 from data import Selection, get_calibration_alone
 from model_loading import Checkpoint, LoadedModel, find_checkpoint, load_model
 from offloading import layer_places
-from prompt_encoding import check_chat_template, encode, fitted, longest_prompt
+from prompt_encoding import check_chat_template, encode, encode_all, fitted, longest_prompt
 from pruned_model import PruneModel, PrunePlan, count_parameters, is_saved, make_plan, weight_bytes
 from ranks import ALONE, Ranks
 from runtime import Runtime, start
@@ -26,17 +26,15 @@ _LEAST_ROOM = 256  # tokens of a prompt
 
 def decide_plan(
     pruning: PruneArguments,
-    prompting: PromptArguments,
     loaded: LoadedModel,
-    calibration: Selection | None,
+    calibration_ids: list[list[int]] | None,
     ranks: Ranks = ALONE,
 ) -> PrunePlan:
     """Which layers the flags remove. Long prompts calibrate with their tail."""
 
     def prompts() -> list[torch.Tensor]:
-        limit = position_limit(loaded.model.config)
-        texts = (example.prompt for example in calibration.examples)
-        return [torch.tensor([encode(prompting, loaded, text)[-limit:]]) for text in texts]
+        limit = position_limit(loaded.config)
+        return [torch.tensor([ids[-limit:]]) for ids in calibration_ids]
 
     return make_plan(pruning, loaded.model, prompts, ranks)
 
@@ -128,7 +126,8 @@ class PreparedModel:
     """A model whose layers are removed; it answers prompts as any flags of decoding say.
 
     `checkpoint` and `runtime` tell where it came from, `pruned` what was removed, `calibration`
-    the examples that decided on it; None where nothing was measured.
+    and `calibration_ids` the examples that decided on it, and their tokens; None where nothing was
+    measured.
     """
 
     loaded: LoadedModel
@@ -137,6 +136,7 @@ class PreparedModel:
     checkpoint: Checkpoint
     runtime: Runtime
     calibration: Selection | None = None
+    calibration_ids: list[list[int]] | None = None
 
     def __post_init__(self) -> None:
         self._latest: tuple[GenerationArguments | None, TextGenerator | None] = None, None
@@ -207,8 +207,11 @@ def load_pruned(
     check_chat_template(prompting, checkpoint)
     _check_stop_token_ids(generation, checkpoint.config.vocab_size)
     loaded = load_model(model, runtime, checkpoint)
-    plan = decide_plan(pruning, prompting, loaded, calibration, runtime.ranks)
+    calibration_ids = encode_all(prompting, checkpoint, calibration)
+    plan = decide_plan(pruning, loaded, calibration_ids, runtime.ranks)
     pruned = prune(pruning, generation, loaded, plan)
     if runtime.ranks.leads:
         save_as_asked(pruning, loaded, pruned)
-    return PreparedModel(loaded, pruned, prompting, checkpoint, runtime, calibration)
+    return PreparedModel(
+        loaded, pruned, prompting, checkpoint, runtime, calibration, calibration_ids
+    )

@@ -4,7 +4,9 @@ from typing import Any
 
 from arguments import PromptArguments
 from command_line import UsageError, reject
+from data import Selection
 from model_loading import Checkpoint, LoadedModel
+from models.tokens import text_ids
 
 
 def encode(arguments: PromptArguments, named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
@@ -15,10 +17,28 @@ def encode(arguments: PromptArguments, named: Checkpoint | LoadedModel, prompt: 
     if arguments.apply_chat_template:
         ids = _asked_ids(named, prompt)
     else:
-        ids = named.tokenizer(prompt)["input_ids"]
+        ids = text_ids(named.tokenizer, prompt)
     if not ids:
         raise UsageError(f"--model {named.name}: its tokenizer makes no token of {prompt[:40]!r}")
+    check_embedded(named, ids)
     return ids
+
+
+def encode_all(
+    arguments: PromptArguments, named: Checkpoint | LoadedModel, selection: Selection | None
+) -> list[list[int]] | None:
+    """Return the tokens of every example's prompt; None where nothing was selected."""
+    examples = selection and selection.examples
+    return examples and [encode(arguments, named, example.prompt) for example in examples]
+
+
+def check_embedded(named: Checkpoint | LoadedModel, ids: list[int]) -> None:
+    """Refuses a token that the model has no embedding for, such as one added to a tokenizer."""
+    vocabulary, largest = named.config.vocab_size, max(ids, default=0)
+    if largest >= vocabulary:
+        token = named.tokenizer.convert_ids_to_tokens(largest)
+        made = f"its tokenizer makes token {largest} ({token!r}) of a prompt"
+        reject("model", named.name, f"{made}, and the model has embeddings for {vocabulary} tokens")
 
 
 def longest_prompt(arguments: PromptArguments, max_steps: int, limit: int) -> int:

@@ -11,6 +11,7 @@ import json
 import subprocess
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,11 @@ def content_hash(*texts: str) -> str:
         encoded = text.encode()
         digest.update(len(encoded).to_bytes(8, "big") + encoded)
     return digest.hexdigest()[:16]
+
+
+def tokens_hash(sequences: Iterable[list[int]]) -> str:
+    """Return a short hash of sequences of token ids, in order."""
+    return content_hash(*(" ".join(map(str, ids)) for ids in sequences))
 
 
 def identity_hash(identity: dict[str, Any]) -> str:

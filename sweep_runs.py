@@ -20,7 +20,7 @@ from experiment import run_cell
 from model_loading import LoadedModel, load_model
 from prepared_model import decide_plan
 from pruned_model import PruneModel, PrunePlan, check_prune_n, with_prune_n
-from run_log import RunRecord
+from run_log import RunRecord, tokens_hash
 from sweep_grid import GridArguments, SweepArguments
 
 
@@ -110,16 +110,13 @@ class SweepRunner:
 
     def _plan(self, baseline: Cell) -> PrunePlan:
         """The plan of a cell; texts that have calibrated one plan are not measured for another."""
-        arguments, calibration = baseline.arguments, baseline.data_facts["calibration"]
-        texts = calibration and calibration["fingerprint"]
-        if texts in self._measured:
-            return with_prune_n(self._measured[texts], arguments.prune.prune_n)
-        ranks = baseline.runtime.ranks
-        plan = decide_plan(
-            arguments.prune, arguments.data, self._loaded, baseline.calibration, ranks
-        )
-        if texts:
-            self._measured[texts] = plan
+        pruning, ids = baseline.arguments.prune, baseline.calibration_ids
+        tokens = ids and tokens_hash(ids)
+        if tokens in self._measured:
+            return with_prune_n(self._measured[tokens], pruning.prune_n)
+        plan = decide_plan(pruning, self._loaded, ids, baseline.runtime.ranks)
+        if tokens:
+            self._measured[tokens] = plan
         return plan
 
     def _cells(self, command: str) -> Iterator[tuple[str, Callable]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from command_line import UsageError, reject, warn
 from data import drawn_order
+from models.tokens import continuation_ids, text_ids
 from prompt_encoding import TemplateError, chat_ids
 from training_arguments import LearnerArguments
 from training_text import Answer, Chat, Plain, TrainingText
@@ -87,10 +88,10 @@ def _plain(ids: list[int], tokenizer: Any) -> Document:
 
 
 def _answers(texts: Sequence[Answer], tokenizer: Any) -> list[Document]:
-    prompts = tokenizer([text.prompt for text in texts])["input_ids"]
-    answers = tokenizer([text.reference for text in texts], add_special_tokens=False)["input_ids"]
     documents = []
-    for prompt, answer in zip(prompts, answers, strict=True):
+    for text in texts:
+        prompt = text_ids(tokenizer, text.prompt)
+        answer = continuation_ids(tokenizer, text.prompt, prompt, text.reference)
         answer = _ended(answer, tokenizer)
         learned = [False] * len(prompt) + [True] * len(answer)
         documents.append(Document(prompt + answer, learned))

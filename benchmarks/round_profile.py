@@ -199,8 +199,8 @@ def profile(arguments: ProfileArguments, model_arguments: ModelArguments) -> dic
         strategy = made.strategy
         alone = Alone(loaded.model, arguments, len(ids), bucket)
         alone.run(Ledger())
-        strategy.begin(seeded_generator(runtime.device, 42, "", ""))
-        output = Output(ids, room, strategy.stop_rule)
+        strategy.begin(ids, seeded_generator(runtime.device, 42, "", ""))
+        output = Output(ids, room, strategy.ending)
         output.extend([strategy.prefill(output)])
         parts: dict[str, list[float]] = defaultdict(list)
         while len(parts["round"]) < arguments.rounds and len(output.tokens) + drafts < room:

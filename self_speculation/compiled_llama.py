@@ -51,7 +51,6 @@ class CompiledLlama(CachedLlama):
     ) -> None:
         super().__init__(model, capacity)
         started = time.perf_counter()
-        self._config = model.config
         self._most_rows = 1 + num_speculations
         # Padding may be written behind the last token.
         self._buckets = buckets_for(capacity + self._most_rows)

@@ -1,5 +1,6 @@
 """What every decoding strategy shares: configuration, the stop rule, the loop and its result."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +11,12 @@ from typing import Any
 import torch
 
 from self_speculation.llama_model_utils import CachedLlama
+from self_speculation.output_text import OutputText
 from self_speculation.sampling import SamplingRule
 from timing import StepTime, Stopwatch, now
 
 # Part of every run's identity: raise it when the same arguments may yield other tokens or speeds.
-ENGINE_VERSION = 5
+ENGINE_VERSION = 6
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,28 @@ def on_device(ids: list[int], device: torch.device) -> torch.Tensor:
 
 
 class StopRule:
-    """Ends an output at a stop token, or where its text comes to hold a stop word."""
+    """Ends an output at a stop token, or where its text comes to hold a stop word.
+
+    `after` yields the rule for the outputs of one prompt, whose text continues the prompt's.
+    """
 
     def __init__(
         self, tokenizer: Any, stop_token_ids: set[int], stop_words: tuple[str, ...]
     ) -> None:
         self._tokenizer = tokenizer
+        self._alone = self._decode = OutputText(tokenizer)
         self.stop_token_ids = frozenset(stop_token_ids)
         self._stop_words = stop_words
         self._ends = {word[-1] for word in stop_words}
         self._completing: dict[int, bool] = {}
         # A token adds at least one byte to the text, save for the few that add nothing.
         self._tail_size = 16 + max((len(word.encode()) for word in stop_words), default=0)
+
+    def after(self, prompt_ids: list[int]) -> "StopRule":
+        """Return the same rule for outputs that follow this prompt."""
+        rule = copy.copy(self)
+        rule._decode = OutputText(self._tokenizer, prompt_ids)
+        return rule
 
     def reason(self, output_ids: list[int]) -> str | None:
         """Why the newest token ends the output: stop_token, stop_word, or None."""
@@ -97,7 +109,7 @@ class StopRule:
         What is held back may become a character that lacks bytes yet, or a stop word.
         """
         ends = output_ids and output_ids[-1] in self.stop_token_ids
-        text = self._decode(output_ids[:-1] if ends else output_ids)
+        text = self._decode(output_ids[:-1] if ends else self._decode.settled(output_ids))
         cut = self._cut(text)
         if cut is not None:
             return text[:cut]
@@ -111,7 +123,7 @@ class StopRule:
         Decoding is slow beside a small model's steps, and most tokens are soon told apart.
         """
         if token_id not in self._completing:
-            piece = self._decode([token_id])
+            piece = self._alone([token_id])
             # Alone, a token may lack bytes of a character, or lose a space before it.
             doubtful = not piece or "\ufffd" in piece or " " in self._ends
             self._completing[token_id] = doubtful or any(end in piece for end in self._ends)
@@ -120,11 +132,6 @@ class StopRule:
     def _cut(self, text: str) -> int | None:
         """Where the first stop word begins."""
         return min((text.index(word) for word in self._stop_words if word in text), default=None)
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
 
 
 def _overlap(text: str, word: str) -> int:
@@ -205,17 +212,16 @@ class GenerationStrategy(ABC):
     ) -> Generation:
         """Generates up to `max_steps` tokens; the default is the configuration's.
 
-        Ends where prompt and output fill the engine's capacity. Raises ValueError for a prompt that
-        is empty or beyond it.
+        Ends where prompt and output fill what the engine can hold after such a prompt. Raises
+        ValueError for a prompt that is empty or beyond its capacity.
         """
         engine = self.engine
         if not 1 <= len(prompt_ids) <= engine.capacity:
             raise ValueError(f"a prompt of {len(prompt_ids)} tokens, not 1 to {engine.capacity}")
-        room = engine.capacity - len(prompt_ids) + 1
-        limit = min(max_steps or self.config.max_steps, room)
-        output = Output(prompt_ids, limit, self.stop_rule)
-        self.begin(generator, streamer)
-        self.streamer.begin(self.stop_rule)
+        limit = min(max_steps or self.config.max_steps, engine.room_after(len(prompt_ids)))
+        self.begin(prompt_ids, generator, streamer)
+        output = Output(prompt_ids, limit, self.ending)
+        self.streamer.begin(self.ending)
 
         started = now(engine.device)
         output.extend([self.prefill(output)])
@@ -227,7 +233,7 @@ class GenerationStrategy(ABC):
             with self.unmeasured():
                 self.streamer.show(output.ids)
         ended = now(engine.device)
-        text = self.stop_rule.text(output.ids, output.stop_reason)
+        text = self.ending.text(output.ids, output.stop_reason)
         self.streamer.end(text)
         return Generation(
             output_ids=output.ids,
@@ -240,9 +246,12 @@ class GenerationStrategy(ABC):
             rounds=self.rounds,
         )
 
-    def begin(self, generator: torch.Generator, streamer: Streamer | None = None) -> None:
-        """Forgets the last prompt."""
+    def begin(
+        self, prompt_ids: list[int], generator: torch.Generator, streamer: Streamer | None = None
+    ) -> None:
+        """Forgets the last prompt; `ending` is the stop rule for outputs that follow this one."""
         self.engine.reset(self.config.kept_exit_layer)
+        self.ending = self.stop_rule.after(prompt_ids)
         self.generator = generator
         self.streamer = streamer or Streamer()
         self._unmeasured_seconds = 0.0

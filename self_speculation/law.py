@@ -57,18 +57,18 @@ def sampled_law(
     """
     judge = judge or strategy
     engine, sampling = strategy.engine, strategy.config.sampling
-    strategy.begin(generator)
+    strategy.begin(prompt_ids, generator)
     logits_1V = engine.forward(strategy.column(prompt_ids))
     first_token, _ = sampling.pick(logits_1V, prompt_ids, generator)
     first = int(first_token)
-    if strategy.stop_rule.reason([first]):
+    if strategy.ending.reason([first]):
         return Counter(), {}
     limits = itertools.cycle((needed_tokens(strategy.config.num_speculations), 1 + LENGTH))
     drawn = (_draw(strategy, prompt_ids, first, limit) for limit in limits)
     observed = Counter(itertools.islice(drawn, draws))
     law: dict[Sequence, float] = {}
     if judge is not strategy:
-        judge.begin(generator)
+        judge.begin(prompt_ids, generator)
         judge.engine.forward(judge.column(prompt_ids))
     _enumerate(judge, prompt_ids, [first], 1.0, LEAST_EXPECTED / draws, law)
     return observed, law
@@ -125,7 +125,7 @@ def needed_tokens(num_speculations: int) -> int:
 def _draw(strategy: GenerationStrategy, prompt_ids: list[int], first: int, limit: int) -> Sequence:
     """The tokens after the first, by the rounds of an output of at most `limit` tokens."""
     strategy.engine.rollback(len(prompt_ids))
-    output = Output(prompt_ids, limit, strategy.stop_rule)
+    output = Output(prompt_ids, limit, strategy.ending)
     output.extend([first])
     while output.stop_reason is None and len(output.ids) <= LENGTH:
         output.extend(strategy.round(output))
@@ -141,7 +141,7 @@ def _enumerate(
     law: dict[Sequence, float],
 ) -> None:
     """Walks all continuations of at least this probability, by full-depth steps."""
-    if len(output_ids) > LENGTH or strategy.stop_rule.reason(output_ids):
+    if len(output_ids) > LENGTH or strategy.ending.reason(output_ids):
         law[tuple(output_ids[1:])] = probability
         return
     engine = strategy.engine

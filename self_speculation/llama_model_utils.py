@@ -8,6 +8,7 @@ Shapes: T new tokens, M positions whose logits are read, V vocabulary; the batch
 
 import copy
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +22,24 @@ COMPILED_ATTENTION = ("sdpa", "eager")
 SUPPORTED_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 
 
-def position_limit(config) -> int:
-    """The longest sequence whose every position the model can attend to.
+def position_limit(config: Any, prompt_tokens: int | None = None) -> int:
+    """Return the longest sequence, in tokens, that the model can decode; of a given prompt, if any.
 
-    Within a sliding window, windowed and full attention are the same; sequences end where they
-    differ.
+    YaRN stretches the positions by its factor (Peng et al. 2023, arXiv 2309.00071). Within a
+    sliding window, windowed and full attention are the same; sequences end where they differ.
+    LongRoPE (Ding et al. 2024, arXiv 2402.13753) has factors for short and for long sequences, and
+    keys that were cached with the former do not fit the latter: a sequence that begins short ends
+    where the long ones would begin.
     """
-    window = getattr(config, "sliding_window", None)
-    return min(config.max_position_embeddings, window or config.max_position_embeddings)
+    rope = getattr(config, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings")
+    limit = config.max_position_embeddings
+    if rope.get("rope_type") == "yarn" and original:
+        limit = max(limit, int(original * (rope.get("factor") or 1)))
+    is_short = prompt_tokens is not None and original and prompt_tokens <= original
+    if rope.get("rope_type") == "longrope" and is_short:
+        limit = min(limit, original)
+    return min(limit, getattr(config, "sliding_window", None) or limit)
 
 
 def early_exit_view(model: nn.Module, kept_exit_layer: int) -> nn.Module:
@@ -127,6 +138,7 @@ class CachedLlama:
         self.num_layers = len(self._decoder.layers)
         self.capacity = capacity
         self.device = input_device(model)
+        self._config = model.config
         self.reset()
 
     def reset(self, exit_layer: int | None = None) -> None:
@@ -134,6 +146,11 @@ class CachedLlama:
         self.length = 0
         self.exit_layer = exit_layer
         self._exit_states: list[Tensor] = []
+
+    def room_after(self, prompt_tokens: int) -> int:
+        """Return how many tokens may follow such a prompt; the last one is never cached."""
+        limit = position_limit(self._config, prompt_tokens)
+        return min(self.capacity, limit) - prompt_tokens + 1
 
     @property
     def pending(self) -> int:

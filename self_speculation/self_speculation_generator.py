@@ -64,8 +64,10 @@ class EarlyExitDrafter:
 class SelfSpeculativeGenerationStrategy(GenerationStrategy):
     """Drafts `num_speculations` tokens a round; its output is what the whole model would say."""
 
-    def begin(self, generator: torch.Generator, streamer: Streamer | None = None) -> None:
-        super().begin(generator, streamer)
+    def begin(
+        self, prompt_ids: list[int], generator: torch.Generator, streamer: Streamer | None = None
+    ) -> None:
+        super().begin(prompt_ids, generator, streamer)
         ends = self.stop_rule.stop_token_ids
         self.drafter: Drafter = EarlyExitDrafter(self.engine, self.config.sampling, ends)
 

@@ -107,14 +107,18 @@ def test_an_example_draws_the_same_tokens_whatever_runs_before_it(run):
 
 
 def test_prompts_that_yield_no_token_are_refused(run, tmp_path, monkeypatch, capsys):
-    ordinary = experiment.load_model
+    class Tokenizer:
+        eos_token_id = None
 
-    def load(*arguments):
-        loaded = ordinary(*arguments)
-        loaded.tokenizer = lambda prompt: {"input_ids": [] if prompt == "\u200b" else [1]}
-        return loaded
+        def __call__(self, prompt):
+            return {"input_ids": [] if prompt == "\u200b" else [1]}
 
-    monkeypatch.setattr(experiment, "load_model", load)
+    ordinary = cell.find_checkpoint
+
+    def find(arguments):
+        return dataclasses.replace(ordinary(arguments), tokenizer=Tokenizer())
+
+    monkeypatch.setattr(cell, "find_checkpoint", find)
     path = tmp_path / "odd.jsonl"
     path.write_text('{"prompt": "\u200b", "response": ""}', "utf-8")
     assert run(*GREEDY, path=path)[:2] == (2, None)
