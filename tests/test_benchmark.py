@@ -12,7 +12,8 @@ import benchmark
 import experiment
 from command_line import run_script
 from metrics import summarize, text_scores
-from rows import HubSource, Row, RowsError
+from prompts.row_formats import Row, RowsError
+from rows import HubSource
 from run_log import find_runs, read_record, read_samples
 
 ROOT = Path(__file__).parent.parent
