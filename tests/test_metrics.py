@@ -86,7 +86,7 @@ def test_an_equal_text_of_any_script_scores_as_one():
 
 
 def test_letters_that_ascii_lacks_are_no_spaces():
-    """ "Müller" against "M ller" had ROUGE-L 1."""
+    """The words "Müller" and "M ller" had ROUGE-L 1."""
     assert text_scores("Müller", "M ller")["rouge-l"] == 0
     assert text_scores("Müller", "Mu\u0308ller")["rouge-l"] == 1
 

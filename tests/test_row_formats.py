@@ -60,7 +60,7 @@ def test_rows_know_their_line(tmp_path):
 @pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.jsonl"])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_file_that_is_one_array_holds_a_row_each(tmp_path, name, indent):
-    """ "line 1 is not JSON", as most people keep rows."""
+    """Most people keep rows so, and were told that line 1 is not JSON."""
     content = ("\ufeff \n" + json.dumps(ROWS, indent=indent)).encode()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     found = PathSource(tmp_path / name).rows("test")
@@ -78,7 +78,7 @@ def test_an_array_without_end_is_read_within_bounds(tmp_path, monkeypatch):
 
 
 def test_commas_at_the_ends_of_lines_are_no_fields(tmp_path):
-    """ "names a field twice: ", for what Excel saves of a sheet that once had more columns."""
+    """What Excel saves of a sheet that once had more columns was said to name a field twice."""
     path = tmp_path / "a.csv"
     path.write_text("\ufeffprompt,response,,\r\na,b,,\r\n,,,\r\nc,,,\r\nd,e\r\n", "utf-8")
     found = PathSource(path).rows("test")
