@@ -17,6 +17,7 @@ import orjson
 
 SETTINGS_BYTES = 16 << 20  # a configuration, template, plan or state of progress
 LINE_BYTES = 64 << 20  # a line of rows or samples
+ARRAY_BYTES = 256 << 20  # rows in one JSON array, which is read whole
 LOG_BYTES = 256 << 20  # a run's file, or a captured console
 PART_BYTES = 1 << 30  # a file of a checkpoint, weights aside
 

@@ -21,6 +21,7 @@ from arguments import (
     PruneArguments,
 )
 from data import Selection, get_prompts
+from metrics import scoring
 from model_loading import Checkpoint, find_checkpoint
 from prompt_encoding import check_chat_template, encode_all
 from run_log import content_hash, identity_hash, tokens_hash
@@ -55,6 +56,11 @@ class Cell:
             "calibration": self.calibration and selection_facts(self.calibration),
             "stop_words": self.arguments.stop_words,
         } | ({"execution": code_execution.isolation()} if self._executes else {})
+
+    @cached_property
+    def scoring(self) -> dict[str, Any]:
+        """How texts are scored: one rule for all examples, whichever process decodes them."""
+        return scoring(example.reference for example in self.evaluated.examples)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 from arguments import DataArguments, PromptArguments, PruneArguments
 from command_line import reject, warn
 from dataset_table import DATASETS, DataSet
-from rows import PathSource, Row, RowsError, Source, field_names, named_split
+from prompts.row_formats import Row, RowsError
+from rows import PathSource, Source, field_names, named_split
 
 
 @dataclass(frozen=True)

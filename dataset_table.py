@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rows import HubSource, PackageSource, RowsError, Source, field_names
+from prompts.row_formats import RowsError
+from rows import HubSource, PackageSource, Source, field_names
 
 PREFIX_WORDS = 100
 

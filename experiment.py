@@ -190,7 +190,7 @@ def make_record(cell: Cell, loaded: LoadedModel, plan: PrunePlan, command: str) 
         command=command,
         arguments=dataclasses.asdict(cell.arguments),
         model=model_facts(loaded, plan),
-        data=cell.data_facts,
+        data=cell.data_facts | {"scoring": cell.scoring},
         plan=plan.to_dict(),
         exit_layer=exit_layer_facts(cell.arguments.generation, plan),
         runtime=cell.runtime.facts(),
@@ -202,9 +202,11 @@ def measure(
     cell: Cell, generator: TextGenerator, encoded: list[EncodedExample], record: RunRecord
 ) -> RunWriter:
     """Decodes every example that the log lacks; an interruption leaves what was done."""
-    ranks = cell.runtime.ranks
+    ranks, bleu_tokenizer = cell.runtime.ranks, cell.scoring["bleu_tokenizer"]
     cell.runtime.reset_peak_memory()
     writer = RunWriter(cell.arguments.log.output_dir, record, ranks)
+    if record.data.get("scoring") != cell.scoring:  # an earlier release began the run
+        writer.score_again(cell.scoring, partial(text_scores, bleu_tokenizer=bleu_tokenizer))
     missing = [index for index in range(len(encoded)) if index not in writer.done]
     if writer.done:
         print(f"{writer.path.name} goes on: {len(writer.done)} of {len(encoded)} prompts are done")
@@ -226,7 +228,8 @@ def measure(
         seconds = time.perf_counter() - started
         samples = writer.samples if status == "complete" else writer.finished()
         together = throughput(samples, missing, seconds, ranks.count)
-        writer.finish(status, summarize(samples) | {"throughput": together})
+        summary = summarize(samples, bleu_tokenizer)
+        writer.finish(status, summary | {"throughput": together})
     return writer
 
 
@@ -247,18 +250,19 @@ def measure_example(
         sample.status = "prompt_too_long"
         return sample
     fits = positions_for(cell, flags, item.prompt_ids) <= generator.engine.capacity
-    fits = fits and within_memory(partial(_decode, flags, generator, item, sample))
+    decode = partial(_decode, cell, generator, item, sample)
+    fits = fits and within_memory(decode)
     sample.status = "done" if fits else "out_of_memory"
     sample.peak_memory_bytes = cell.runtime.peak_memory_bytes()
     return sample
 
 
 def _decode(
-    flags: GenerationArguments, generator: TextGenerator, item: EncodedExample, sample: SampleRecord
+    cell: Cell, generator: TextGenerator, item: EncodedExample, sample: SampleRecord
 ) -> bool:
     """Fills in what decoding the example yields."""
-    example = item.example
-    made = generator.generate(item.prompt_ids, flags.seed, example.example_id)
+    example, seed = item.example, cell.arguments.generation.seed
+    made = generator.generate(item.prompt_ids, seed, example.example_id)
     sample.full_step = _time_full_step(generator, item.prompt_ids, made)
     sample.prompt_tokens = made.prompt_tokens
     sample.prediction = made.text
@@ -268,7 +272,8 @@ def _decode(
     sample.decode_seconds = made.decode_seconds
     sample.steps = {name: dataclasses.asdict(step) for name, step in made.steps.items()}
     sample.rounds = made.rounds
-    sample.scores = text_scores(made.text, example.reference)
+    tokenize = cell.scoring["bleu_tokenizer"]
+    sample.scores = text_scores(made.text, example.reference, tokenize)
     if example.tests is not None:
         program = f"{example.content}{made.text}\n{example.tests}"
         sample.scores["pass@1"] = float(passes(program))

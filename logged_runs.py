@@ -134,6 +134,7 @@ class LoggedRun:
             "device": identity["device"],
             "attention": identity["attention"],
             "compile": identity.get("compile", False),
+            "text scores": record.scoring,
             "threads": timed.get("threads") or record.runtime["threads"],
             "ranks": timed.get("ranks") or record.runtime["ranks"],
             "torch": _versions(record, "torch"),

@@ -1,37 +1,104 @@
 """Text quality, speed and acceptance, from an example's text up to a run's summary."""
 
 import statistics
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import regex
 from rapidfuzz.distance import Levenshtein
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import Tokenizer
 from sacrebleu import corpus_bleu, sentence_bleu
 
 from run_log import SampleRecord
 
+ROUGE_TOKENIZER = "unicode-words"  # `words`; a change of its rule needs another name
 _ROUGE = {"rouge-l": "rougeL", "rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-3": "rouge3"}
-_ROUGE_SCORER = RougeScorer(list(_ROUGE.values()), use_stemmer=False)
+# Scripts without spaces between words: their words are known to dictionaries alone.
+_SCRIPTS = ("Hani", "Hira", "Kana", "Thai", "Laoo", "Khmr", "Mymr")
+_UNSPACED = "[" + "".join(rf"\p{{scx={script}}}" for script in _SCRIPTS) + "]"
+_CHARACTER = rf"(?={_UNSPACED})[\p{{L}}\p{{Nl}}]\p{{M}}*"
+# Marks, and the two joiners of Persian and Indic scripts, belong to the letter before them.
+_SPACED_WORD = rf"(?:(?!{_UNSPACED})\p{{L}}[\p{{M}}\u200c\u200d]*|\p{{Nd}})+"
+_WORD = regex.compile(f"{_CHARACTER}|{_SPACED_WORD}")
+_UNSPACED_WORD = regex.compile(_CHARACTER)
+_HAN_WORD = regex.compile(r"\p{scx=Hani}")
 
 
-def text_scores(prediction: str, reference: str) -> dict[str, float]:
+def words(text: str) -> list[str]:
+    """The text's words for ROUGE: runs of letters and digits of any script, in lower case.
+
+    - ASCII text has the words that rouge_score's own tokenizer finds, which knows no other letters.
+    - Chinese, Japanese, Thai, Lao, Khmer and Burmese do not separate words: each letter with its
+      marks is one.
+    - Letters are compared in the normal form NFC, so that an accent may be a character of its own.
+    """
+    return _WORD.findall(unicodedata.normalize("NFC", text.lower()))
+
+
+class _UnicodeWords(Tokenizer):
+    """`words`, as rouge_score asks for them."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
+_ROUGE_SCORER = RougeScorer(list(_ROUGE.values()), tokenizer=_UnicodeWords())
+
+
+def scoring(references: Iterable[str]) -> dict[str, Any]:
+    """How texts are compared with these references, for the log: the names of both tokenizers.
+
+    BLEU's is sacrebleu's own choice where that needs no other package: 13a, and zh for Chinese.
+    Other texts without spaces are compared by char. The references' words decide, most of them
+    together, so that all texts of a run have one tokenizer. `ascii_words`: the references have no
+    other words than earlier releases saw, too.
+    """
+    kinds = Counter(_kind(word) for reference in references for word in words(reference))
+    unspaced = kinds["han"] + kinds["unspaced"]
+    bleu = "13a"
+    if 2 * unspaced > kinds.total():
+        # Japanese always mixes in kana; Chinese has a few in names.
+        bleu = "zh" if 10 * kinds["han"] > 9 * unspaced else "char"
+    return {
+        "rouge_tokenizer": ROUGE_TOKENIZER,
+        "bleu_tokenizer": bleu,
+        "ascii_words": kinds.total() == kinds["ascii"],
+    }
+
+
+def _kind(word: str) -> str:
+    if word.isascii():
+        return "ascii"
+    if _HAN_WORD.match(word):
+        return "han"
+    return "unspaced" if _UNSPACED_WORD.match(word) else "spaced"
+
+
+def text_scores(
+    prediction: str, reference: str, bleu_tokenizer: str | None = None
+) -> dict[str, float]:
     """Scores one text: ROUGE F-measures and BLEU in [0, 1], exact match, edits in characters.
 
-    Exact match is 0 or 1; texts are equal where they are so without white space at their ends.
+    Exact match is 0 or 1; texts are equal where they are so without white space at their ends, by
+    code points, as is the distance. `bleu_tokenizer` is `scoring`'s, by default for this text.
     """
+    tokenize = bleu_tokenizer or scoring([reference])["bleu_tokenizer"]
     rouge = _ROUGE_SCORER.score(target=reference, prediction=prediction)
     return {key: rouge[name].fmeasure for key, name in _ROUGE.items()} | {
-        "bleu_score": sentence_bleu(prediction, [reference]).score / 100,
+        "bleu_score": sentence_bleu(prediction, [reference], tokenize=tokenize).score / 100,
         "exact_match": float(prediction.strip() == reference.strip()),
         "edit_distance": float(Levenshtein.distance(prediction, reference)),
     }
 
 
-def summarize(samples: list[SampleRecord]) -> dict[str, Any]:
+def summarize(samples: list[SampleRecord], bleu_tokenizer: str | None = None) -> dict[str, Any]:
     """A run's metrics, from its samples alone.
 
-    - `predicted_text`: means of the texts' scores; BLEU over the whole corpus.
+    - `predicted_text`: means of the texts' scores; BLEU over the whole corpus, by the tokenizer
+      that `scoring` names for it, or for the references of these samples.
     - `acceptance_rate`: `mean` per prompt, `token_weighted` accepted / drafted over all;
       `by_position` the share of first, second, ... drafts of a round that were accepted.
     - `total_time`, `time_per_token`, `tokens_per_second`: per prompt; seconds, the latter two over
@@ -54,7 +121,7 @@ def summarize(samples: list[SampleRecord]) -> dict[str, Any]:
     step_seconds = _step_seconds(timed, steps)
     decoded, seconds = sum(map(_decoded, timed)), sum(s.decode_seconds for s in timed)
     return {
-        "predicted_text": _text_summary(done),
+        "predicted_text": _text_summary(done, bleu_tokenizer),
         "acceptance_rate": _acceptance(done),
         "total_time": _spread(s.prefill_seconds + s.decode_seconds for s in timed),
         "time_per_token": _spread(_seconds_per_token(s) for s in timed if _decoded(s)),
@@ -121,12 +188,14 @@ def _seconds_per_token(sample: SampleRecord) -> float:
     return sample.decode_seconds / _decoded(sample)
 
 
-def _text_summary(done: list[SampleRecord]) -> dict[str, float | None]:
+def _text_summary(done: list[SampleRecord], bleu_tokenizer: str | None) -> dict[str, float | None]:
     if not done:
         return dict.fromkeys([*_ROUGE, "bleu_score", "exact_match", "edit_distance"])
     means = {key: statistics.fmean(s.scores[key] for s in done) for key in done[0].scores}
     predictions, references = [s.prediction for s in done], [s.reference for s in done]
-    return means | {"bleu_score": corpus_bleu(predictions, [references]).score / 100}
+    tokenize = bleu_tokenizer or scoring(references)["bleu_tokenizer"]
+    bleu = corpus_bleu(predictions, [references], tokenize=tokenize)
+    return means | {"bleu_score": bleu.score / 100}
 
 
 def _acceptance(done: list[SampleRecord]) -> dict[str, float | None]:

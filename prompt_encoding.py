@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jinja2
+
 from arguments import PromptArguments
 from command_line import UsageError, reject
 from data import Selection
@@ -78,7 +80,9 @@ def chat_ids(tokenizer: Any, turns: list[dict[str, str]], asks: bool) -> list[in
         chat = tokenizer.apply_chat_template(turns, add_generation_prompt=asks, return_dict=True)
     except Exception as error:
         # A template is a program that came with the checkpoint, and fails in its own ways.
-        raise TemplateError(f"fails ({type(error).__name__}: {error})") from error
+        refused = type(error) is jinja2.TemplateError  # its own word: raise_exception
+        fails = "refuses the chat (" if refused else f"fails ({type(error).__name__}: "
+        raise TemplateError(f"{fails}{' '.join(str(error).split())})") from error
     return chat["input_ids"]
 
 

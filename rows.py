@@ -1,41 +1,15 @@
-"""Rows of a data set, as they lie in JSONL, CSV and Parquet files, in a package or on the hub."""
+"""Rows of a data set, as they lie in files and folders, in a package or on the hub."""
 
-import csv
-import gzip
-import io
-import itertools
-import json
+import os
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
-from bounded_files import (
-    LINE_BYTES,
-    PART_BYTES,
-    TooLargeError,
-    TwiceError,
-    bounded_lines,
-    opened,
-    parse_json,
-    unique,
-)
-
-
-class RowsError(ValueError):
-    """Rows that cannot be read; the message says why, its reader knows which flag named them."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row's fields, and where they stand, such as line 3."""
-
-    place: str
-    values: dict[str, Any]
+from bounded_files import read_settings
+from prompts.row_formats import FORMATS, Row, RowsError, first_line, read_rows
 
 
 def field_names(values: dict[str, Any]) -> str:
@@ -60,6 +34,9 @@ class PathSource:
     """A file, which is the test split, or a folder with a file or shards for each split.
 
     A folder's files are called test or train, or as the hub calls shards: test-00000-of-00002.
+    Or they lie in a folder test or train, as `0000.parquet` or as `datasets` saves a split. All of
+    that may be in a folder of a configuration's name, if there is just one. A split that
+    `datasets` saved alone counts as a file.
     """
 
     path: Path
@@ -73,21 +50,22 @@ class PathSource:
         path = _expanded(self.path)
         try:
             if not path.is_dir():
-                return _read(path) if split == "test" else None
+                return read_rows(path) if split == "test" else None
             files = _split_files(path, split)
         except OSError as error:
             raise RowsError(f"cannot be read ({error.strerror})") from error
         if files:
-            return [row for file in files for row in _read(file, in_folder=True)]
+            named = ((file, str(file.relative_to(path))) for file in files)
+            return [row for file, name in named for row in read_rows(file, name)]
         if split == "test":
-            raise RowsError(f"the folder holds no test file ({_name_of_one('test')})")
+            names = " or ".join(f"test{suffix}" for suffix in FORMATS)
+            raise RowsError(f"the folder holds no test file ({names}), and no folder of one")
         return None
 
 
 def named_split(source: Source, split: str) -> str:
     """What a split is called in the source: a lone file, which is any, goes by test."""
-    lone = isinstance(source, PathSource) and not _expanded(source.path).is_dir()
-    return "test" if lone else split
+    return "test" if isinstance(source, PathSource) and _is_lone(source.path) else split
 
 
 @dataclass(frozen=True)
@@ -130,7 +108,7 @@ class HubSource:
             raise RowsError("the hub cannot be reached, and the local cache lacks it") from error
         except Exception as error:
             # What a hub answers is foreign input, and comes back as errors of every type.
-            raise RowsError(f"cannot be loaded ({_first_line(error)})") from error
+            raise RowsError(f"cannot be loaded ({first_line(error)})") from error
         return _HubRows(found[split]) if split in found else None
 
 
@@ -154,146 +132,81 @@ def _expanded(path: Path) -> Path:
         return path
 
 
+def _is_lone(path: Path) -> bool:
+    path = _expanded(path)
+    return not path.is_dir() or _is_saved(path)
+
+
 def _split_files(folder: Path, split: str) -> list[Path]:
     """The file of a split, or all its shards in order; empty without one."""
-    suffixes = "|".join(map(re.escape, _FORMATS))
-    pattern = rf"{split}(-(?P<shard>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?)?({suffixes})(\.gz)?"
-    found = ((re.fullmatch(pattern, path.name, re.IGNORECASE), path) for path in folder.iterdir())
-    shards = sorted(
-        (int(match["shard"] or 0), int(match["total"] or 1), path) for match, path in found if match
-    )
+    if _is_saved(folder):
+        return _saved_files(folder) if split == "test" else []
+    if _has_a_split(folder):
+        return _files_in(folder, split)
+    inner = [path for path in sorted(folder.iterdir()) if _is_readable_folder(path)]
+    inner = [path for path in inner if _has_a_split(path)]
+    if len(inner) > 1:
+        names = ", ".join(path.name for path in inner)
+        raise RowsError(f"several of its folders hold a test or train split; name one: {names}")
+    return _files_in(inner[0], split) if inner else []
+
+
+def _is_readable_folder(path: Path) -> bool:
+    return path.is_dir() and os.access(path, os.R_OK | os.X_OK) and path.name[0] != "."
+
+
+def _has_a_split(folder: Path) -> bool:
+    return any(_files_in(folder, split) for split in ("test", "train"))
+
+
+def _files_in(folder: Path, split: str) -> list[Path]:
+    """The split's files in this folder, or in its folder of the split's name."""
+    suffixes = "|".join(map(re.escape, FORMATS))
+    shard = r"(-(?P<shard>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?)?"
+    inner = folder / split
+    found = _shards(folder, rf"{split}{shard}({suffixes})(\.gz)?", split)
+    if found or not inner.is_dir():
+        return found
+    return _saved_files(inner) if _is_saved(inner) else _shards(inner, _CONVERTED, split)
+
+
+_CONVERTED = r"(?P<shard>\d{4,})(?P<total>)\.parquet"  # as the hub converts what others hold
+
+
+def _shards(folder: Path, pattern: str, split: str) -> list[Path]:
+    matches = ((re.fullmatch(pattern, path.name, re.IGNORECASE), path) for path in folder.iterdir())
+    found = [(match, path) for match, path in matches if match]
+    shards = []
+    for match, path in found:
+        number, total = match["shard"], match["total"]
+        # A lone file is all of its split; of numbers alone, all must be there.
+        shards.append((int(number or 0), int(total or (len(found) if number else 1)), path))
+    shards.sort()
     if [shard[:2] for shard in shards] != [(n, len(shards)) for n in range(len(shards))]:
         names = ", ".join(path.name for _, _, path in shards)
         raise RowsError(f"the folder must hold one {split} file or all its shards; it has: {names}")
     return [path for _, _, path in shards]
 
 
-def _read(path: Path, in_folder: bool = False) -> list[Row]:
-    """All rows of one file; a folder's reader must be told which file is meant."""
-    within = f"{path.name} " if in_folder else ""
-    suffix = Path(path.stem if _packed(path) else path.name).suffix.lower()
+def _is_saved(folder: Path) -> bool:
+    """Whether `datasets` saved one split here."""
+    return all((folder / name).is_file() for name in (_STATE, "dataset_info.json"))
+
+
+_STATE = "state.json"
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """The files of a split that `datasets` saved, in order."""
     try:
-        with _opened(path) as file:
-            if suffix not in _FORMATS:
-                raise RowsError(f"must end in {', '.join(_FORMATS)}, or one of these and .gz")
-            rows = _FORMATS[suffix](file)
-        if not rows:
-            raise RowsError("holds no examples")
-    except RowsError as error:
-        raise RowsError(f"{within}{error}") from error
-    return [Row(within + row.place, row.values) for row in rows] if within else rows
-
-
-def _packed(path: Path) -> bool:
-    return path.suffix.lower() == ".gz"
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The file's own bytes, unpacked; what goes wrong while they are read is a `RowsError`."""
-    try:
-        with opened(path) as file:
-            yield gzip.GzipFile(fileobj=file) if _packed(path) else file
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise RowsError(f"is no whole gzip file ({error})") from error
-    except OSError as error:
-        raise RowsError(f"cannot be read ({error.strerror})") from error
-
-
-def _text_lines(file: BinaryIO) -> Iterator[str]:
-    """The lines with their ends, of a file that may begin with a byte order mark."""
-    number, offset, lines = 1, 0, bounded_lines(file)
-    try:
-        for line in lines:
-            text = line.decode("utf-8" if offset else "utf-8-sig")
-            yield text
-            number, offset = number + 1, offset + len(line)
-    except UnicodeDecodeError as error:
-        raise RowsError(f"is not UTF-8 text (byte {offset + error.start})") from error
-    except TooLargeError as error:
-        raise RowsError(f"line {number} {error}") from error
-
-
-def _parse_jsonl(file: BinaryIO) -> list[Row]:
-    """A row of each line that is not blank."""
-    numbered = enumerate(_text_lines(file), start=1)
-    return [_parse_line(number, line) for number, line in numbered if line.strip()]
-
-
-def _parse_line(number: int, line: str) -> Row:
-    try:
-        values = parse_json(line)
-    except TwiceError as error:
-        raise RowsError(f"line {number} {error}") from error
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg}, column {error.colno}"
-        raise RowsError(f"line {number} is not JSON ({reason})") from error
+        listed = read_settings(folder / _STATE).get("_data_files")
     except ValueError as error:
-        raise RowsError(f"line {number} is not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise RowsError(f"line {number} is not a JSON object")
-    return Row(f"line {number}", values)
+        raise RowsError(f"{folder.name}/{_STATE} cannot be read ({error})") from error
+    names = [one.get("filename") for one in listed or [] if isinstance(one, dict)]
+    # A name of another folder would be read from anywhere.
+    if not names or not all(isinstance(name, str) and re.fullmatch(_SAVED, name) for name in names):
+        raise RowsError(f"{folder.name}/{_STATE} names no Arrow files beside it")
+    return [folder / name for name in names]
 
 
-def _parse_csv(file: BinaryIO) -> list[Row]:
-    """Rows of comma-separated values below a line that names the fields."""
-    # What ends a line is the module's to say, so that it gets lines that end in \r one by one.
-    pieces = itertools.chain.from_iterable(map(_AFTER_RETURN.split, _text_lines(file)))
-    lines = csv.reader(filter(None, pieces), strict=True)
-    # The module's own limit, 128 KiB a field, is less than a long document.
-    limit = csv.field_size_limit(LINE_BYTES)
-    try:
-        header = next(filter(None, lines), [])
-        unique((name, None) for name in header)
-        return [_csv_row(lines.line_num, header, values) for values in lines if values]
-    except csv.Error as error:
-        raise RowsError(f"line {lines.line_num} is not CSV ({error})") from error
-    except TwiceError as error:
-        raise RowsError(f"line {lines.line_num} {error}") from error
-    finally:
-        csv.field_size_limit(limit)
-
-
-_AFTER_RETURN = re.compile(r"(?<=\r)(?!\n)")
-
-
-def _csv_row(number: int, header: list[str], values: list[str]) -> Row:
-    if len(values) != len(header):
-        names = f"has {len(values)} values, the header {len(header)} names"
-        raise RowsError(f"line {number} {names}")
-    return Row(f"line {number}", dict(zip(header, values, strict=True)))
-
-
-def _parse_parquet(file: BinaryIO) -> list[Row]:
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
-    if isinstance(file, gzip.GzipFile):  # which cannot be read from its end
-        file = io.BytesIO(file.read(PART_BYTES + 1))
-        if file.getbuffer().nbytes > PART_BYTES:
-            raise RowsError("is too large to be unpacked; Parquet files are small without gzip")
-    try:
-        table = ParquetFile(file).read()
-        unique((name, None) for name in table.column_names)
-        rows = table.to_pylist()
-    except TwiceError as error:
-        raise RowsError(str(error)) from error
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise RowsError(f"is no readable Parquet file ({_first_line(error)})") from error
-    return [Row(f"row {index}", values) for index, values in enumerate(rows, start=1)]
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-
-
-_FORMATS: dict[str, Callable[[BinaryIO], list[Row]]] = {
-    ".jsonl": _parse_jsonl,
-    ".json": _parse_jsonl,
-    ".csv": _parse_csv,
-    ".parquet": _parse_parquet,
-}
-
-
-def _name_of_one(split: str) -> str:
-    return " or ".join(f"{split}{suffix}" for suffix in _FORMATS)
+_SAVED = r"[\w-]+\.arrow"

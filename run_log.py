@@ -100,6 +100,17 @@ class RunRecord:
         """Prompts of a run that is over, for which memory did not suffice."""
         return self.metrics.get("counts", {}).get("failed_prompts", 0)
 
+    @property
+    def scoring(self) -> str | None:
+        """The tokenizers of ROUGE and BLEU; None where they matter to no reference's words.
+
+        Earlier releases knew ASCII letters only, and named no tokenizer.
+        """
+        facts = self.data.get("scoring") or {"ascii_words": True}
+        if facts["ascii_words"]:
+            return None
+        return f"{facts['rouge_tokenizer']}, {facts['bleu_tokenizer']}"
+
     def to_dict(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
         metrics = values.pop("metrics")

@@ -17,6 +17,7 @@ from arguments import (
 )
 from command_line import flag, is_folder, reject
 from dataset_table import DATASETS
+from prompts.row_formats import FORMATS
 
 # What the rows of a data set may be called in --data_dir, beside its own name.
 _SHARED_ROWS = {
@@ -24,7 +25,7 @@ _SHARED_ROWS = {
     "cnn_dm_lm": "cnn_dailymail",
     "xsum_summarization": "xsum",
 }
-_SUFFIXES = ("", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
+_SUFFIXES = ("", *(f"{suffix}{packed}" for suffix in FORMATS for packed in ("", ".gz")))
 
 
 @dataclass(frozen=True)

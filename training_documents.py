@@ -126,10 +126,14 @@ def _chat(chat: Chat, tokenizer: Any) -> Document:
 def _templated(place: str, turns: list[dict[str, str]], tokenizer: Any, asked: bool) -> list[int]:
     if tokenizer.chat_template is None:
         raise UsageError(f"{place}: messages need a tokenizer with a chat template")
+    if not turns:  # what comes before an answer
+        raise UsageError(f"{place}: the chat begins with the assistant, who answers nobody")
     try:
         return chat_ids(tokenizer, turns, asked)
     except TemplateError as error:
-        raise UsageError(f"{place}: the tokenizer's template {error}") from error
+        begins = turns[0]["role"] == "assistant"
+        order = "the chat begins with the assistant, and " if begins else ""
+        raise UsageError(f"{place}: {order}the tokenizer's template {error}") from error
 
 
 def _fitted(document: Document, max_length: int) -> list[Document]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from command_line import reject
 from data import check_characters, content_key, get_split, shuffled
-from rows import PathSource, Row, RowsError, field_names, named_split
+from prompts.row_formats import Row, RowsError
+from rows import PathSource, field_names, named_split
 from training_arguments import TrainingDataArguments
 
 

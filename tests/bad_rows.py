@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import struct
 
 import pyarrow
 from bad_inputs import (
@@ -30,6 +31,17 @@ def _table(**columns: list) -> bytes:
     return file.getvalue()
 
 
+def _stream(length: int) -> bytes:
+    """A stream of one row, whose text of 77 letters is said to have another length."""
+    table = pyarrow.table({"prompt": ["a" * 77], "response": ["b"]})
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    offsets, changed = (struct.pack("<2i", 0, end) for end in (77, length))
+    head, _, rest = sink.getvalue().to_pybytes().rpartition(offsets)  # what is before has lengths
+    return head + changed + rest
+
+
 _TABLE = _table(prompt=["a"] * 50, response=["b"] * 50)
 
 # What the line tells beside the file's name, which it must tell always.
@@ -40,8 +52,11 @@ FILES: dict[str, tuple[str, Content, str]] = {
     "a row in quotes of Python": ("a.jsonl", "{'prompt': 'a'}\n", "line 1"),
     "a comma too many": ("a.jsonl", '{"prompt": "a", "response": "b",}\n', "line 1"),
     "two rows in a line": ("a.jsonl", _ROW.strip() + _ROW, "line 1"),
-    "a list for a row": ("a.jsonl", '["a", "b"]\n', "line 1"),
-    "a file of one list": ("a.json", json.dumps([{"prompt": "a", "response": "b"}]), "line 1"),
+    "a list for a row": ("a.jsonl", _ROW + '["a", "b"]\n', "line 2"),
+    "an array of texts": ("a.json", '["a", "b"]\n', "row 1"),
+    "an array that is cut off": ("a.json", f"[{_ROW}, {_ROW[:20]}", "is not JSON"),
+    "an array of a terabyte": ("a.json", sparse(TERABYTE, b"["), "256 MiB"),
+    "an array of rows without the field": ("a.json", '[{"prompt": "a"}]', "row 1"),
     "a row over several lines": ("a.json", json.dumps(json.loads(_ROW), indent=1), "line 1"),
     "null for a row": ("a.jsonl", _ROW + "null\n", "line 2"),
     "a field twice": ("a.jsonl", '{"prompt": "a", "prompt": "c", "response": "b"}\n', "prompt"),
@@ -50,7 +65,7 @@ FILES: dict[str, tuple[str, Content, str]] = {
     "infinity": ("a.jsonl", '{"prompt": "a", "response": "b", "x": -Infinity}\n', "-Infinity"),
     "a number out of range": ("a.jsonl", '{"x": 1e999}\n', "1e999"),
     "five thousand digits": ("a.jsonl", f'{{"x": {"1" * 5000}}}\n', "line 1"),
-    "lists a hundred thousand deep": ("a.jsonl", "[" * 100_000, "line 1"),
+    "lists a hundred thousand deep": ("a.jsonl", "[" * 100_000, "too deeply"),
     "a row without the field": ("a.jsonl", '{"prompt": "a", "answer": "b"}\n', "'response'"),
     "null for a text": ("a.jsonl", '{"prompt": null, "response": "b"}\n', "'prompt'"),
     "a number for a text": ("a.jsonl", '{"prompt": "a", "response": 3}\n', "'response'"),
@@ -92,6 +107,7 @@ FILES: dict[str, tuple[str, Content, str]] = {
     "a header alone": ("a.csv", _HEADER, "holds no examples"),
     "a value too few": ("a.csv", _HEADER + "a,b\nc\n", "line 3"),
     "a value too many": ("a.csv", _HEADER + "a,b,c\n", "line 2"),
+    "a value without a name": ("a.csv", "prompt,response,,\na,b,,c\n", "column 4"),
     "a column twice": ("a.csv", "prompt,prompt\na,b\n", "prompt"),
     "a quote that is not closed": ("a.csv", _HEADER + 'a,"b\n', "line"),
     "text after a quote": ("a.csv", _HEADER + 'a,"b"c\n', "line 2"),
@@ -110,6 +126,10 @@ FILES: dict[str, tuple[str, Content, str]] = {
     "a Parquet file without rows": ("a.parquet", _table(prompt=[], response=[]), "no examples"),
     "a Parquet file of numbers": ("a.parquet", _table(prompt=[1], response=[2]), "'prompt'"),
     "a pipe under the name of Parquet": ("a.parquet", pipe, "Parquet"),
+    "text under the name of Arrow": ("a.arrow", _HEADER, "Arrow"),
+    "an Arrow file of a terabyte": ("a.arrow", sparse(TERABYTE), "Arrow"),
+    "an Arrow file whose text ends before it begins": ("a.arrow", _stream(length=-1), "Arrow"),
+    "a pipe under the name of Arrow": ("a.arrow", pipe, "Arrow"),
 }
 
 
@@ -192,6 +212,21 @@ OTHERS = [
                 "--dataset custom_jsonl --data_path d",
                 "test-00000-of-00002.jsonl",
                 {"d/test-00000-of-00002.jsonl": _ROW},
+            ),
+            (
+                "folders of several configurations",
+                "--dataset custom_jsonl --data_path d",
+                "name one: de, en",
+                {"d/de/test.jsonl": _ROW, "d/en/test/0000.parquet": _TABLE},
+            ),
+            (
+                "a saved split that names files elsewhere",
+                "--dataset custom_jsonl --data_path d",
+                "d/state.json",
+                {
+                    "d/dataset_info.json": "{}",
+                    "d/state.json": '{"_data_files": [{"filename": "../a.arrow"}]}',
+                },
             ),
             (
                 "a folder in place of a test file",

@@ -52,7 +52,11 @@ _QUOTING = "|".join(
             "is damaged",
             "is not (?:JSON|CSV)",
         ),
-        *("is no (?:whole gzip|readable Parquet) file", "makes no model", "is cut off, or no JSON"),
+        *(
+            "is no (?:whole gzip|readable (?:Parquet|Arrow)) file",
+            "makes no model",
+            "is cut off, or no JSON",
+        ),
         *("is no regular expression", "is no configuration that can be read"),
         *("is no possible folder", "its plan is none", "its data cannot be loaded"),
     ]

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ANGULAR, GREEDY, SPECULATIVE
+from conftest import ANGULAR, GREEDY, SPECULATIVE, write
 
 import benchmark
 import experiment
 from command_line import run_script
-from rows import HubSource, Row, RowsError
+from metrics import summarize, text_scores
+from prompts.row_formats import Row, RowsError
+from rows import HubSource
 from run_log import find_runs, read_record, read_samples
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +68,21 @@ def test_the_file_is_one_json_object_with_the_keys_of_older_tools(run, tmp_path)
     assert log["peak_memory_bytes"] > log["model"]["weight_bytes"] > 0
     assert log["runtime"]["dtype"] == "float64"
     assert log["command"].split()[-2:] == ["--exit_layer", "3"]
+
+
+def test_a_log_names_the_tokenizers_that_its_scores_come_from(run, tmp_path):
+    """The references choose them; the run is called as before they were named."""
+    _, english, _ = run(*GREEDY)
+    tokenizers = {"rouge_tokenizer": "unicode-words", "bleu_tokenizer": "13a"}
+    assert english.data["scoring"] == tokenizers | {"ascii_words": True}
+    assert "scoring" not in json.dumps(english.identity)
+    rows = [{"prompt": f"number {n}:", "response": "今天天气很好"} for n in range(3)]
+    _, chinese, samples = run(*GREEDY, path=write(tmp_path / "zh.jsonl", rows))
+    tokenizers["bleu_tokenizer"] = "zh"
+    assert chinese.data["scoring"] == tokenizers | {"ascii_words": False}
+    for sample in samples:
+        assert sample.scores == text_scores(sample.prediction, sample.reference, "zh")
+    assert chinese.metrics["predicted_text"] == summarize(samples, "zh")["predicted_text"]
 
 
 def test_default_flags_draft_nothing_and_divide_by_nothing(run):

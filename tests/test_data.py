@@ -8,7 +8,8 @@ from conftest import MEASURED, calibration, custom, write
 from arguments import DataArguments, PruneArguments
 from command_line import UsageError
 from data import get_data, get_local_prompts
-from rows import HubSource, PathSource, Row
+from prompts.row_formats import Row
+from rows import HubSource, PathSource
 
 
 def selected(arguments, seed=42):

@@ -9,7 +9,8 @@ from conftest import write
 from arguments import DataArguments
 from data import get_data
 from dataset_table import DATASETS, DataSet, plain_shot
-from rows import HubSource, RowsError
+from prompts.row_formats import RowsError
+from rows import HubSource
 
 README = Path(__file__).parent.parent / "README.md"
 

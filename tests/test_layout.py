@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HOUSE = (".", "models", "self_speculation")
+HOUSE = (".", "files", "models", "prompts", "self_speculation")
 # Each module may import those before it, and none after it.
 ORDER = [
     "timing",
@@ -19,6 +19,7 @@ ORDER = [
     "ranks",
     "progress",
     "checkpoint_folders",
+    "prompts.row_formats",
     "rows",
     "dataset_table",
     "placement_arguments",

@@ -196,6 +196,18 @@ def test_a_run_taken_up_with_another_torch_is_of_both(tmp_path):
     assert run.conditions["transformers"] == "5.23.0"
 
 
+def test_scores_of_other_tokenizers_are_not_compared_unless_they_are_equal(tmp_path):
+    """Earlier releases, which named none, scored ASCII texts as later ones do."""
+    older, english, chinese = (MadeUpRun().write(tmp_path / name) for name in "abc")
+    names = {"rouge_tokenizer": "unicode-words", "bleu_tokenizer": "zh"}
+    data = json.loads(older.read_text())["data"]
+    rewritten(english, data=data | {"scoring": names | {"ascii_words": True}})
+    rewritten(chinese, data=data | {"scoring": names | {"ascii_words": False}})
+    runs = [find_logged_runs([path.parent]).runs[0] for path in (older, english, chinese)]
+    assert runs[0].condition_key == runs[1].condition_key != runs[2].condition_key
+    assert runs[2].conditions["text scores"] == "unicode-words, zh"
+
+
 def test_of_copies_the_one_with_samples_counts(tmp_path):
     path = MadeUpRun().write(tmp_path / "b")
     (tmp_path / "a").mkdir()

@@ -1,10 +1,14 @@
 """Every metric against a value worked out by hand."""
 
 import math
+import unicodedata
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from rouge_score import tokenize
 
-from metrics import predicted_speedup, summarize, text_scores
+from metrics import predicted_speedup, scoring, summarize, text_scores, words
 from run_log import SampleRecord
 
 SCORED = dict.fromkeys(text_scores("a", "b"), 0.0)
@@ -36,6 +40,97 @@ def test_rouge_by_hand():
     assert scores["rouge-l"] == pytest.approx(3 / 4)
     # Two of three words in order, out of 3 and 5: precision 2/3, recall 2/5.
     assert text_scores("b x d", "a b c d e")["rouge-l"] == pytest.approx(1 / 2)
+
+
+# Whatever text holds beside letters, digits and their marks, all of which separates words.
+_PLAIN = st.characters(codec="utf-8", exclude_categories=("L", "M", "Nd", "Nl", "Cn"))
+_ASCII = st.characters(codec="ascii")
+_TEXTS = st.text(st.one_of(_ASCII, st.sampled_from("aZ09 _.'-\n"), _PLAIN), max_size=60)
+
+
+@given(_TEXTS)
+@example("it's don't U.S. 3,000 a_b e-mail\tC++ <br/>x\x1f\x0by")
+@example("it\u2019s \u201cquoted\u201d \u2014 really\u2026 \u00bd x\u00b2 5\ufe0f \u20ac9\u00a0m")
+@settings(deadline=None)
+def test_texts_of_ascii_words_have_the_words_that_rouge_score_finds(text):
+    assert words(text) == tokenize.tokenize(text, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Müller isst CAFÉ, ŒUVRE", ["müller", "isst", "café", "œuvre"]),
+        ("Привет, МИР! ΟΔΟΣ", ["привет", "мир", "οδος"]),
+        ("हिन्दी में लिखा।", ["हिन्दी", "में", "लिखा"]),
+        ("السَّلام عليكم ١٢", ["السَّلام", "عليكم", "١٢"]),
+        ("می\u200cخواهم", ["می\u200cخواهم"]),
+        ("한국어 문장", ["한국어", "문장"]),
+        ("我用PyTorch训练〇2024年。", [*"我用", "pytorch", *"训练〇", "2024", "年"]),
+        ("東京タワーへ", [*"東京タワーへ"]),
+        ("สวัสดี", ["ส", "วั", "ส", "ดี"]),
+        ("ខ្មែរ မြန်မာ ລາວ", ["ខ្", "មែ", "រ", "မြ", "န်", "မာ", *"ລາວ"]),
+        ("👩\u200d💻 ok", ["ok"]),
+    ],
+)
+def test_letters_of_every_script_are_words(text, expected):
+    assert words(text) == expected
+    assert words(unicodedata.normalize("NFD", text)) == expected
+
+
+def test_an_equal_text_of_any_script_scores_as_one():
+    """An identical Chinese sentence had ROUGE-L 0 beside exact match 1."""
+    for text in ("今天天气很好", "東京タワーへ行こう", "สวัสดีครับ", "Привет, дорогой мой мир"):
+        scores = text_scores(text, text)
+        for name in ("rouge-l", "rouge-1", "rouge-2", "rouge-3", "bleu_score"):
+            assert scores[name] == pytest.approx(1), (text, name)
+
+
+def test_letters_that_ascii_lacks_are_no_spaces():
+    """The words "Müller" and "M ller" had ROUGE-L 1."""
+    assert text_scores("Müller", "M ller")["rouge-l"] == 0
+    assert text_scores("Müller", "Mu\u0308ller")["rouge-l"] == 1
+
+
+def test_chinese_by_hand():
+    # 5 of 6 characters, in order, and 2 of 4 bigrams are shared; the full stop is no word.
+    scores = text_scores("今天天气很好。", "今天天气不好。")
+    assert scores["rouge-l"] == pytest.approx(5 / 6)
+    assert scores["rouge-2"] == pytest.approx(3 / 5)
+    # For BLEU it is: 6 of 7, 4 of 6, 2 of 5, 1 of 4.
+    assert scores["bleu_score"] == pytest.approx((6 / 7 * 4 / 6 * 2 / 5 * 1 / 4) ** 0.25)
+
+
+@pytest.mark.parametrize(
+    ("references", "tokenizer"),
+    [
+        ([], "13a"),
+        (["", " ...\n"], "13a"),
+        (["It’s a café.", "Zwölf Boxkämpfer"], "13a"),
+        (["Привет, мир"], "13a"),
+        (["한국어 문장이다"], "13a"),
+        (["今天天气很好", "我们去优の良品店吧"], "zh"),
+        (["我用 PyTorch 训练"], "zh"),
+        (["The word 天气 is Chinese for weather"], "13a"),
+        (["東京タワーへ行こう"], "char"),
+        (["สวัสดีครับ"], "char"),
+        (["plain English words of one row"] * 9 + ["今天天气很好"] * 2, "13a"),
+        (["plain English words of one row"] * 2 + ["今天天气很好"] * 9, "zh"),
+    ],
+)
+def test_the_references_choose_one_bleu_tokenizer_in_any_order(references, tokenizer):
+    assert scoring(references)["bleu_tokenizer"] == tokenizer
+    assert scoring(references[::-1]) == scoring(references)
+
+
+def test_bleu_of_a_run_has_one_tokenizer_for_all_texts():
+    pairs = [("今天天气很好", "今天天气不好"), ("one two three", "one two three")]
+    samples = [sample(prediction=p, reference=r) for p, r in pairs]
+    by_words, by_characters = (
+        summarize(samples, tokenizer)["predicted_text"]["bleu_score"] for tokenizer in ("13a", "zh")
+    )
+    assert by_words != pytest.approx(by_characters)
+    assert summarize(samples)["predicted_text"]["bleu_score"] == by_characters
+    assert text_scores(*pairs[0], "13a")["bleu_score"] == 0 < text_scores(*pairs[0])["bleu_score"]
 
 
 def test_bleu_of_words_by_hand():

@@ -1,57 +1,15 @@
-"""Rows of every file format, of folders and of the hub; and what is wrong with a file."""
+"""Rows of files, folders, a package and the hub."""
 
-import csv
-import gzip
+import json
 from pathlib import Path
 
 import datasets
-import pyarrow
 import pytest
 from conftest import write
-from pyarrow import parquet
+from test_row_formats import ROWS, values
 
-from rows import HubSource, PackageSource, PathSource, RowsError
-
-ROWS = [
-    {"prompt": 'a "quoted", word', "response": "zwölf"},
-    {"prompt": "two\nlines\r\n and more", "response": ""},
-    {"prompt": "x" * 200_000, "response": " spaces "},
-]
-
-
-def values(source, split="test"):
-    return [row.values for row in source.rows(split)]
-
-
-@pytest.mark.parametrize(
-    "name", ["a.jsonl", "a.json", "a.JSONL", "a.jsonl.gz", "a.csv", "a.parquet", "ä b.csv"]
-)
-def test_every_format_yields_the_same_rows(tmp_path, name):
-    assert values(PathSource(write(tmp_path / name, ROWS))) == ROWS
-
-
-def test_a_compressed_csv_is_read(tmp_path):
-    plain = write(tmp_path / "a.csv", ROWS)
-    packed = tmp_path / "b.csv.gz"
-    packed.write_bytes(gzip.compress(plain.read_bytes()))
-    assert values(PathSource(packed)) == ROWS
-
-
-def test_the_csv_modules_limit_is_left_as_it_was(tmp_path):
-    before = csv.field_size_limit()
-    values(PathSource(write(tmp_path / "a.csv", ROWS)))
-    assert csv.field_size_limit() == before < 200_000
-
-
-def test_rows_know_their_line(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text('\ufeff{"a": 1}\n\n  \n{"a": 2}\r\n', "utf-8")
-    assert [row.place for row in PathSource(path).rows("test")] == ["line 1", "line 4"]
-    path = tmp_path / "a.csv"
-    path.write_text('\na,b\n1,"x\ny"\n\n2,z\n', "utf-8")
-    assert [row.place for row in PathSource(path).rows("test")] == ["line 4", "line 6"]
-    path = write(tmp_path / "a.parquet", ROWS)
-    assert [row.place for row in PathSource(path).rows("test")] == ["row 1", "row 2", "row 3"]
+from prompts.row_formats import RowsError
+from rows import HubSource, PackageSource, PathSource, named_split
 
 
 def test_a_file_is_the_test_split_and_nothing_else(tmp_path):
@@ -90,6 +48,99 @@ def test_shards_are_ordered_by_number(tmp_path):
     assert values(PathSource(tmp_path)) == [{"a": shard} for shard in range(11)]
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "default/{}/0000.parquet",
+        "3.0.0/{}/0000.parquet",
+        "{}/0000.parquet",
+        "data/{}-00000-of-00001.parquet",
+        "en/{}.jsonl",
+    ],
+)
+def test_folders_are_laid_out_as_the_hub_does(tmp_path, place):
+    """A download of the hub's own conversion had "no test file"."""
+    for split, rows in (("test", ROWS[:1]), ("train", ROWS[1:])):
+        path = tmp_path / place.format(split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, rows)
+    (tmp_path / ".cache" / "test").mkdir(parents=True)
+    write(tmp_path / ".cache" / "test" / "0000.parquet", ROWS)
+    (tmp_path / "README.md").write_text("not rows")
+    source = PathSource(tmp_path)
+    assert values(source) == ROWS[:1]
+    assert values(source, "train") == ROWS[1:]
+    assert source.rows("test")[0].place.startswith(place.format("test"))
+    assert named_split(source, "train") == "train"
+
+
+def test_converted_shards_are_all_there(tmp_path):
+    (tmp_path / "default" / "test").mkdir(parents=True)
+    for shard, rows in ((1, ROWS[2:]), (0, ROWS[:2])):
+        write(tmp_path / "default" / "test" / f"{shard:04}.parquet", rows)
+    assert values(PathSource(tmp_path)) == ROWS
+    (tmp_path / "default" / "test" / "0000.parquet").unlink()
+    with pytest.raises(RowsError, match="all its shards; it has: 0001.parquet"):
+        PathSource(tmp_path).rows("test")
+
+
+def test_of_several_configurations_none_is_guessed(tmp_path):
+    for name, split in (("en", "test"), ("de", "train")):
+        (tmp_path / name / split).mkdir(parents=True)
+        write(tmp_path / name / split / "0000.parquet", ROWS)
+    with pytest.raises(RowsError, match="several of its folders hold .*; name one: de, en"):
+        PathSource(tmp_path).rows("test")
+    assert values(PathSource(tmp_path / "en")) == ROWS
+    write(tmp_path / "test.jsonl", ROWS[:1])
+    assert values(PathSource(tmp_path)) == ROWS[:1]
+
+
+def test_a_lone_file_beside_a_shard_is_not_its_first(tmp_path):
+    write(tmp_path / "test.parquet", ROWS)
+    write(tmp_path / "test-00001-of-00002.parquet", ROWS)
+    with pytest.raises(RowsError, match="all its shards"):
+        PathSource(tmp_path).rows("test")
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_what_datasets_saved_is_read(tmp_path, shards):
+    splits = {"test": ROWS[:2], "train": ROWS[1:]}
+    saved = {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
+    datasets.DatasetDict(saved).save_to_disk(
+        tmp_path / "all", num_shards=dict.fromkeys(splits, shards)
+    )
+    source = PathSource(tmp_path / "all")
+    for split, rows in splits.items():
+        assert values(source, split) == rows
+        assert named_split(source, split) == split
+    assert source.rows("test")[1].place.startswith(f"test/data-0000{shards - 1}-of-0000{shards}")
+
+
+def test_a_split_that_datasets_saved_alone_is_as_a_file(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
+    source = PathSource(tmp_path / "one")
+    assert values(source) == ROWS
+    assert source.rows("train") is None
+    assert named_split(source, "train") == "test"
+    assert values(PathSource(tmp_path / "one" / "data-00000-of-00001.arrow")) == ROWS
+
+
+@pytest.mark.parametrize("listed", [None, [], [{}], ["a"], [{"filename": "../a.arrow"}]])
+def test_a_saved_split_without_its_files_is_one_line(tmp_path, listed):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
+    (tmp_path / "a.arrow").write_bytes((tmp_path / "one/data-00000-of-00001.arrow").read_bytes())
+    (tmp_path / "one" / "state.json").write_text(json.dumps({"_data_files": listed}))
+    with pytest.raises(RowsError, match="^one/state.json names no Arrow files beside it"):
+        PathSource(tmp_path / "one").rows("test")
+
+
+def test_the_damage_of_a_saved_split_is_named(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
+    (tmp_path / "one" / "state.json").write_text("{")
+    with pytest.raises(RowsError, match="^one/state.json cannot be read"):
+        PathSource(tmp_path / "one").rows("test")
+
+
 def test_home_is_understood(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "a.csv", ROWS)
@@ -108,70 +159,6 @@ def test_two_files_of_one_split_are_not_merged(tmp_path):
 def test_a_folder_without_a_test_file_says_what_it_looked_for(tmp_path):
     with pytest.raises(RowsError, match=r"holds no test file \(test.jsonl or test.json or"):
         PathSource(tmp_path).rows("test")
-
-
-BAD_FILES = {
-    "no json.jsonl": (b'{"a": 1}\n{"a": \n', "line 2 is not JSON"),
-    "truncated.jsonl": (
-        b'{"a": "x", "resp',
-        "line 1 is not JSON (Unterminated string starting at, column 12)",
-    ),
-    "no object.jsonl": (b"[1, 2]\n", "line 1 is not a JSON object"),
-    "empty.jsonl": (b"\n\n", "holds no examples"),
-    "binary.jsonl": (b"\x00\xff\xfe\x80", "is not UTF-8 text (byte 1)"),
-    "latin.csv": ("a\nzwölf\n".encode("latin-1"), "is not UTF-8 text (byte 4)"),
-    "utf-16.jsonl": ('{"a": 1}'.encode("utf-16"), "is not UTF-8 text (byte 0)"),
-    "huge number.jsonl": (b'{"a": ' + b"1" * 5000 + b"}\n", "line 1 is not JSON"),
-    "deep.jsonl": (b"[" * 100_000, "line 1 is not JSON"),
-    "no gzip.jsonl.gz": (b'{"a": 1}\n', "is no whole gzip file"),
-    "half.jsonl.gz": (gzip.compress(b'{"a": 1}\n')[:-9], "is no whole gzip file"),
-    "damaged.jsonl.gz": (
-        gzip.compress(b'{"a": 1}\n')[:10] + b"\xff" * 20,
-        "is no whole gzip file",
-    ),
-    "empty.csv": (b"", "holds no examples"),
-    "header.csv": (b"a,b\n", "holds no examples"),
-    "short.csv": (b"a,b\n1,2\n3\n", "line 3 has 1 values, the header 2 names"),
-    "long.csv": (b"a,b\n1,2,3\n", "line 2 has 3 values, the header 2 names"),
-    "open quote.csv": (b'a,b\n1,"2\n3,4\n', "is not CSV (unexpected end of data)"),
-    "twice.csv": (b"a,a\n1,2\n", "line 1 names a field twice: a"),
-    "twice.jsonl": (b'{"a": 1}\n{"a": 1, "a": 2}\n', "line 2 names a field twice: a"),
-    "text.parquet": (b"a,b\n1,2\n", "is no readable Parquet file"),
-    "magic.parquet": (b"PAR1" + bytes(40) + b"PAR1", "is no readable Parquet file"),
-    "empty.parquet": (b"", "is no readable Parquet file"),
-    "rows.txt": (b'{"a": 1}\n', "must end in .jsonl, .json, .csv, .parquet, or one of these"),
-    "rows": (b'{"a": 1}\n', "must end in"),
-}
-
-
-def parquet_of(path, **columns):
-    parquet.write_table(pyarrow.table(columns), path)
-    return PathSource(path)
-
-
-def test_parquet_columns_that_python_cannot_hold_are_one_line(tmp_path):
-    days = pyarrow.array([2**30], pyarrow.int32()).cast(pyarrow.date32())
-    bad_text = pyarrow.StringArray.from_buffers(
-        1, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff")
-    )
-    for name, column in (("date", days), ("text", bad_text)):
-        source = parquet_of(tmp_path / f"{name}.parquet", a=column)
-        with pytest.raises(RowsError, match="is no readable Parquet file"):
-            source.rows("test")
-    twice = pyarrow.table([[1], [2]], names=["a", "a"])
-    parquet.write_table(twice, tmp_path / "twice.parquet")
-    with pytest.raises(RowsError, match="names a field twice: a"):
-        PathSource(tmp_path / "twice.parquet").rows("test")
-
-
-@pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_files_say_what_is_wrong(tmp_path, name):
-    content, message = BAD_FILES[name]
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(RowsError) as caught:
-        PathSource(tmp_path / name).rows("test")
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_bad_file_of_a_folder_is_named(tmp_path):

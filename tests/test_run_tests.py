@@ -135,7 +135,7 @@ def test_every_speculative_cell_has_a_plain_one_without_exit_layer(sweep):
 
 def test_the_environment_sets_the_sweep_and_flags_pass_through(sweep, tmp_path):
     (tmp_path / "rows" / "xsum").mkdir(parents=True)
-    (tmp_path / "rows" / "top_v2.jsonl").write_text("")
+    (tmp_path / "rows" / "top_v2.csv.gz").write_text("")
     done = sweep(
         "--max_steps",
         "7",
@@ -169,7 +169,7 @@ def test_the_environment_sets_the_sweep_and_flags_pass_through(sweep, tmp_path):
     paths = {call["--dataset"]: call.get("--data_path") for call in calls}
     assert paths == {
         "xsum_summarization": "rows/xsum",
-        "top_v2": "rows/top_v2.jsonl",
+        "top_v2": "rows/top_v2.csv.gz",
         "human_eval": None,
     }
 

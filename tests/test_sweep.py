@@ -204,9 +204,9 @@ def test_data_sets_lie_in_one_folder(run_sweep, tmp_path, checkpoint):
     folder = tmp_path / "data"
     folder.mkdir()
     numbered(folder / "custom_jsonl.jsonl", range(6))
-    (folder / "xsum.jsonl").write_text(
-        "".join(json.dumps({"document": f"d{i}", "summary": f"s{i}"}) + "\n" for i in range(4))
-    )
+    rows = [{"document": f"d{i}", "summary": f"s{i}"} for i in range(4)]
+    # Not one of the suffixes that were looked for: the hub was asked instead.
+    (folder / "xsum.json").write_text(json.dumps(rows))
     code = run_script(
         sweep.main,
         ["--model", str(checkpoint), "--datasets", "custom_jsonl", "xsum_summarization"]

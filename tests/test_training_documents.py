@@ -260,6 +260,41 @@ def test_what_a_template_cannot_say_is_told_by_flag_file_and_line(tmp_path, toke
         encoded(learned, tokenizer)
 
 
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate\nuser/assistant/...') }}"
+    "{% endif %}{% endfor %}" + TEMPLATE
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (TEMPLATE, "line 1: the chat begins with the assistant, who answers nobody"),
+        (
+            ALTERNATING,
+            "line 1: the chat begins with the assistant, and the tokenizer's template refuses the "
+            "chat (Conversation roles must alternate user/assistant/...)",
+        ),
+    ],
+)
+def test_a_chat_that_begins_with_the_assistant_is_told_to_do_so(chatting, template, told):
+    """The tokenizer's template was said to fail, with "list index out of range"."""
+    chatting.chat_template = template
+    with pytest.raises(UsageError) as caught:
+        encoded([Chat("line 1", (("assistant", "hi"), ("user", "ho")))], chatting)
+    assert str(caught.value) == told
+
+
+def test_a_template_that_breaks_down_says_how_in_one_line(chatting):
+    chatting.chat_template = "{{ messages.none.none }}"
+    with pytest.raises(
+        UsageError, match=r"^line 1: the tokenizer's template fails \(\w+Error: "
+    ) as caught:
+        encoded([Chat("line 1", (("user", "hi"), ("assistant", "ho")))], chatting)
+    assert "\n" not in str(caught.value)
+
+
 def test_texts_and_chats_do_not_mix(tmp_path):
     chat = {"messages": [{"role": "assistant", "content": "a"}]}
     path = write(tmp_path / "rows.jsonl", [{"text": "a"}, chat])
