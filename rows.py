@@ -123,7 +123,9 @@ class HubSource:
     def rows(self, split: str) -> Sequence[Row] | None:
         """The split's rows, read one by one from the local cache, where they are downloaded to."""
         from datasets import load_dataset
+        from datasets.utils.logging import disable_propagation
 
+        disable_propagation()  # to a root logger, which would say every warning again
         try:
             found = load_dataset(self.repository, self.configuration, revision=self.revision)
         except Exception as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import socket
 import threading
@@ -33,16 +34,18 @@ NO_ENTRY = Refusal(404, "EntryNotFound")
 
 @dataclass
 class Repository:
-    """The files of each revision. A download of `breaks_in` ends after half of its bytes.
+    """The files of each revision, and what becomes of those who ask for them.
 
-    `refusal` answers every request for files; the facts of a gated repository are public. A file's
-    download makes other revisions take the place of these where `pushed` says so.
+    `refusal` answers every request for files; the facts of a gated repository are public. So many
+    `breaks` end a download of `breaks_in` after half of its bytes. Where `pushed` names a file, its
+    download makes other revisions take the place of these.
     """
 
     name: str
     revisions: dict[str, dict[str, bytes]]
     refusal: Refusal | None = None
     breaks_in: str | None = None
+    breaks: float = math.inf
     pushed: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
@@ -165,9 +168,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(NO_ENTRY, {"X-Repo-Commit": repository.commit(files)})
         else:
             headers = {"X-Repo-Commit": repository.commit(files), **_identity(path, files[path])}
+            breaks = False
             if self.command == "GET":
                 repository.revisions = repository.pushed.get(path, repository.revisions)
-            self._send_file(files[path], headers, path == repository.breaks_in)
+                breaks = path == repository.breaks_in and repository.breaks > 0
+                repository.breaks -= breaks
+            self._send_file(files[path], headers, breaks)
 
     def _send_file(self, content: bytes, headers: dict[str, str], breaks: bool) -> None:
         start = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "bytes=0-")

@@ -1,7 +1,6 @@
 """Models and data sets of the hub, by a stand-in on loopback: what runs, what is refused."""
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -9,21 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow
 import pytest
 from conftest import ANGULAR, GREEDY
+from hub_layouts import DATA_SETS, articles, converted
 from hub_stand_in import NO_REVISION, Hub, Refusal
-from pyarrow import parquet
 
 from run_log import find_runs, read_record, read_samples
 
 STARTS = Path(__file__).parent / "hub_starts.py"
+DISABLED = Refusal(403, None, (("X-Error-Message", "Access to this resource is disabled."),))
+NO_HUB = Refusal(200)  # a proxy's page, say, without the headers of a hub
 OUT_OF_REACH = "the hub cannot be reached, and the local cache lacks it"
-ARTICLES = [{"article": f"storm {n} at sea", "highlights": f"storm {n}"} for n in range(9)]
-BODIES = [{"document": f"flood {n} in town", "summary": f"flood {n}"} for n in range(9)]
-UTTERANCES = [
-    {"utterance": f"wake me at {n}", "semantic_parse": f"[IN:WAKE {n} ]"} for n in "123456"
-]
 
 
 @pytest.fixture(scope="module")
@@ -97,50 +92,12 @@ def held(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def rows_file(rows):
-    file = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
-    return file.getvalue()
-
-
 def only_error(code, err):
     """The line that a start which went wrong says last, and which names the reason alone."""
     assert code == 2
     (line,) = [line for line in err.splitlines() if ": error: " in line]
     assert "Traceback" not in err
     return line.partition(": error: ")[2]
-
-
-def articles(**changes):
-    """CNN/DailyMail's layout: folders of configurations, which the card names; shards."""
-    named = "".join(
-        f"- config_name: {name}\n  data_files:\n"
-        f"  - split: train\n    path: {name}/train-*\n  - split: test\n    path: {name}/test-*\n"
-        for name in ("1.0.0", "3.0.0")
-    )
-    files = {"README.md": f"---\nconfigs:\n{named}---\n".encode()}
-    for name, rows in (("1.0.0", ARTICLES[:1] * 9), ("3.0.0", ARTICLES)):
-        files[f"{name}/test-00000-of-00001.parquet"] = rows_file(rows[:4])
-        files[f"{name}/train-00000-of-00002.parquet"] = rows_file(rows[4:6])
-        files[f"{name}/train-00001-of-00002.parquet"] = rows_file(rows[6:])
-    return files | changes
-
-
-def utterances():
-    """TOPv2's layout: shards with a hash in a folder, of which the card says nothing."""
-    shards = {"train": UTTERANCES[:3], "eval": UTTERANCES[3:4], "test": UTTERANCES[4:]}
-    named = {
-        f"data/{name}-00000-of-00001-0123456789abcdef.parquet": shards[name] for name in shards
-    }
-    return {"README.md": b"# TOPv2\n"} | {path: rows_file(rows) for path, rows in named.items()}
-
-
-def converted():
-    """XSum's layout: a loading script, and Parquet in a revision that the hub made of it."""
-    main = {"README.md": b"# XSum\n", "xsum.py": b"raise SystemExit\n"}
-    parts = {"train": BODIES[:5], "validation": BODIES[5:6], "test": BODIES[6:]}
-    files = {f"default/{name}/0000.parquet": rows_file(parts[name]) for name in parts}
-    return {"main": main, "refs/convert/parquet": files}
 
 
 def test_a_model_of_the_hub_runs_and_is_named_by_its_commit(hub, benchmark, checkpoint, local):
@@ -224,6 +181,8 @@ REFUSED_MODELS = {
         "is gated; accept its licence on the hub and set HF_TOKEN",
     ),
     "gated-unknown-user": (Refusal(401, "GatedRepo"), "is gated; accept its licence on the hub"),
+    "disabled": (DISABLED, "is disabled on the hub"),
+    "no-hub": (NO_HUB, "what HF_ENDPOINT names is no hub, and the local cache lacks it; name a"),
     "broken-hub": (Refusal(500), "the hub answers with HTTP status 500, and the local cache lacks"),
     "busy-hub": (Refusal(429), "the hub answers with HTTP status 429, and the local cache lacks"),
     "bad-token": (
@@ -299,20 +258,23 @@ def test_a_download_that_breaks_off_leaves_nothing_broken(hub, home, benchmark, 
     assert whole(home)
 
 
+def test_a_download_that_breaks_off_once_goes_on_where_it_stopped(
+    hub, home, benchmark, checkpoint, local
+):
+    shaky = hub.add("models", "someone/shaky", main=held(checkpoint))
+    shaky.breaks_in, shaky.breaks = "model.safetensors", 1
+    code, err, path = benchmark("someone/shaky", local)
+    assert (code, read_record(path).status) == (0, "complete"), err
+    assert shaky.asked.count("GET model.safetensors") == 2
+    assert whole(home)
+
+
 def test_a_tokenizer_that_the_hub_lacks_is_one_line(hub, start, llama_config, training_rows):
     data = ["--dataset", "custom_jsonl", "--data_path", training_rows]
     flags = ["--config", llama_config, "--tokenizer", "someone/none", "--eval_samples", "9"]
     code, _, err = start("train", *flags, *data, "--output_dir", llama_config.parent / "out")
     reason = "is neither a folder here nor a tokenizer on the hub"
     assert only_error(code, err) == f"--tokenizer someone/none: {reason}"
-
-
-DATA_SETS = {
-    "cnn_dm_summarization": ("abisee/cnn_dailymail", lambda: {"main": articles()}, ARTICLES),
-    "cnn_dm_lm": ("abisee/cnn_dailymail", lambda: {"main": articles()}, ARTICLES),
-    "xsum_summarization": ("EdinburghNLP/xsum", converted, BODIES),
-    "top_v2": ("WillHeld/top_v2", lambda: {"main": utterances()}, UTTERANCES),
-}
 
 
 @pytest.mark.parametrize("dataset", DATA_SETS)
@@ -337,6 +299,7 @@ def test_a_data_set_of_the_hub_evaluates_and_calibrates(hub, benchmark, checkpoi
         code, err, again = benchmark(checkpoint, [dataset])
     assert code == 0, err
     assert read_record(again).data["evaluation"] == data["evaluation"]
+    assert err.count("Using the latest cached version") == 1
 
 
 REFUSED_DATA = {
@@ -345,6 +308,9 @@ REFUSED_DATA = {
     "gated": (Refusal(403, "GatedRepo"), "{} is gated; accept its licence on the hub and set HF_"),
     "unknown user": (Refusal(401, "GatedRepo"), "{} is gated; accept its licence on the hub and"),
     "no revision": (NO_REVISION, "{} has no revision refs/convert/parquet on the hub"),
+    "disabled": (DISABLED, "{} is disabled on the hub"),
+    "no hub": (NO_HUB, "what HF_ENDPOINT names is no hub, and the local cache lacks it"),
+    "bad token": (Refusal(401), "the hub answers with HTTP status 401, and the local cache lacks"),
     "broken hub": (Refusal(500), "the hub answers with HTTP status 500, and the local cache lacks"),
     "busy hub": (Refusal(429), "the hub answers with HTTP status 429, and the local cache lacks"),
 }
