@@ -35,7 +35,6 @@ from self_speculation.generator_base import Generation
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.text_generator import TextGenerator
 
-WARM_UP_STEPS = 8
 _Made = TypeVar("_Made")
 
 
@@ -84,7 +83,7 @@ def generator_for(
 
     def make(longest: int, prompt: list[int]) -> TextGenerator:
         generator = make_generator(flags, loaded, plan, words, longest)
-        made = generator.generate(prompt, max_steps=WARM_UP_STEPS)  # allocates the cache
+        made = generator.warm_up(prompt)  # allocates the cache
         _time_full_step(generator, prompt, made)
         return generator
 

@@ -61,10 +61,10 @@ def main(argv: list[str] | None = None) -> int:
     from self_speculation.speculative_streamer import make_streamer
 
     prepared = load_pruned(model, pruning, prompting, generation)
-    if prompt is not None:
-        prepared.encode(prompt, generation.max_steps)  # refuses one that is too long
+    ids = prepared.encode(prompt, generation.max_steps) if prompt is not None else [0]
     say(prepared.pruned.report())
     sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal cannot show
+    prepared.generator(generation, len(ids))  # warm before anything is timed
     respond = Responder(prepared, generation, make_streamer(answering.streamer))
     if prompt is None:
         return converse(respond)

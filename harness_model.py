@@ -22,8 +22,6 @@ from prompt_encoding import check_embedded
 from self_speculation.generator_base import Generation
 from self_speculation.llama_model_utils import early_exit_view, position_limit
 
-WARM_UP_STEPS = 8
-
 
 @dataclass(frozen=True)
 class GeneratedRequest:
@@ -64,7 +62,6 @@ class HarnessModel(HFLM):
         self._prepared = prepared
         self._flags = flags
         self._ranks = prepared.runtime.ranks
-        self._is_warm = False
         self.generated: list[GeneratedRequest] = []
 
     def loglikelihood(
@@ -133,9 +130,7 @@ class HarnessModel(HFLM):
         size = min(longest, max(map(len, prompts)))
         loaded, plan = self._prepared.loaded, self._prepared.plan
         generator = make_generator(flags, loaded, plan, stop_words, size)
-        if not self._is_warm:
-            generator.generate(prompts[0][-longest:], max_steps=min(WARM_UP_STEPS, flags.max_steps))
-            self._is_warm = True
+        generator.warm_up(prompts[0][-longest:])
         for (name, _), ids in zip(requests, prompts, strict=True):
             made = generator.generate(ids[-longest:], flags.seed, name)
             self.generated.append(_request_of(name, made, len(ids)))

@@ -3,7 +3,6 @@
 import difflib
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from command_line import UsageError, reject, warn
+from files.hub_reasons import causes
 from run_log import content_hash
 
 
@@ -121,12 +121,6 @@ def error_line(error: Exception) -> str:
 
 def _reason(error: Exception) -> str:
     """One line for whatever kept a task from loading."""
-    about_data = any(isinstance(one, OSError | DatasetsError) for one in _causes(error))
+    about_data = any(isinstance(one, OSError | DatasetsError) for one in causes(error))
     what = "its data cannot be loaded" if about_data else "cannot be loaded"
     return f"{what} ({error_line(error)})"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -16,6 +16,7 @@ from arguments import ModelArguments
 from bounded_files import read_settings
 from command_line import UsageError, reject
 from early_exits import EarlyExits, Teacher
+from files.hub_reasons import Wanted, first_line, hub_reason
 from log_files import written_whole
 from model_loading import Checkpoint, find_checkpoint, plan_beside, read_model
 from run_log import content_hash
@@ -204,8 +205,8 @@ def _read_tokenizer(name: str) -> Any:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         # As above.
-        reason = str(error).strip().partition("\n")[0]
-        reject("tokenizer", name, f"cannot be loaded ({type(error).__name__}: {reason})")
+        reason = hub_reason(error, Wanted("tokenizer"))
+        reject("tokenizer", name, reason or f"cannot be loaded ({first_line(error)})")
 
 
 def train_tokenizer(

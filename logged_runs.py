@@ -24,6 +24,8 @@ from bounded_files import (
 from older_logs import OlderLog, is_console, read_console, read_objects
 from run_log import RunRecord, check_kinds, check_metrics, read_samples, record_of, samples_path
 
+# The fingerprint of every model of the hub in logs of a time: a hash of no files.
+_NO_FILES = "files e3b0c44298fc1c14"
 # What a file of either tool can be wrong with, once it is no run that can be read.
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, IndexError)
 _UNFINISHED = {
@@ -116,13 +118,14 @@ class LoggedRun:
         """What two runs must share to be compared: all but the plan and the decoder."""
         record = self.record
         identity, timed = record.identity, record.metrics.get("timed") or {}
+        fingerprint = identity["model_fingerprint"]
         decoding = {
             name: value
             for name, value in identity["generation"].items()
             if name not in ("generation_strategy", "exit_layer", "num_speculations")
         }
         return decoding | {
-            "model": identity["model_fingerprint"],
+            "model": record.model["name"] if fingerprint == _NO_FILES else fingerprint,
             "model_args": identity.get("model_args", {}),
             "dataset": identity["dataset"],
             "num_samples": record.data["evaluation"]["examples"],

@@ -13,7 +13,6 @@ from cell import Cell
 from check_log import CheckLog, Result
 from command_line import InterruptedRunError
 from experiment import (
-    WARM_UP_STEPS,
     EncodedExample,
     check_alike,
     encode_examples,
@@ -111,7 +110,7 @@ class DecoderPair:
         def make(longest: int, prompt: list[int]) -> tuple[TextGenerator, TextGenerator]:
             both = self._plain_generator(flags, longest), self._generator(flags, longest)
             for one in both:
-                one.generate(prompt, max_steps=WARM_UP_STEPS)  # allocates the cache
+                one.warm_up(prompt)  # allocates the cache
             return both
 
         both = fitted_to_memory(self._cell, self._encoded, flags, make)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import errors as hub_errors
+from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from arguments import PLAN_FILE, ModelArguments
 from bounded_files import PART_BYTES, read_bounded, read_settings
@@ -20,6 +22,7 @@ from checkpoint_folders import SHIPPED
 from command_line import UsageError, reject, warn
 from compilation import compile_obstacle
 from embedded_model import EMBEDDED_MODEL, embedded_checkpoint
+from files.hub_reasons import Wanted, causes, first_line, hub_reason
 from models.generation_settings import unused_settings
 from offloading import input_device
 from runtime import Runtime
@@ -49,6 +52,7 @@ class Checkpoint:
     """A supported model with its tokenizer, in a folder or on the hub; its weights are unread.
 
     `fingerprint` changes with the checkpoint's files. `attention` is the kernel it will run with.
+    `commit` names the state of a repository on the hub that all its files are read of.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Checkpoint:
     tokenizer: Any
     fingerprint: str
     attention: str
+    commit: str | None = None
 
 
 @dataclass
@@ -95,13 +100,15 @@ def find_checkpoint(arguments: ModelArguments) -> Checkpoint:
         return _synthetic_checkpoint(name, extra, kernel)
     source = _source(name)
     where = {key: extra[key] for key in _LOCATION_ARGS if key in extra}
-    with _one_line_errors(name):
+    with _one_line_errors(name, revision=where.get("revision")):
+        commit = None if Path(source).is_dir() else _commit(name, where)
+        where |= _pinned(commit)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
         _check_supported(name, config)
-        fingerprint = _fingerprint(source, config)
+        fingerprint = f"commit {commit}" if commit else _fingerprint(Path(source))
     with _one_line_errors(name, "its tokenizer "):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
-    return Checkpoint(name, source, config, tokenizer, fingerprint, kernel)
+    return Checkpoint(name, source, config, tokenizer, fingerprint, kernel, commit)
 
 
 def load_model(
@@ -155,14 +162,19 @@ def read_model(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any]) 
 
 def _read_weights(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any]) -> nn.Module:
     own = {"dtype": runtime.dtype, "attn_implementation": checkpoint.attention}
-    model, report = AutoModelForCausalLM.from_pretrained(
-        checkpoint.source,
-        trust_remote_code=False,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # refused below, by name
-        output_loading_info=True,
-        **extra | own | _numbered_devices(extra),
-    )
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            checkpoint.source,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+            **extra | own | _numbered_devices(extra) | _pinned(checkpoint.commit),
+        )
+    except OSError:
+        if checkpoint.commit:
+            _check_safetensors(checkpoint, extra)
+        raise
     _check_complete(checkpoint.name, report, checkpoint.config.num_hidden_layers)
     if "device_map" not in extra:
         return model.to(runtime.device)
@@ -197,14 +209,14 @@ def _check_begins_on(device: torch.device, model: nn.Module, extra: dict[str, An
 
 
 @contextmanager
-def _one_line_errors(name: str, what: str = "") -> Iterator[None]:
+def _one_line_errors(name: str, what: str = "", revision: str | None = None) -> Iterator[None]:
     try:
         yield
     except UsageError:
         raise
     except Exception as error:
         # A checkpoint is foreign input, and transformers answers it with errors of every type.
-        raise UsageError(f"--model {name}: {_reason(error, what)}") from error
+        raise UsageError(f"--model {name}: {_reason(error, what, revision)}") from error
 
 
 def _source(name: str) -> str:
@@ -241,6 +253,16 @@ def _check_folder(name: str, folder: Path) -> None:
         )
 
 
+def _check_safetensors(checkpoint: Checkpoint, extra: dict[str, Any]) -> None:
+    """Refuses a repository of which the hub said that it has no weights to be read."""
+    where = {"cache_dir": extra.get("cache_dir"), "revision": checkpoint.commit}
+    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+    found = [try_to_load_from_cache(checkpoint.source, name, **where) for name in names]
+    if all(one is _CACHED_NO_EXIST for one in found):
+        allowed = "the repository holds no *.safetensors weights, the one format that is read"
+        reject("model", checkpoint.name, allowed)
+
+
 def _check_supported(name: str, config: Any) -> None:
     if config.model_type not in SUPPORTED_MODEL_TYPES:
         allowed = ", ".join(SUPPORTED_MODEL_TYPES)
@@ -268,46 +290,35 @@ def _check_complete(name: str, report: dict[str, Any], layers: int) -> None:
         )
 
 
-def _reason(error: BaseException, what: str) -> str:
+def _reason(error: BaseException, what: str, revision: str | None) -> str:
     """One line for whatever kept a model, or `what` is its, from loading."""
-    chain = list(_causes(error))
-    for kind, reason in _HUB_REASONS.items():
-        if any(isinstance(cause, kind) for cause in chain):
-            return reason
-    first_line = str(error).strip().partition("\n")[0]
-    return f"{what}cannot be loaded ({type(error).__name__}: {first_line})"
+    hint = f"; name a checkpoint folder, or {EMBEDDED_MODEL}"
+    reason = hub_reason(error, Wanted("model", revision=revision, otherwise=hint))
+    if reason is None and any(isinstance(cause, EntryNotFoundError) for cause in causes(error)):
+        reason = "lacks a file that a safetensors checkpoint has"
+    return reason or f"{what}cannot be loaded ({first_line(error)})"
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+def _commit(name: str, where: dict[str, Any]) -> str:
+    """The commit that the revision of a repository on the hub, or in its cache, names now."""
+    path = cached_file(name, "config.json", **where)
+    if path is None:
+        reject("model", name, "the repository holds no config.json")
+    return Path(path).parent.name
 
 
-# In this order: a gated repository is also one that was not found.
-_HUB_REASONS: dict[type[BaseException], str] = {
-    hub_errors.GatedRepoError: "is gated; accept its licence on the hub and set HF_TOKEN",
-    hub_errors.RepositoryNotFoundError: "is neither a folder here nor a model on the hub",
-    hub_errors.RevisionNotFoundError: "has no such revision on the hub",
-    hub_errors.HFValidationError: "is neither a folder here nor a valid name on the hub",
-    hub_errors.OfflineModeIsEnabled: "is not in the local cache, and offline mode is on",
-    hub_errors.LocalEntryNotFoundError: "the hub cannot be reached and the local cache lacks it; "
-    f"name a checkpoint folder, or {EMBEDDED_MODEL}",
-    hub_errors.EntryNotFoundError: "lacks a file that a safetensors checkpoint has",
-}
+def _pinned(commit: str | None) -> dict[str, str]:
+    """How transformers is told to read files of one commit, whatever is pushed meanwhile."""
+    return {"revision": commit} if commit else {}
 
 
-def _fingerprint(source: str, config: Any) -> str:
-    """Names a checkpoint's contents: the hub's commit, or a hash over the folder's files.
+def _fingerprint(folder: Path) -> str:
+    """Names the contents of a checkpoint's folder by a hash over its files.
 
     Weights enter by size, safetensors header and evenly spaced samples: hashing all bytes of a
     large model would take minutes at every start.
     """
-    commit = getattr(config, "_commit_hash", None)
-    if commit and not Path(source).is_dir():
-        return f"commit {commit}"
     digest = hashlib.sha256()
-    folder = Path(source)
     for path in sorted(path for kind in _FINGERPRINTED for path in folder.glob(kind)):
         digest.update(f"{path.name} {path.stat().st_size} ".encode())
         if path.suffix == ".safetensors":

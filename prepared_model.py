@@ -160,7 +160,7 @@ class PreparedModel:
         return fitting
 
     def generator(self, flags: GenerationArguments, prompt_tokens: int) -> TextGenerator:
-        """A decoder with room for such a prompt: the latest one where it will do."""
+        """A warm decoder with room for such a prompt: the latest one where it will do."""
         flags.check()
         needed = min(prompt_tokens + flags.max_steps, position_limit(self.loaded.model.config))
         known, latest = self._latest
@@ -171,6 +171,7 @@ class PreparedModel:
         # Prompts that grow, as those of a conversation do, need a new cache but a few times.
         room = max(_LEAST_ROOM, 1 << (prompt_tokens - 1).bit_length())
         made = make_generator(flags, self.loaded, self.plan, words, room)
+        made.warm_up()
         self._latest = dataclasses.replace(flags), made
         return made
 

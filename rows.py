@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bounded_files import read_settings
-from prompts.row_formats import FORMATS, Row, RowsError, first_line, read_rows
+from prompts.row_formats import FORMATS, Row, RowsError, read_rows
 
 
 def field_names(values: dict[str, Any]) -> str:
@@ -101,15 +101,42 @@ class HubSource:
     def rows(self, split: str) -> Sequence[Row] | None:
         """The split's rows, read one by one from the local cache, where they are downloaded to."""
         from datasets import load_dataset
+        from datasets.utils.logging import disable_propagation
 
+        disable_propagation()  # to a root logger, which would say every warning again
         try:
             found = load_dataset(self.repository, self.configuration, revision=self.revision)
-        except ConnectionError as error:
-            raise RowsError("the hub cannot be reached, and the local cache lacks it") from error
         except Exception as error:
             # What a hub answers is foreign input, and comes back as errors of every type.
-            raise RowsError(f"cannot be loaded ({first_line(error)})") from error
+            raise RowsError(self._reason(error)) from error
         return _HubRows(found[split]) if split in found else None
+
+    def _reason(self, error: Exception) -> str:
+        """One line for whatever kept the rows from loading."""
+        from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+        from files.hub_reasons import Wanted, first_line, hub_reason
+
+        wanted = Wanted("data set", self.repository, self.revision)
+        reason = hub_reason(error, wanted)
+        if reason is None and isinstance(error, DatasetNotFoundError):
+            reason = hub_reason(self._refusal() or error, wanted)
+        if isinstance(error, DatasetGenerationError):
+            error = error.__cause__ or error  # which says what was wrong
+        return reason or f"{self} cannot be loaded ({first_line(error)})"
+
+    def _refusal(self) -> Exception | None:
+        """How the hub refuses the first file that `datasets` asks for, which drops that error."""
+        from huggingface_hub import hf_hub_download
+
+        try:
+            hf_hub_download(
+                self.repository, "README.md", repo_type="dataset", revision=self.revision
+            )
+        except Exception as error:
+            # As above.
+            return error
+        return None
 
 
 class _HubRows(Sequence):

@@ -146,8 +146,8 @@ def self_speculation(bench: Bench) -> list[dict[str, Any]]:
     for exit_layer, sampling in [*cells, (arguments.exit_layer, sampled)]:
         plain = bench.generator(model, "autoregressive", sampling=sampling)
         spoken = bench.generator(model, "self_speculative", exit_layer, sampling)
-        plain.generate(bench.prompts[0], max_steps=4)
-        spoken.generate(bench.prompts[0], max_steps=4)
+        plain.warm_up(bench.prompts[0])
+        spoken.warm_up(bench.prompts[0])
         pairs = [(plain.generate(ids), spoken.generate(ids)) for ids in bench.prompts]
         cell = {"exit_layer": exit_layer, "sample": sampling.sample}
         rows.append(cell | _speculation_row(pairs))

@@ -29,7 +29,7 @@ from prompt_encoding import encode
 from run_log import current_commit
 from runtime import start
 from self_speculation.generator_base import GenerationConfig
-from self_speculation.text_generator import TextGenerator
+from self_speculation.text_generator import WARM_UP_STEPS, TextGenerator
 from timing import now
 
 SYSTEMS = (OURS, "transformers", "economize")
@@ -113,7 +113,7 @@ def prepare(sides: list[Side], setting: Setting) -> dict[Side, Engine]:
     for side in sides:
         try:
             engine = build(side, setting)
-            engine.decode(setting.prompts[0], 8)
+            engine.decode(setting.prompts[0], WARM_UP_STEPS)
         except Exception as error:
             # Peers fail in their own ways, and what one of them cannot do the others still can.
             _leave_out(side, error)

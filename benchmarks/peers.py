@@ -47,12 +47,11 @@ from run_log import current_commit
 from runtime import Runtime, start_compiled
 from self_speculation.equality import first_difference, verdict
 from self_speculation.llama_model_utils import position_limit
+from self_speculation.text_generator import WARM_UP_STEPS
 from timing import now
 
 SEED = 42
 PACKAGES = ("economize", "flashspec")
-# Enough to touch every step of a side that compiles nothing.
-WARM_UP_STEPS = 8
 _BUFFER_LIMIT = 4 * 2**30
 
 

@@ -12,6 +12,10 @@ from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import seeded_generator
 from timing import StepTime, Stopwatch
 
+# Enough to take every kind of step.
+WARM_UP_STEPS = 8
+_WARM_UP_PROMPT = 32
+
 
 class TextGenerator:
     """Decodes prompts of up to `capacity` tokens, output included, with one strategy.
@@ -34,6 +38,7 @@ class TextGenerator:
             self.engine = CompiledLlama(model, capacity, config.kept_exit_layer, drafted)
         else:
             self.engine = CachedLlama(model, capacity)
+        self._tokenizer = tokenizer
         ends = end_token_ids(model, tokenizer) | set(config.stop_token_ids)
         # Special tokens leave no trace in the text: as stop words they are stop tokens.
         added = tokenizer.added_tokens_decoder.items()
@@ -54,6 +59,20 @@ class TextGenerator:
         """Generates one output; the same seed and example id draw the same tokens."""
         generator = seeded_generator(self.engine.device, seed, example_id, "generate")
         return self.strategy.generate(prompt_ids, generator, max_steps, streamer)
+
+    def warm_up(self, prompt_ids: list[int] | None = None) -> Generation:
+        """Decodes a few tokens, which nothing ends, so that the next output is timed warm.
+
+        Allocates the cache. Later outputs are those of a decoder that was never warmed up. Without
+        a prompt, a short one is made up.
+        """
+        prompt_ids = prompt_ids or [0] * min(_WARM_UP_PROMPT, (self.engine.capacity + 1) // 2)
+        ordinary = self.strategy.stop_rule
+        self.strategy.stop_rule = StopRule(self._tokenizer, set(), ())
+        try:
+            return self.generate(prompt_ids, max_steps=WARM_UP_STEPS)
+        finally:
+            self.strategy.stop_rule = ordinary
 
     def time_full_step(self, token_id: int, repeats: int = 2) -> StepTime:
         """Times full-depth steps at the end of the sequence just generated, and ends it.

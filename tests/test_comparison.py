@@ -1,9 +1,11 @@
 """Only runs that differ in the thing compared are compared, and what is missing is told."""
 
 import dataclasses
+import hashlib
 import re
 
 import pytest
+from conftest import rewritten
 from made_up import AUTOREGRESSIVE, SPECULATIVE, read
 
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, random_plan
@@ -104,6 +106,19 @@ def test_runs_under_other_conditions_are_no_baseline_and_the_condition_is_named(
     pruned = next(one for one in compare(read(tmp_path)) if one.run.method == "angular")
     assert pruned.baselines == {}
     assert pruned.missing == {SAME_DECODER: f"the nearest differs in {told}"}
+
+
+def test_hub_models_that_once_had_one_fingerprint_are_no_baselines_of_each_other(tmp_path):
+    once = {"identity": {"model_fingerprint": "files " + hashlib.sha256().hexdigest()[:16]}}
+    MadeUpRun(**AUTOREGRESSIVE, **once).write(tmp_path)
+    MadeUpRun(plan=angular_plan(2), **AUTOREGRESSIVE, **once).write(tmp_path)
+    pruned = next(one for one in compare(read(tmp_path)) if one.run.method == "angular")
+    assert pruned.missing == {}
+    with rewritten(pruned.run.path) as log:
+        log["model"]["name"] = "someone/other"
+    pruned = next(one for one in compare(read(tmp_path)) if one.run.method == "angular")
+    told = "the nearest differs in model (made-up-7B, not someone/other)"
+    assert pruned.missing == {SAME_DECODER: told}
 
 
 def test_other_prompts_are_named_by_their_fingerprints(tmp_path):

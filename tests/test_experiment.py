@@ -14,7 +14,7 @@ import experiment
 from dataset_table import DATASETS
 from pruned_model import angular_distances
 from runtime import Runtime
-from self_speculation.text_generator import TextGenerator
+from self_speculation.text_generator import WARM_UP_STEPS, TextGenerator
 
 
 def outputs(samples):
@@ -157,7 +157,7 @@ def test_the_device_is_warm_before_the_first_example(run, monkeypatch):
     monkeypatch.setattr(TextGenerator, "generate", watched)
     monkeypatch.setattr(TextGenerator, "time_full_step", watched_step)
     _, record, _ = run(*GREEDY, *SPECULATIVE, "--exit_layer", "3")
-    assert calls[0] == (experiment.WARM_UP_STEPS, ())
+    assert calls[0] == (WARM_UP_STEPS, ())
     assert full_steps == len(calls) == 1 + record.metrics["counts"]["prompts"]
 
 

@@ -12,6 +12,8 @@ HOUSE = (".", "files", "models", "prompts", "self_speculation")
 # Each module may import those before it, and none after it.
 ORDER = [
     "timing",
+    "files",
+    "files.hub_reasons",
     "bounded_files",
     "command_line",
     "log_files",

@@ -166,10 +166,10 @@ def _http(kind):
 HUB_FAILURES = {
     "gated": (lambda: _http(errors.GatedRepoError), "is gated; accept its licence"),
     "missing": (lambda: _http(errors.RepositoryNotFoundError), "is neither a folder here nor a"),
-    "no revision": (lambda: _http(errors.RevisionNotFoundError), "has no such revision"),
+    "no revision": (lambda: _http(errors.RevisionNotFoundError), "has no revision main"),
     "unreachable": (
         lambda: errors.LocalEntryNotFoundError("no connection"),
-        "the hub cannot be reached and the local cache lacks it; name a checkpoint folder",
+        "the hub cannot be reached, and the local cache lacks it; name a checkpoint folder",
     ),
     "offline": (lambda: errors.OfflineModeIsEnabled("off"), "is not in the local cache"),
     "bad name": (lambda: errors.HFValidationError("bad"), "is neither a folder here nor a valid"),
@@ -183,7 +183,7 @@ def test_hub_failures_are_told_apart(kind, monkeypatch):
     def fail(*_, **__):
         raise OSError("We could not\nload it") from make()
 
-    monkeypatch.setattr(model_loading.AutoConfig, "from_pretrained", fail)
+    monkeypatch.setattr(model_loading, "cached_file", fail)
     assert refusal("somebody/model").startswith(expected)
 
 

@@ -8,7 +8,8 @@ import pytest
 import prepared_model
 from arguments import GenerationArguments, ModelArguments, PromptArguments, PruneArguments
 from command_line import UsageError
-from prepared_model import load_pruned
+from prepared_model import load_pruned, make_generator
+from self_speculation.text_generator import WARM_UP_STEPS
 
 README = Path(__file__).parent.parent / "README.md"
 GREEDY = GenerationArguments(max_steps=12, sample=False)
@@ -48,6 +49,31 @@ def test_decoders_are_kept_while_they_will_do(load, monkeypatch):
     assert pruned.generator(changed, 4) is not longer
     ids = pruned.encode("ab", GREEDY.max_steps)
     assert pruned.generate("ab", GREEDY).output_ids == first.generate(ids).output_ids
+
+
+@pytest.mark.parametrize("strategy", ["autoregressive", "self_speculative"])
+def test_a_warm_up_changes_no_token(load, strategy):
+    flags = GenerationArguments(strategy, max_steps=12, exit_layer=3, num_speculations=2)
+    warm = load(generation=flags)
+    made = warm.generate("ab", flags, "1")
+    ids = warm.encode("ab", 12)
+    cold = make_generator(flags, warm.loaded, warm.plan, (), len(ids)).generate(
+        ids, flags.seed, "1"
+    )
+    assert (made.output_ids, made.rounds) == (cold.output_ids, cold.rounds)
+
+
+def test_a_model_that_ends_at_once_is_warmed_up_all_the_same(load):
+    """The steps that follow a prompt would be cold when an output first has some."""
+    flags = GenerationArguments("self_speculative", exit_layer=3, num_speculations=2, sample=False)
+    pruned = load(generation=flags)
+    first = pruned.generate("ab", flags).output_ids[0]
+    flags.stop_token_ids = [first]
+    decoder = pruned.generator(flags, 2)
+    ids = pruned.encode("ab", flags.max_steps)
+    assert decoder.generate(ids).output_ids == [first]
+    assert len(decoder.warm_up(ids).output_ids) == WARM_UP_STEPS
+    assert decoder.generate(ids).output_ids == [first]
 
 
 def test_flags_changed_after_use_are_not_taken_for_the_old_ones(load):

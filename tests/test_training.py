@@ -337,7 +337,7 @@ def test_a_log_goes_on_behind_a_line_that_was_broken_off(tmp_path):
         (["--learning_rate", "0"], "--learning_rate 0.0: must be above 0"),
         (["--max_layer_dropout", "1"], "--max_layer_dropout 1.0: must be in [0, 1)"),
         (["--lora_rank", "2"], "--lora_rank 2: only with --model"),
-        (["--tokenizer", "nowhere"], "--tokenizer nowhere: cannot be loaded"),
+        (["--tokenizer", "nowhere"], "--tokenizer nowhere: the hub cannot be reached"),
         (["--config", "nowhere"], "--config nowhere: is no configuration"),
         (["--max_length", "65"], "--max_length 65: exceeds the model's 64 positions"),
         (["--max_length", "64", "--batch_tokens", "63"], "must not exceed --batch_tokens"),

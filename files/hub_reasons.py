@@ -1,0 +1,87 @@
+"""Why the hub did not hand over what was asked for, in one line."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from huggingface_hub import errors
+from huggingface_hub.utils import httpx
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for: a repository of this kind.
+
+    `name` is said where the flag's value does not say it. `otherwise` says what helps where the hub
+    is out of reach.
+    """
+
+    kind: str
+    name: str = ""
+    revision: str | None = None
+    otherwise: str = ""
+
+
+def hub_reason(error: BaseException, wanted: Wanted) -> str | None:
+    """Says what kept the repository's files away; None for an error that the hub has no part in.
+
+    Its client's errors are looked for among the causes, as other libraries raise theirs from them.
+    """
+    chain = list(causes(error))
+    for kind, reason in _REASONS.items():
+        found = next((cause for cause in chain if _is(cause, kind)), None)
+        if found is not None:
+            return _said(reason, found, wanted)
+    return None
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and whatever it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def first_line(error: BaseException) -> str:
+    """An error's type, and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _is(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether it is of the kind; an HTTP status, only where the client knows no narrower one."""
+    return type(error) is kind if kind is errors.HfHubHTTPError else isinstance(error, kind)
+
+
+def _said(reason: str, error: BaseException, wanted: Wanted) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    advice = "check HF_TOKEN" if status in _REFUSED else "try again later"
+    said = reason.format(
+        name=f"{wanted.name} ".lstrip(),
+        kind=wanted.kind,
+        revision=wanted.revision or "main",
+        error=first_line(error),
+        status=f"{status}",
+        advice=advice,
+    )
+    return said if reason.startswith("{name}") else said + wanted.otherwise
+
+
+_REFUSED = (401, 403)
+
+
+# In this order: a gated repository is also one that was not found, and what the cache lacks, which
+# is looked at last, was asked of the hub before.
+_REASONS: dict[type[BaseException], str] = {
+    errors.GatedRepoError: "{name}is gated; accept its licence on the hub and set HF_TOKEN",
+    errors.RepositoryNotFoundError: "{name}is neither a folder here nor a {kind} on the hub",
+    errors.RevisionNotFoundError: "{name}has no revision {revision} on the hub",
+    errors.DisabledRepoError: "{name}is disabled on the hub",
+    errors.HFValidationError: "{name}is neither a folder here nor a valid name on the hub",
+    errors.OfflineModeIsEnabled: "{name}is not in the local cache, and offline mode is on",
+    errors.HfHubHTTPError: "the hub answers with HTTP status {status}, and the local cache "
+    "lacks it; {advice}",
+    errors.FileMetadataError: "what HF_ENDPOINT names is no hub, and the local cache lacks it",
+    errors.LocalEntryNotFoundError: "the hub cannot be reached, and the local cache lacks it",
+    httpx.ConnectError: "the hub cannot be reached, and the local cache lacks it",
+    ConnectionError: "the hub cannot be reached, and the local cache lacks it",
+    httpx.TransportError: "the download broke off ({error}); start again",
+}

@@ -1,0 +1,58 @@
+"""How data sets lie on the hub: the layouts of those that scripts know by name, made small."""
+
+import io
+
+import pyarrow
+from pyarrow import parquet
+
+ARTICLES = [{"article": f"storm {n} at sea", "highlights": f"storm {n}"} for n in range(9)]
+BODIES = [{"document": f"flood {n} in town", "summary": f"flood {n}"} for n in range(9)]
+UTTERANCES = [
+    {"utterance": f"wake me at {n}", "semantic_parse": f"[IN:WAKE {n} ]"} for n in "123456"
+]
+
+
+def rows_file(rows):
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    return file.getvalue()
+
+
+def articles(**changes):
+    """CNN/DailyMail's layout: folders of configurations, which the card names; shards."""
+    named = "".join(
+        f"- config_name: {name}\n  data_files:\n"
+        f"  - split: train\n    path: {name}/train-*\n  - split: test\n    path: {name}/test-*\n"
+        for name in ("1.0.0", "3.0.0")
+    )
+    files = {"README.md": f"---\nconfigs:\n{named}---\n".encode()}
+    for name, rows in (("1.0.0", ARTICLES[:1] * 9), ("3.0.0", ARTICLES)):
+        files[f"{name}/test-00000-of-00001.parquet"] = rows_file(rows[:4])
+        files[f"{name}/train-00000-of-00002.parquet"] = rows_file(rows[4:6])
+        files[f"{name}/train-00001-of-00002.parquet"] = rows_file(rows[6:])
+    return files | changes
+
+
+def utterances():
+    """TOPv2's layout: shards with a hash in a folder, of which the card says nothing."""
+    shards = {"train": UTTERANCES[:3], "eval": UTTERANCES[3:4], "test": UTTERANCES[4:]}
+    named = {
+        f"data/{name}-00000-of-00001-0123456789abcdef.parquet": shards[name] for name in shards
+    }
+    return {"README.md": b"# TOPv2\n"} | {path: rows_file(rows) for path, rows in named.items()}
+
+
+def converted():
+    """XSum's layout: a loading script, and Parquet in a revision that the hub made of it."""
+    main = {"README.md": b"# XSum\n", "xsum.py": b"raise SystemExit\n"}
+    parts = {"train": BODIES[:5], "validation": BODIES[5:6], "test": BODIES[6:]}
+    files = {f"default/{name}/0000.parquet": rows_file(parts[name]) for name in parts}
+    return {"main": main, "refs/convert/parquet": files}
+
+
+DATA_SETS = {
+    "cnn_dm_summarization": ("abisee/cnn_dailymail", lambda: {"main": articles()}, ARTICLES),
+    "cnn_dm_lm": ("abisee/cnn_dailymail", lambda: {"main": articles()}, ARTICLES),
+    "xsum_summarization": ("EdinburghNLP/xsum", converted, BODIES),
+    "top_v2": ("WillHeld/top_v2", lambda: {"main": utterances()}, UTTERANCES),
+}
