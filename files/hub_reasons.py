@@ -1,10 +1,14 @@
 """Why the hub did not hand over what was asked for, in one line."""
 
+import itertools
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from huggingface_hub import errors
 from huggingface_hub.utils import httpx
+
+_LONGEST_REASON = 400  # characters, of a reason that takes several lines
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,21 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def first_line(error: BaseException) -> str:
-    """An error's type, and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+def error_line(error: BaseException) -> str:
+    """An error's type, and what it says first.
+
+    Where that only announces the reason, as in "Validation error for field 'x':", the rest of the
+    paragraph follows.
+    """
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = list(itertools.dropwhile(lambda line: not any(map(str.isalnum, line)), lines))
+    paragraph = list(itertools.takewhile(bool, said))
+    if not paragraph:
+        return f"{type(error).__name__}: no reason given"
+    text = paragraph[0]
+    if text.endswith(":") and len(paragraph) > 1:
+        text = textwrap.shorten(" ".join(paragraph), _LONGEST_REASON, placeholder=" …")
+    return f"{type(error).__name__}: {text}"
 
 
 def _is(error: BaseException, kind: type[BaseException]) -> bool:
@@ -58,7 +74,7 @@ def _said(reason: str, error: BaseException, wanted: Wanted) -> str:
         name=f"{wanted.name} ".lstrip(),
         kind=wanted.kind,
         revision=wanted.revision or "main",
-        error=first_line(error),
+        error=error_line(error),
         status=f"{status}",
         advice=advice,
     )
