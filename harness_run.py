@@ -14,13 +14,13 @@ from lm_eval.utils import handle_non_serializable, make_table
 
 from cell import decoding_identity, engine_identity, plan_identity, selection_facts
 from command_line import FailedError, InterruptedRunError, UsageError, warn
+from files.error_lines import error_line
 from harness_arguments import EvaluationArguments
 from harness_model import HarnessModel, summarize_requests
 from harness_requests import decoding_of
 from harness_tasks import (
     check_runnable,
     check_shots,
-    error_line,
     find_tasks,
     load_tasks,
     single_tasks,

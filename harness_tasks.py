@@ -11,6 +11,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from command_line import UsageError, reject, warn
+from files.error_lines import error_line
 from files.hub_reasons import causes
 from run_log import content_hash
 
@@ -110,13 +111,6 @@ def _damaged(folder: str) -> str | None:
         except Exception as error:  # whatever it is, the harness passes over it
             return f"no such task; {path} cannot be read ({error_line(error)})"
     return None
-
-
-def error_line(error: Exception) -> str:
-    """An error's type, and the first line of its message that says anything."""
-    lines = (line.strip() for line in str(error).splitlines())
-    first = next((line for line in lines if any(map(str.isalnum, line))), "no reason given")
-    return f"{type(error).__name__}: {first}"
 
 
 def _reason(error: Exception) -> str:

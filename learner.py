@@ -16,9 +16,12 @@ from arguments import ModelArguments
 from bounded_files import read_settings
 from command_line import UsageError, reject
 from early_exits import EarlyExits, Teacher
-from files.hub_reasons import Wanted, first_line, hub_reason
+from files.error_lines import error_line
+from files.hub_reasons import Wanted, hub_reason
 from log_files import written_whole
 from model_loading import Checkpoint, find_checkpoint, plan_beside, read_model
+from models.configurations import unread_setting
+from models.loading_errors import tokenizer_reason
 from run_log import content_hash
 from runtime import Runtime
 from self_speculation.llama_model_utils import MOST_LAYERS, SUPPORTED_MODEL_TYPES
@@ -176,7 +179,7 @@ def _from_scratch(
         )
     except Exception as error:
         # A configuration is foreign input, and transformers answers it with errors of every type.
-        reject("config", arguments.config, f"makes no model ({type(error).__name__}: {error})")
+        reject("config", arguments.config, f"makes no model ({error_line(error)})")
     return model, tokenizer
 
 
@@ -194,10 +197,14 @@ def _read_config(name: str) -> Any:
         allowed = ", ".join(SUPPORTED_MODEL_TYPES)
         reject("config", name, f"its model_type {kind} must be one of {allowed}")
     try:
-        return AutoConfig.for_model(**values)
+        config = AutoConfig.for_model(**values)
     except Exception as error:
         # As above.
-        reject("config", name, f"makes no model ({type(error).__name__}: {error})")
+        reject("config", name, f"makes no model ({error_line(error)})")
+    unread = unread_setting(config)
+    if unread:
+        reject("config", name, f"says {unread}")
+    return config
 
 
 def _read_tokenizer(name: str) -> Any:
@@ -205,8 +212,8 @@ def _read_tokenizer(name: str) -> Any:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         # As above.
-        reason = hub_reason(error, Wanted("tokenizer"))
-        reject("tokenizer", name, reason or f"cannot be loaded ({first_line(error)})")
+        reason = hub_reason(error, Wanted("tokenizer")) or tokenizer_reason(error)
+        reject("tokenizer", name, reason or f"cannot be loaded ({error_line(error)})")
 
 
 def train_tokenizer(

@@ -1,49 +1,37 @@
 """A model and its tokenizer: found, checked, fingerprinted and loaded."""
 
-import hashlib
-import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from arguments import PLAN_FILE, ModelArguments
-from bounded_files import PART_BYTES, read_bounded, read_settings
-from checkpoint_folders import SHIPPED
-from command_line import UsageError, reject, warn
+from bounded_files import read_settings
+from command_line import reject, warn
 from compilation import compile_obstacle
-from embedded_model import EMBEDDED_MODEL, embedded_checkpoint
-from files.hub_reasons import Wanted, causes, first_line, hub_reason
+from models.checkpoint_files import (
+    adapter_aside,
+    check_safetensors,
+    find_commit,
+    find_source,
+    fingerprint,
+    pinned,
+    without_adapter,
+)
+from models.configurations import check_supported, own_code
 from models.generation_settings import unused_settings
+from models.loaded_weights import check_complete, some, unused_heads
+from models.loading_errors import one_line_errors, one_line_tokenizer_errors
 from offloading import input_device
 from runtime import Runtime
-from self_speculation.llama_model_utils import (
-    DEFAULT_ATTENTION,
-    MOST_LAYERS,
-    SUPPORTED_ATTENTION,
-    SUPPORTED_MODEL_TYPES,
-)
+from self_speculation.llama_model_utils import DEFAULT_ATTENTION, SUPPORTED_ATTENTION
 from synthetic_model import find_synthetic, is_synthetic, make_model, make_tokenizer
 from weight_layout import favour_single_rows
 
-# Weights, configuration, tokenizers of every kind and their chat templates.
-_FINGERPRINTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-_SAMPLED_BYTES = 1 << 16
-_MOST_HEADER_BYTES = 100_000_000  # what safetensors itself allows
-# What a configuration has at least one of, where it says so.
-_SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"),
-    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-)
 _LOCATION_ARGS = ("cache_dir", "local_files_only", "revision")
 
 
@@ -53,6 +41,7 @@ class Checkpoint:
 
     `fingerprint` changes with the checkpoint's files. `attention` is the kernel it will run with.
     `commit` names the state of a repository on the hub that all its files are read of.
+    `remarks` are what is said when its weights are read.
     """
 
     name: str
@@ -62,6 +51,7 @@ class Checkpoint:
     fingerprint: str
     attention: str
     commit: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -98,17 +88,19 @@ def find_checkpoint(arguments: ModelArguments) -> Checkpoint:
     _check_devices(extra)
     if is_synthetic(name):
         return _synthetic_checkpoint(name, extra, kernel)
-    source = _source(name)
+    source = find_source(name)
     where = {key: extra[key] for key in _LOCATION_ARGS if key in extra}
-    with _one_line_errors(name, revision=where.get("revision")):
-        commit = None if Path(source).is_dir() else _commit(name, where)
-        where |= _pinned(commit)
+    with one_line_errors(name, revision=where.get("revision")):
+        commit = None if Path(source).is_dir() else find_commit(name, where)
+        where |= pinned(commit)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
-        _check_supported(name, config)
-        fingerprint = f"commit {commit}" if commit else _fingerprint(Path(source))
-    with _one_line_errors(name, "its tokenizer "):
+        check_supported(name, config)
+        found = f"commit {commit}" if commit else fingerprint(Path(source))
+        remarks = (own_code(config), adapter_aside(source, where))
+    with one_line_tokenizer_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **where)
-    return Checkpoint(name, source, config, tokenizer, fingerprint, kernel, commit)
+    remarks = tuple(filter(None, remarks))
+    return Checkpoint(name, source, config, tokenizer, found, kernel, commit, remarks)
 
 
 def load_model(
@@ -153,15 +145,19 @@ def read_model(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any]) 
 
     Raises `UsageError` for a checkpoint that is incomplete.
     """
-    with _one_line_errors(checkpoint.name):
+    with one_line_errors(checkpoint.name):
         if is_synthetic(checkpoint.name):
             synthetic = find_synthetic(checkpoint.name, extra)
             return make_model(synthetic, runtime.device, runtime.dtype, checkpoint.attention)
+        for remark in checkpoint.remarks:
+            warn(f"{checkpoint.name}: {remark}")
         return _read_weights(checkpoint, runtime, extra)
 
 
 def _read_weights(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any]) -> nn.Module:
     own = {"dtype": runtime.dtype, "attn_implementation": checkpoint.attention}
+    pin = pinned(checkpoint.commit)
+    where = {key: extra[key] for key in _LOCATION_ARGS if key in extra} | pin
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             checkpoint.source,
@@ -169,13 +165,16 @@ def _read_weights(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
-            **extra | own | _numbered_devices(extra) | _pinned(checkpoint.commit),
+            **extra | own | _numbered_devices(extra) | pin | without_adapter(where),
         )
     except OSError:
         if checkpoint.commit:
-            _check_safetensors(checkpoint, extra)
+            check_safetensors(checkpoint.name, checkpoint.commit, extra.get("cache_dir"))
         raise
-    _check_complete(checkpoint.name, report, checkpoint.config.num_hidden_layers)
+    check_complete(checkpoint.name, model, report)
+    heads = unused_heads(report)
+    if heads:
+        warn(f"{checkpoint.name}: {len(heads)} weights of other heads are not used ({some(heads)})")
     if "device_map" not in extra:
         return model.to(runtime.device)
     _check_begins_on(runtime.device, model, extra)
@@ -206,145 +205,6 @@ def _check_begins_on(device: torch.device, model: nn.Module, extra: dict[str, An
     if begins != device.type:
         placed = f"device_map={extra['device_map']}"
         reject("model_args", placed, f"the model begins on {begins}; it needs --device {begins}")
-
-
-@contextmanager
-def _one_line_errors(name: str, what: str = "", revision: str | None = None) -> Iterator[None]:
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:
-        # A checkpoint is foreign input, and transformers answers it with errors of every type.
-        raise UsageError(f"--model {name}: {_reason(error, what, revision)}") from error
-
-
-def _source(name: str) -> str:
-    """The folder, or the name on the hub, that `--model` means."""
-    if name == EMBEDDED_MODEL:
-        return str(embedded_checkpoint())
-    if name in SHIPPED:
-        return str(SHIPPED[name])
-    try:
-        folder = Path(name).expanduser()
-        if folder.is_dir():
-            _check_folder(name, folder)
-            return str(folder)
-        if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-            reject("model", name, "is no checkpoint folder")
-    except (OSError, RuntimeError) as error:
-        reject("model", name, f"is no possible folder ({error})")
-    return name
-
-
-def _check_folder(name: str, folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        reject("model", name, "the folder holds no config.json")
-    try:
-        values = read_settings(folder / "config.json")
-    except (OSError, ValueError) as error:
-        reject("model", name, f"its config.json cannot be read ({error})")
-    for key in _SIZES:
-        if isinstance(values.get(key), int) and values[key] < 1:
-            reject("model", name, f"its config.json says {key} {values[key]}")
-    if not any(folder.glob("*.safetensors")):
-        reject(
-            "model", name, "the folder holds no *.safetensors weights, the one format that is read"
-        )
-
-
-def _check_safetensors(checkpoint: Checkpoint, extra: dict[str, Any]) -> None:
-    """Refuses a repository of which the hub said that it has no weights to be read."""
-    where = {"cache_dir": extra.get("cache_dir"), "revision": checkpoint.commit}
-    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
-    found = [try_to_load_from_cache(checkpoint.source, name, **where) for name in names]
-    if all(one is _CACHED_NO_EXIST for one in found):
-        allowed = "the repository holds no *.safetensors weights, the one format that is read"
-        reject("model", checkpoint.name, allowed)
-
-
-def _check_supported(name: str, config: Any) -> None:
-    if config.model_type not in SUPPORTED_MODEL_TYPES:
-        allowed = ", ".join(SUPPORTED_MODEL_TYPES)
-        reject("model", name, f"is of type {config.model_type}; supported are {allowed}")
-    for key, most in (("num_hidden_layers", MOST_LAYERS), ("max_position_embeddings", math.inf)):
-        if not 1 <= getattr(config, key) <= most:
-            reject("model", name, f"its config.json says {key} {getattr(config, key)}")
-
-
-def _check_complete(name: str, report: dict[str, Any], layers: int) -> None:
-    """Refuses weights that would be made up, and layers that would be left out."""
-    for key, found, expected in sorted(report["mismatched_keys"]):
-        shapes = f"of shape {list(found)}, where its config.json says {list(expected)}"
-        reject("model", name, f"its {key} is {shapes}")
-    missing = sorted(report["missing_keys"])
-    if missing:
-        reject("model", name, f"the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
-    found = (re.search(r"\blayers\.(\d+)\.", key) for key in report["unexpected_keys"])
-    beyond = [int(match[1]) for match in found if match and int(match[1]) >= layers]
-    if beyond:
-        reject(
-            "model",
-            name,
-            f"the checkpoint holds {max(beyond) + 1} layers, its config.json says {layers}",
-        )
-
-
-def _reason(error: BaseException, what: str, revision: str | None) -> str:
-    """One line for whatever kept a model, or `what` is its, from loading."""
-    hint = f"; name a checkpoint folder, or {EMBEDDED_MODEL}"
-    reason = hub_reason(error, Wanted("model", revision=revision, otherwise=hint))
-    if reason is None and any(isinstance(cause, EntryNotFoundError) for cause in causes(error)):
-        reason = "lacks a file that a safetensors checkpoint has"
-    return reason or f"{what}cannot be loaded ({first_line(error)})"
-
-
-def _commit(name: str, where: dict[str, Any]) -> str:
-    """The commit that the revision of a repository on the hub, or in its cache, names now."""
-    path = cached_file(name, "config.json", **where)
-    if path is None:
-        reject("model", name, "the repository holds no config.json")
-    return Path(path).parent.name
-
-
-def _pinned(commit: str | None) -> dict[str, str]:
-    """How transformers is told to read files of one commit, whatever is pushed meanwhile."""
-    return {"revision": commit} if commit else {}
-
-
-def _fingerprint(folder: Path) -> str:
-    """Names the contents of a checkpoint's folder by a hash over its files.
-
-    Weights enter by size, safetensors header and evenly spaced samples: hashing all bytes of a
-    large model would take minutes at every start.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(path for kind in _FINGERPRINTED for path in folder.glob(kind)):
-        digest.update(f"{path.name} {path.stat().st_size} ".encode())
-        if path.suffix == ".safetensors":
-            _update_with_samples(digest, path)
-        else:
-            digest.update(_side_file(path))
-    return f"files {digest.hexdigest()[:16]}"
-
-
-def _update_with_samples(digest: Any, path: Path) -> None:
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-        if header_bytes > _MOST_HEADER_BYTES:
-            raise ValueError(f"{path.name} is no safetensors file")
-        digest.update(file.read(header_bytes))
-        stride = max(_SAMPLED_BYTES, path.stat().st_size // 64)
-        for offset in range(8 + header_bytes, path.stat().st_size, stride):
-            file.seek(offset)
-            digest.update(file.read(_SAMPLED_BYTES))
-
-
-def _side_file(path: Path) -> bytes:
-    try:
-        return read_bounded(path, PART_BYTES)
-    except ValueError as error:
-        raise ValueError(f"{path.name} {error}") from error
 
 
 def plan_beside(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -115,7 +115,8 @@ class HubSource:
         """One line for whatever kept the rows from loading."""
         from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-        from files.hub_reasons import Wanted, first_line, hub_reason
+        from files.error_lines import error_line
+        from files.hub_reasons import Wanted, hub_reason
 
         wanted = Wanted("data set", self.repository, self.revision)
         reason = hub_reason(error, wanted)
@@ -123,7 +124,7 @@ class HubSource:
             reason = hub_reason(self._refusal() or error, wanted)
         if isinstance(error, DatasetGenerationError):
             error = error.__cause__ or error  # which says what was wrong
-        return reason or f"{self} cannot be loaded ({first_line(error)})"
+        return reason or f"{self} cannot be loaded ({error_line(error)})"
 
     def _refusal(self) -> Exception | None:
         """How the hub refuses the first file that `datasets` asks for, which drops that error."""

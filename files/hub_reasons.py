@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from huggingface_hub import errors
 from huggingface_hub.utils import httpx
 
+from files.error_lines import error_line
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -41,11 +43,6 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def first_line(error: BaseException) -> str:
-    """An error's type, and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-
-
 def _is(error: BaseException, kind: type[BaseException]) -> bool:
     """Whether it is of the kind; an HTTP status, only where the client knows no narrower one."""
     return type(error) is kind if kind is errors.HfHubHTTPError else isinstance(error, kind)
@@ -58,7 +55,7 @@ def _said(reason: str, error: BaseException, wanted: Wanted) -> str:
         name=f"{wanted.name} ".lstrip(),
         kind=wanted.kind,
         revision=wanted.revision or "main",
-        error=first_line(error),
+        error=error_line(error),
         status=f"{status}",
         advice=advice,
     )

@@ -26,6 +26,7 @@ from bounded_files import (
     text_of,
     unique,
 )
+from files.error_lines import error_line
 
 
 class RowsError(ValueError):
@@ -57,11 +58,6 @@ def read_rows(path: Path, name: str = "") -> list[Row]:
     except RowsError as error:
         raise RowsError(f"{within}{error}") from error
     return [Row(within + row.place, row.values) for row in rows] if within else rows
-
-
-def first_line(error: Exception) -> str:
-    """An error of a library, in one line."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _packed(path: Path) -> bool:
@@ -224,7 +220,7 @@ def _table_rows(file: BinaryIO, kind: str, read: Callable[[BinaryIO], Any]) -> l
         raise RowsError(str(error)) from error
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         # MemoryError: a damaged length asks for more than there is.
-        raise RowsError(f"is no readable {kind} file ({first_line(error)})") from error
+        raise RowsError(f"is no readable {kind} file ({error_line(error)})") from error
     return [Row(f"row {index}", values) for index, values in enumerate(rows, start=1)]
 
 

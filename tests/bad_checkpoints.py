@@ -1,5 +1,6 @@
 """Bad checkpoints, tokenizers and templates."""
 
+import json
 import os
 import struct
 from pathlib import Path
@@ -45,6 +46,22 @@ def _misshapen(weights: dict) -> None:
     weights["model.layers.2.mlp.up_proj.weight"] = torch.zeros(3, 5)
 
 
+def _adapted(**changed) -> object:
+    """An adapter's files beside the tiny Llama, of which others are changed."""
+    settings = '{"base_model_name_or_path": "someone/base", "peft_type": "LORA"}'
+    return copied(adapter_config_DOT_json=settings, adapter_model_DOT_safetensors=b"", **changed)
+
+
+def _untied(weights: dict) -> None:
+    weights["lm_head.weight"] = weights["lm_head.weight"] + 1
+
+
+def _tied_by_config(path: Path) -> None:
+    _changed_weights(_untied)(path)
+    values = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(values | {"tie_word_embeddings": True}))
+
+
 def _config(text) -> object:
     return copied(**{_CONFIG: text})
 
@@ -76,13 +93,16 @@ FOLDERS = {
         "",
     ),
     "no layers": (configured(num_hidden_layers=0), "num_hidden_layers 0"),
-    "a word for the layers": (configured(num_hidden_layers="six"), ""),
+    "a word for the layers": (configured(num_hidden_layers="six"), "expected int, got str"),
     "null for the layers": (configured(num_hidden_layers=None), "num_hidden_layers"),
     "fewer layers than there are": (configured(num_hidden_layers=3), "6 layers"),
     "more layers than there are": (configured(num_hidden_layers=7), "lacks"),
     "a billion layers": (configured(num_hidden_layers=10**9), ""),
     "no positions": (configured(max_position_embeddings=0), "max_position_embeddings 0"),
-    "heads that do not divide the width": (configured(num_attention_heads=5), ""),
+    "heads that do not divide the width": (
+        configured(num_attention_heads=5),
+        "is not a multiple of the number of attention heads",
+    ),
     "no heads": (configured(num_attention_heads=0), "num_attention_heads 0"),
     "another width": (configured(hidden_size=64), "[258, 32]"),
     "a negative vocabulary": (configured(vocab_size=-1), ""),
@@ -115,6 +135,22 @@ FOLDERS = {
         _changed_weights(lambda weights: weights.pop("model.norm.weight")),
         "model.norm.weight",
     ),
+    "biases that the config does not tell of": (
+        _changed_weights(
+            lambda weights: weights.update(
+                {"model.layers.2.self_attn.q_proj.bias": torch.zeros(32)}
+            )
+        ),
+        "model.layers.2.self_attn.q_proj.bias); its config.json may lack attention_bias",
+    ),
+    "a head of its own beside tied embeddings": (_tied_by_config, "tie_word_embeddings"),
+    "attention that is left out of layers": (
+        configured(drop_attn_list=[3, 4]),
+        "drop_attn_list [3, 4]",
+    ),
+    "attention to later tokens": (configured(is_causal=False), "is_causal False"),
+    "an adapter without its model": (_adapted(**{_CONFIG: None}), "someone/base"),
+    "an adapter without its model's weights": (_adapted(**{_WEIGHTS: None}), "someone/base"),
     "no weight at all": (_changed_weights(lambda weights: weights.clear()), "lacks"),
     "no tokenizer": (copied(tokenizer_DOT_json=None, tokenizer_config_DOT_json=None), "tokenizer"),
     "a truncated tokenizer": (copied(tokenizer_DOT_json='{"version": "1.0"'), "its tokenizer"),

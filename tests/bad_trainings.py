@@ -107,7 +107,11 @@ CONFIGS: dict[str, tuple[Content, str]] = {
     "half a layer": (_config(num_hidden_layers=1.5), "1.5"),
     "a word for the vocabulary": (_config(vocab_size="many"), ""),
     "a vocabulary without room for bytes": (_config(vocab_size=256), "256"),
-    "heads that do not divide the width": (_config(num_attention_heads=3), ""),
+    "heads that do not divide the width": (
+        _config(num_attention_heads=3),
+        "is not a multiple of the number of attention heads",
+    ),
+    "a configuration of layers without attention": (_config(drop_attn_list=[1]), "drop_attn_list"),
     "a width that no memory holds": (_config(hidden_size=1 << 40), ""),
     "an activation that nobody knows": (_config(hidden_act="magic"), "magic"),
 }

@@ -6,28 +6,21 @@ import shutil
 import pytest
 import torch
 from huggingface_hub import errors
+from loading import CPU, refusal
 from safetensors.torch import load_file, save_file
 
 import model_loading
 from arguments import ModelArguments
 from command_line import UsageError
+from files.error_lines import error_line
 from model_loading import load_model
-from runtime import Runtime, start
-
-CPU = Runtime(torch.device("cpu"), torch.float64)
+from models import checkpoint_files
+from runtime import start
 
 
 @pytest.fixture
 def copied(checkpoint, tmp_path):
     return shutil.copytree(checkpoint, tmp_path / "model")
-
-
-def refusal(name, **changes):
-    with pytest.raises(UsageError) as caught:
-        load_model(ModelArguments(model=str(name), **changes), CPU)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message.removeprefix(f"--model {name}: ")
 
 
 def test_a_checkpoint_folder_loads(checkpoint):
@@ -111,12 +104,35 @@ def test_weights_that_are_missing_are_not_made_up(copied):
 
 BAD_CONFIGS = {
     "vocab_size": (99, "cannot be loaded ("),
-    "num_hidden_layers": ("six", "cannot be loaded ("),
-    "num_attention_heads": (5, "cannot be loaded ("),
+    "num_hidden_layers": (
+        "six",
+        "cannot be loaded (StrictDataclassFieldValidationError: Validation error for field "
+        "'num_hidden_layers': TypeError: Field 'num_hidden_layers' expected int, got str",
+    ),
+    "num_attention_heads": (
+        5,
+        "cannot be loaded (StrictDataclassClassValidationError: Class validation error for "
+        "validator 'validate_architecture': ValueError: The hidden size (32) is not a multiple of",
+    ),
     "hidden_act": ("magic", "cannot be loaded ("),
     "rope_parameters": ({"rope_type": "magic", "rope_theta": 1.0}, "cannot be loaded ("),
     "max_position_embeddings": (-1, "its config.json says max_position_embeddings -1"),
 }
+
+
+ERRORS = {
+    "a\nb": "a",
+    "\n *** \n a \n": "a",
+    "field 'x':\n    TypeError: no int\n\nmore": "field 'x': TypeError: no int",
+    "loading:\n" + "\n".join(["reason"] * 99): "loading: " + "reason " * 55 + "…",
+    "only this:": "only this:",
+    "": "no reason given",
+}
+
+
+@pytest.mark.parametrize("text", ERRORS)
+def test_the_line_of_an_error_gives_the_reason_that_its_first_line_announces(text):
+    assert error_line(ValueError(text)) == f"ValueError: {ERRORS[text]}"
 
 
 @pytest.mark.parametrize("key", BAD_CONFIGS)
@@ -183,7 +199,7 @@ def test_hub_failures_are_told_apart(kind, monkeypatch):
     def fail(*_, **__):
         raise OSError("We could not\nload it") from make()
 
-    monkeypatch.setattr(model_loading, "cached_file", fail)
+    monkeypatch.setattr(checkpoint_files, "cached_file", fail)
     assert refusal("somebody/model").startswith(expected)
 
 

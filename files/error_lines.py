@@ -1,0 +1,23 @@
+"""What an error of a library says, in one line."""
+
+import itertools
+import textwrap
+
+_LONGEST_REASON = 400  # characters, of a reason that takes several lines
+
+
+def error_line(error: BaseException) -> str:
+    """An error's type, and what it says first.
+
+    Where that only announces the reason, as in "Validation error for field 'x':", the rest of the
+    paragraph follows.
+    """
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = list(itertools.dropwhile(lambda line: not any(map(str.isalnum, line)), lines))
+    paragraph = list(itertools.takewhile(bool, said))
+    if not paragraph:
+        return f"{type(error).__name__}: no reason given"
+    text = paragraph[0]
+    if text.endswith(":") and len(paragraph) > 1:
+        text = textwrap.shorten(" ".join(paragraph), _LONGEST_REASON, placeholder=" …")
+    return f"{type(error).__name__}: {text}"
