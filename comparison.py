@@ -193,15 +193,27 @@ def _wanted(run: LoggedRun) -> dict[str, tuple[tuple, Decoder]]:
     return wanted
 
 
+# Other counts of prompts, or of solved examples, are other prompts; other texts, other tokens.
+_OTHER_TEXTS = {"num_samples", "n_shot", "dataset"}
+_IMPLIED_BY = {
+    "prompts": _OTHER_TEXTS,
+    "prompt tokens": _OTHER_TEXTS | {"prompts", "apply_chat_template", "model", "engine version"},
+}
+
+
+def telling(names: list[str]) -> list[str]:
+    """Return the conditions that differ, without those that differ because others do."""
+    return [name for name in names if not _IMPLIED_BY.get(name, set()) & set(names)]
+
+
 def _differences(run: LoggedRun, decoder: Decoder, other: LoggedRun) -> list[str]:
     """What keeps the other run from being the one with this decoder under this run's conditions."""
     mine = decoder._asdict() | run.conditions
     its = other.decoder._asdict() | other.conditions
     names = [name for name in mine | its if mine.get(name) != its.get(name)]
-    # Other counts of prompts, or of solved examples, are other prompts.
-    if "prompts" in names and {"num_samples", "n_shot", "dataset"} & set(names):
-        names.remove("prompts")
-    return [f"{name} ({_short(its.get(name))}, not {_short(mine.get(name))})" for name in names]
+    return [
+        f"{name} ({_short(its.get(name))}, not {_short(mine.get(name))})" for name in telling(names)
+    ]
 
 
 def _short(value: Any) -> str:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from comparison import telling
 from logged_runs import LoggedRun
 
 PANELS = 12  # in one figure
@@ -67,7 +68,7 @@ def group_titles(runs: Runs) -> dict[str, str]:
             if len({str(found[name]) for found in facts.values()}) > 1
         ]
         for key, found in facts.items():
-            others = [f"{name} {found[name]}" for name in varying]
+            others = [f"{name} {found[name]}" for name in telling(varying)]
             lines = (", ".join(others[at : at + 2]) for at in range(0, len(others), 2))
             titles[key] = "\n".join([dataset, *lines])
     return titles
@@ -75,7 +76,8 @@ def group_titles(runs: Runs) -> dict[str, str]:
 
 def _plain_facts(run: LoggedRun) -> dict[str, Any]:
     """The run's conditions, its model by name; a fingerprint says nothing to a reader."""
-    return run.conditions | {"model": run.model, "prompts": run.conditions["prompts"][:6]}
+    short = {name: str(run.conditions[name])[:6] for name in ("prompts", "prompt tokens")}
+    return run.conditions | {"model": run.model} | short
 
 
 def common_heading(runs: Runs) -> str:

@@ -131,6 +131,7 @@ class LoggedRun:
             "num_samples": record.data["evaluation"]["examples"],
             "n_shot": len(record.data["evaluation"]["shots"]),
             "prompts": identity["data_fingerprint"],
+            "prompt tokens": identity.get("prompt_tokens_fingerprint"),
             "apply_chat_template": identity["apply_chat_template"],
             "truncate_prompt": identity["truncate_prompt"],
             "dtype": identity["dtype"],

@@ -64,6 +64,16 @@ def test_outputs_of_both_decoders_are_counted_where_they_are_equal(tmp_path):
     assert study(tmp_path)["angular", "self_speculative"].equal_outputs == (20, 20)
 
 
+def test_prompts_of_another_day_are_no_baseline(tmp_path):
+    """The texts are the same, and the date in their chat template is not."""
+    for day, run in enumerate((AUTOREGRESSIVE, SPECULATIVE)):
+        path = MadeUpRun(**run).write(tmp_path / str(day))
+        with rewritten(path) as log:
+            log["identity"]["prompt_tokens_fingerprint"] = f"day {day}"
+    (missing,) = (one.missing for one in compare(read(tmp_path)) if one.missing)
+    assert missing == {SAME_PLAN: "the nearest differs in prompt tokens (day 0, not day 1)"}
+
+
 @pytest.mark.parametrize("changes", [{"exit_layer": 16}, {"num_speculations": 4}])
 def test_base_runs_of_another_exit_layer_or_draft_length_are_no_baseline(tmp_path, changes):
     """Exit layer 30 was once compared with a base run at 31."""
