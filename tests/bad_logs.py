@@ -49,7 +49,11 @@ LOGS: dict[str, tuple[str, Content, str]] = {
     "a picture for a log": (_LOG, b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ""),
     "a list for a log": (_LOG, "[]", "schema version"),
     "a number for a log": (_LOG, "1", "schema version"),
-    "an object of something else": (_LOG, '{"a": 1}', "schema version None"),
+    "an object of something else": (
+        _LOG,
+        '{"a": 1}',
+        "no log of this project nor of the known older format",
+    ),
     "a log of a newer release": (_LOG, having(schema_version=2), "schema version 2"),
     "a word for the schema": (_LOG, having(schema_version="one"), "schema version one"),
     "no number in a log": (_LOG, run(lambda log: log["total_time"].update(mean=1e999)), ""),
