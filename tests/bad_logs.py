@@ -47,8 +47,8 @@ LOGS: dict[str, tuple[str, Content, str]] = {
     "a log in UTF-16": (_LOG, '{"schema_version": 1}'.encode("utf-16"), ""),
     "a log that is no UTF-8": (_LOG, b'{"schema_version": 1, "a": "\xff"}', ""),
     "a picture for a log": (_LOG, b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ""),
-    "a list for a log": (_LOG, "[]", "schema version"),
-    "a number for a log": (_LOG, "1", "schema version"),
+    "a list for a log": (_LOG, "[]", "no log of this project"),
+    "a number for a log": (_LOG, "1", "no log of this project"),
     "an object of something else": (
         _LOG,
         '{"a": 1}',
