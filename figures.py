@@ -59,12 +59,12 @@ def make_figure(panels: list[Panel], keys: list[Line2D], heading: str) -> Figure
     rows = -(-len(panels) // columns)
     width, height = columns * _PANEL_INCHES[0], rows * _PANEL_INCHES[1] + 0.6
     figure = Figure(figsize=(width, height), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     points = {}
     for axes, panel in zip(grid, panels, strict=False):
         points[axes] = panel.draw(axes)
         axes.set_title(_wrapped(panel.title, _TITLE_CHARACTERS), fontsize=10)
-    for axes in list(grid)[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.set_visible(False)
     figure.suptitle(_wrapped(heading, _TITLE_CHARACTERS * columns), fontsize=9, color="0.3")
     figure.legend(

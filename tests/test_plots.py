@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import AUTOREGRESSIVE, SPECULATIVE, read
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+import heat_maps
 import plots
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan, random_plan
 from comparison import pareto_front
@@ -166,6 +168,20 @@ def test_few_points_are_named_beside_each_other_and_many_are_not(spread):
         for x, y, _ in points:
             assert not box.contains(*panel(figure).transData.transform((x, y)))
     assert named([*points, (0.5, 0.5, "one too many")])[1] == []
+
+
+def test_no_empty_panel_is_drawn_where_the_grid_has_a_place_left():
+    panels = [Panel(str(number), lambda axes: None) for number in range(8)]
+    figure = make_figure(panels, [], "heading")
+    assert [axes.get_visible() for axes in figure.axes] == [True] * 8 + [False]
+
+
+def test_numbers_on_a_heat_map_can_be_read():
+    for place in numpy.linspace(0, 1, 21):
+        colour = colormaps[heat_maps._COLOURS](place)
+        ink = TO_XYZ[1] @ linear(heat_maps._readable_on(colour))
+        paper = TO_XYZ[1] @ linear(colour[:3])
+        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5
 
 
 def test_points_that_coincide_share_a_label():
