@@ -30,6 +30,7 @@ QUALITIES = {
     "pass@1": "pass@1 (share of prompts)",
     "edit_distance": "edit distance (characters)",
 }
+LESS_IS_BETTER = ("edit_distance",)
 # Beyond this factor, a speed-up tells more of what else the machine did than of decoding.
 _MOST_DRIFT = 1.25
 _WHOLE_MODEL = Decoder("autoregressive", None, None)
@@ -249,3 +250,16 @@ def _quality_changes(pair: tuple[Examples, Examples]) -> dict[str, Interval]:
     names = [name for name in QUALITIES if name in mine.scores and name in its.scores]
     columns = numpy.stack([mine.scores[name] - its.scores[name] for name in names], axis=1)
     return dict(zip(names, mean_intervals(columns), strict=True))
+
+
+def pareto_front(points: list[tuple[float, float]], less_is_better: bool) -> list[bool]:
+    """Return for each point of speed and quality whether no other point dominates it.
+
+    A point dominates another if it is at least as good in both and better in one.
+    """
+    sign = -1 if less_is_better else 1
+    found = [(speed, sign * quality) for speed, quality in points]
+    return [
+        not any(other != one and other[0] >= one[0] and other[1] >= one[1] for other in found)
+        for one in found
+    ]

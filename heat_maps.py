@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
@@ -35,7 +35,7 @@ MEASURES: dict[str, tuple[str, str, Measure]] = {
         lambda one: one.run.metric("acceptance_rate", "token_weighted"),
     ),
 }
-_GREYS = LinearSegmentedColormap.from_list("greys", ["0.95", "0.15"])
+_COLOURS = "cividis"  # perceptually uniform, to colour-blind readers too
 _SMALLEST_PRINT = 3.5  # points
 _POINTS_AN_INCH = 72
 _BEST_KEY = Line2D(
@@ -108,26 +108,32 @@ def _draw(axes: Axes, study: list[Comparison], scale: _Scale) -> None:
         place = exits.index(one.run.exit_layer), drafts.index(one.run.num_speculations)
         values[place] = numpy.nan if value is None else value
     image = axes.imshow(
-        values, origin="lower", cmap=_GREYS, vmin=scale.low, vmax=scale.high, aspect="auto"
+        values, origin="lower", cmap=_COLOURS, vmin=scale.low, vmax=scale.high, aspect="auto"
     )
     axes.set_xticks(range(len(drafts)), drafts)
     axes.set_yticks(range(len(exits)), exits, fontsize=_print_size(axes, len(exits), 10))
     axes.set_xlabel("drafted tokens a round")
     axes.set_ylabel("exit layer")
     axes.figure.colorbar(image, ax=axes).set_label(scale.label)
-    _write_numbers(axes, values, scale)
+    _write_numbers(axes, values, image, scale.form)
     _mark_best(axes, values)
 
 
-def _write_numbers(axes: Axes, values: numpy.ndarray, scale: _Scale) -> None:
+def _write_numbers(axes: Axes, values: numpy.ndarray, image: AxesImage, form: str) -> None:
     """The number in every cell, where there is room for it."""
     size = min(_print_size(axes, len(values), 8), 24 / values.shape[1] + 3)
-    middle = (scale.low + scale.high) / 2
     for (row, column), value in numpy.ndenumerate(values):
         if size >= _SMALLEST_PRINT and numpy.isfinite(value):
-            shade = "white" if value > middle else "black"
-            text = format(value, scale.form)
+            shade = _readable_on(image.cmap(image.norm(value)))
+            text = format(value, form)
             axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=size)
+
+
+def _readable_on(colour: tuple[float, ...]) -> str:
+    """Black or white, the one of more contrast: the WCAG's relative luminance decides."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    luminance = numpy.dot((0.2126, 0.7152, 0.0722), linear)
+    return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"
 
 
 def _mark_best(axes: Axes, values: numpy.ndarray) -> None:

@@ -21,7 +21,7 @@ from bounded_files import (
     read_bounded,
     text_of,
 )
-from older_logs import OlderLog, is_console, read_console, read_objects
+from older_logs import OlderLog, UnknownLogError, is_console, read_console, read_objects
 from run_log import RunRecord, check_kinds, check_metrics, read_samples, record_of, samples_path
 
 # The fingerprint of every model of the hub in logs of a time: a hash of no files.
@@ -181,10 +181,13 @@ def find_logged_runs(folders: list[Path]) -> Found:
 
 def read_logged_runs(paths: Iterable[Path]) -> Found:
     """The finished runs in these files, oldest first; what cannot be read stops nothing."""
-    found = Found()
+    found, unknown = Found(), []
     for path in paths:
         try:
             run, warnings = _read(path)
+        except UnknownLogError as error:
+            unknown.append((path, error))
+            continue
         except _UNREADABLE as error:
             found.unreadable += 1
             found.warnings.append(f"{path} cannot be read: {_reason(error)}")
@@ -194,8 +197,26 @@ def read_logged_runs(paths: Iterable[Path]) -> Found:
             found.unfinished += 1
         else:
             found.runs.append(run)
+    found.unreadable += len(unknown)
+    found.warnings += _of_unknown(unknown)
     _count_once(found)
     return found
+
+
+def _of_unknown(unknown: list[tuple[Path, UnknownLogError]]) -> list[str]:
+    """One line for all files that are logs of another tool, with the first one's reason."""
+    if not unknown:
+        return []
+    path, error = unknown[0]
+    if len(unknown) == 1:
+        what = "is no log of this project nor of the known older format"
+        return [f"{path} cannot be read: it {what} (it {error})"]
+    others = ", ".join(path.name for path, _ in unknown[1:3])
+    rest = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+    return [
+        f"{len(unknown)} files are no logs of this project nor of the known older format: "
+        f"{path} (it {error}), {others}{rest}"
+    ]
 
 
 def _log_files(folders: list[Path]) -> Iterator[Path]:
@@ -224,6 +245,8 @@ def _read(path: Path) -> tuple[LoggedRun | None, list[str]]:
         if b'"schema_version"' in content:
             raise ValueError(f"is cut off, or no JSON ({error})") from error
         return _older_run(path, read_objects(text_of(content))), []
+    if not isinstance(values, dict) or "schema_version" not in values:
+        raise UnknownLogError("has no schema_version")
     record = record_of(values)
     if record.status != "complete":
         return None, [_unfinished(path, record)]

@@ -9,6 +9,7 @@ import ast
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,27 @@ _CONSOLE = re.compile(
     r"(?:\.(?:txt|log|out))?"
 )
 _RENAMED = {"xsum": "xsum_summarization"}
+_METHODS = ("base", "angular", "random")
+_MEANS = ("acceptance_rate", "total_time", "time_per_token", "tokens_per_second")
+_SCORES = ("rouge-l", "rouge-1", "rouge-2", "rouge-3", "bleu_score", "exact_match")
+# The keys of the older tool's objects. A fork that adds one may mean other things by all others.
+_KEYS = {
+    "arguments": {"model", "model_args", "seed", "output_dir", "distributed"},
+    "data": {
+        *("dataset", "data_path", "random_shuffle", "num_samples", "n_shot", "template"),
+        *("prune_method", "prune_n", "dropout_threshold"),
+    },
+    "generation": {
+        *("max_steps", "exit_layer", "num_speculations", "generation_strategy", "sample"),
+        *("temperature", "top_k", "top_p", "no_repeat_ngram_size", "stop_words"),
+        "stop_token_ids",
+    },
+}
 _NOT_A_NUMBER = re.compile(r"(?<=[\s:,\[{])[-+]?(?:nan|inf)(?=[\s,\]}])")
+
+
+class UnknownLogError(ValueError):
+    """What is no log of this project, nor of the older tool to the letter."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +84,11 @@ def read_objects(text: str) -> OlderLog:
     """The run in four JSON objects. Raises ValueError for any other text."""
     objects = _objects(text)
     if len(objects) != 4 or "predicted_text" not in objects[3] or "dataset" not in objects[1]:
-        raise ValueError("is neither one object nor the four of an older log")
+        raise UnknownLogError("is neither one object nor the four of an older log")
     arguments, data, generation, metrics = objects
-    method = data.get("prune_method") or "base"
+    for name, values in zip(_KEYS, objects[:3], strict=True):
+        _check_keys(name, values, _KEYS[name])
+    method = _method(data)
     strategy, exit_layer = generation.get("generation_strategy"), generation.get("exit_layer")
     log = OlderLog(
         dataset=_dataset(data["dataset"]),
@@ -84,6 +107,24 @@ def read_objects(text: str) -> OlderLog:
     )
     check_kinds(log)
     return log
+
+
+def _check_keys(name: str, values: dict[str, Any], known: Iterable[str]) -> None:
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise UnknownLogError(f"has {', '.join(map(repr, unknown))} in its {name}")
+
+
+def _method(data: dict[str, Any]) -> str:
+    """How layers were pruned. Logs from before pruning have none of its flags: whole models."""
+    method = data.get("prune_method")
+    if "prune_method" not in data and not {"prune_n", "dropout_threshold"} & set(data):
+        return "base"
+    if "prune_method" in data and method is None:
+        return "base"
+    if method not in _METHODS:
+        raise UnknownLogError(f"has the prune_method {method!r}, not one of {', '.join(_METHODS)}")
+    return method
 
 
 def _objects(text: str) -> list[dict[str, Any]]:
@@ -124,10 +165,18 @@ def _renamed(metrics: dict[str, Any], strategy: str | None = None) -> dict[str, 
 
     Its acceptance of 0 or -1 in autoregressive decoding means that nothing was drafted.
     """
+    _check_keys("metrics", metrics, ("predicted_text", *_MEANS))
+    for name in metrics:
+        known = _SCORES if name == "predicted_text" else ("mean",)
+        if isinstance(metrics[name], dict):
+            _check_keys(name, metrics[name], known)
     found = _finite(metrics)
     check_metrics(found)
     text = dict(found["predicted_text"] or {})
     text["edit_distance"] = text.pop("exact_match", None)
+    if text["edit_distance"] is not None and 0 <= text["edit_distance"] <= 1:
+        # A mean of distances that small and a share of exact matches look the same.
+        raise UnknownLogError("has an exact_match that may be a share or an edit distance")
     acceptance = (found.get("acceptance_rate") or {}).get("mean")
     if strategy == "autoregressive" or (acceptance is not None and acceptance < 0):
         acceptance = None

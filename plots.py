@@ -1,4 +1,4 @@
-"""Plots of compared runs, each as PNG and PDF; none needs colour to be read."""
+"""Plots of compared runs, each as PNG and PDF; colours, marks and lines differ together."""
 
 import itertools
 import json
@@ -9,21 +9,41 @@ from typing import Any
 
 import numpy
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from comparison import QUALITIES, quality_intervals
-from figures import PANELS, Panel, Runs, common_heading, group_titles, make_figure, save_figure
-from logged_runs import LoggedRun
+from comparison import LESS_IS_BETTER, QUALITIES, pareto_front, quality_intervals
+from figures import (
+    BLACK,
+    PALETTE,
+    PANELS,
+    NamedPoint,
+    Panel,
+    Runs,
+    common_heading,
+    group_titles,
+    make_figure,
+    save_figure,
+)
+from logged_runs import Decoder, LoggedRun
 
 _METHOD_STYLES = {
-    "base": {"marker": "*", "color": "0.0", "markersize": 10},
-    "angular": {"marker": "o", "color": "0.0", "markersize": 5},
-    "random": {"marker": "s", "color": "0.5", "markersize": 5},
+    "base": {"marker": "*", "color": BLACK, "markersize": 10},
+    "angular": {"marker": "o", "color": PALETTE[0], "markersize": 5},
+    "random": {"marker": "s", "color": PALETTE[1], "markersize": 5},
 }
 _BESIDE = 0.15  # layers
 _PLAN_MARKERS = "osv^DPX<>hp"
+_PLAN_LINES = ("--", "-.", ":", "-")
+_LOSSLESS = {
+    "marker": "o",
+    "markersize": 15,
+    "markerfacecolor": "none",
+    "markeredgecolor": "0.3",
+    "markeredgewidth": 0.8,
+    "linestyle": "",
+}
+_FRONT = {"color": "0.45", "linewidth": 1, "linestyle": (0, (5, 2)), "zorder": 1}
 _DECODER_STYLES = {"autoregressive": {}, "self_speculative": {"markerfacecolor": "white"}}
 
 
@@ -37,11 +57,15 @@ def make_plots(runs: Runs, quality: str, folder: Path) -> list[str]:
         "quality_by_layers_removed": (_quality_panels(scored, quality), _method_keys(scored)),
         "speed_and_quality": (
             _speed_panels(scored, quality, plans),
-            [*_decoder_keys(), *_plan_keys({p: plans[p] for p in plans if p in named})],
+            [
+                *_decoder_keys(),
+                *_plan_keys({p: plans[p] for p in plans if p in named}),
+                *_speed_keys(),
+            ],
         ),
         "acceptance_by_draft_position": (
             _acceptance_panels(runs, plans),
-            _plan_keys(plans, linestyle="-"),
+            _plan_keys(plans, lines=True),
         ),
         "angular_distance": (_distance_panels(runs), [_block_key()]),
     }
@@ -89,9 +113,9 @@ def _draw_quality(axes: Axes, runs: Runs, quality: str) -> None:
                 trend.append((place, score.value))
             if method == "base":
                 axes.axhline(score.value, color="0.75", linestyle=":", zorder=0)
-    axes.plot(*zip(*trend, strict=True), color="0.0", linewidth=1)
+    axes.plot(*zip(*trend, strict=True), color=PALETTE[0], linewidth=1, zorder=1)
     axes.set_xlabel(f"layers removed, of {runs[0].original_layers}")
-    axes.set_ylabel(QUALITIES[quality])
+    axes.set_ylabel(_quality_label(quality))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -103,22 +127,53 @@ def _speed_panels(runs: Runs, quality: str, plans: dict[str, dict]) -> list[Pane
     ]
 
 
-def _draw_speed(axes: Axes, runs: Runs, quality: str, plans: dict[str, dict]) -> None:
-    points: dict[tuple, list[tuple[float, float]]] = defaultdict(list)
+def _draw_speed(axes: Axes, runs: Runs, quality: str, plans: dict[str, dict]) -> list[NamedPoint]:
+    """Draws a mark for each plan and decoder, and the Pareto front; returns what to name."""
+    found: dict[tuple, list[tuple[float, float]]] = defaultdict(list)
+    lossy = set()  # plans that removed a layer
     for run in runs:
         speed = run.metric("tokens_per_second", "token_weighted")
         score = run.metric("predicted_text", quality)
         if run.decodes_whole_model and speed is not None and score is not None:
-            points[_plan(run), run.decoder].append((speed, score))
-    for (plan, decoder), found in points.items():
-        speed, score = (fmean(values) for values in zip(*found, strict=True))
-        style = plans[plan] | _DECODER_STYLES[decoder.strategy]
-        axes.plot(speed, score, linestyle="", **style)
+            found[_plan(run), run.decoder].append((speed, score))
+            lossy |= {_plan(run)} if run.removed_layers else set()
+    points = {key: tuple(map(fmean, zip(*values, strict=True))) for key, values in found.items()}
+    for (plan, decoder), point in points.items():
+        style = plans[plan] | _DECODER_STYLES[decoder.strategy] | {"linestyle": ""}
+        axes.plot(*point, **style)
+        if plan not in lossy:
+            axes.plot(*point, **_LOSSLESS)
     axes.set_xlabel("decoding speed (tokens/s)")
-    axes.set_ylabel(QUALITIES[quality])
-    axes.margins(x=0.1)
-    axes.set_xlim(0, axes.get_xlim()[1])
+    axes.set_ylabel(_quality_label(quality))
+    fastest = max((speed for speed, _ in points.values()), default=0)
+    axes.set_xlim(0, 1.12 * fastest or 1)
     axes.margins(y=0.15)
+    _draw_front(axes, list(points.values()), quality)
+    return [NamedPoint(*point, _point_name(*key)) for key, point in points.items()]
+
+
+def _draw_front(axes: Axes, points: list[tuple[float, float]], quality: str) -> None:
+    on_front = pareto_front(points, quality in LESS_IS_BETTER)
+    front = sorted({point for point, on in zip(points, on_front, strict=True) if on})
+    if len(front) > 1:
+        axes.plot(*zip(*front, strict=True), drawstyle="steps-pre", gid="front", **_FRONT)
+
+
+def _point_name(plan: str, decoder: Decoder) -> str:
+    if decoder.strategy == "autoregressive":
+        return plan
+    return f"{plan}, E={decoder.exit_layer} k={decoder.num_speculations}"
+
+
+def _quality_label(quality: str) -> str:
+    return QUALITIES[quality] + (",\nless is better" if quality in LESS_IS_BETTER else "")
+
+
+def _speed_keys() -> list[Line2D]:
+    return [
+        Line2D([], [], label="lossless: no layer removed", **_LOSSLESS | {"markersize": 9}),
+        Line2D([], [], label="Pareto front of speed and quality", **_FRONT),
+    ]
 
 
 def _acceptance_panels(runs: Runs, plans: dict[str, dict]) -> list[Panel]:
@@ -177,7 +232,7 @@ def _draw_distances(axes: Axes, runs: Runs) -> None:
     for count in range(layers + 1):
         distances_NL[count, max(layers - count, 0) :] = numpy.nan
     image = axes.imshow(
-        distances_NL, origin="lower", cmap=_GREYS, interpolation="nearest", aspect="auto"
+        distances_NL, origin="lower", cmap="cividis", interpolation="nearest", aspect="auto"
     )
     for run in runs:
         block = run.record.plan["scores"]["first_removed_layer"], run.record.plan["prune_n"]
@@ -190,8 +245,6 @@ def _draw_distances(axes: Axes, runs: Runs) -> None:
     bar.set_label("angular distance d(l, n) (multiples of π)")
 
 
-# Its lightest grey is darker than the paper, on which no block lies.
-_GREYS = LinearSegmentedColormap.from_list("greys", ["0.0", "0.85"])
 _BLOCK = {
     "marker": "o",
     "markersize": 7,
@@ -232,17 +285,25 @@ def _plan(run: LoggedRun) -> str:
 
 
 def _plan_styles(runs: Runs) -> dict[str, dict[str, Any]]:
-    """A mark for every plan, base first: a shape of its own, in its method's shade."""
-    styles, shapes = {}, itertools.cycle(_PLAN_MARKERS)
+    """A mark for every plan, base first: a shape, a colour and a line."""
+    styles, others = {}, itertools.count()
     for method, style in _METHOD_STYLES.items():
         for plan in sorted({_plan(run) for run in runs if run.method == method}):
-            styles[plan] = style if method == "base" else style | {"marker": next(shapes)}
+            styles[plan] = style | {"linestyle": "-"}
+            if method != "base":
+                number = next(others)
+                styles[plan] |= {
+                    "marker": _PLAN_MARKERS[number % len(_PLAN_MARKERS)],
+                    "color": PALETTE[number % len(PALETTE)],
+                    "linestyle": _PLAN_LINES[number % len(_PLAN_LINES)],
+                }
     return styles
 
 
-def _plan_keys(plans: dict[str, dict[str, Any]], linestyle: str = "") -> list[Line2D]:
+def _plan_keys(plans: dict[str, dict[str, Any]], lines: bool = False) -> list[Line2D]:
     return [
-        Line2D([], [], linestyle=linestyle, label=plan, **style) for plan, style in plans.items()
+        Line2D([], [], label=plan, **style | ({} if lines else {"linestyle": ""}))
+        for plan, style in plans.items()
     ]
 
 

@@ -87,9 +87,12 @@ def test_a_copied_file_counts_once(tmp_path):
         ('{"schema_version": 1, "iden', "is cut off, or no JSON"),
         (json.dumps({"schema_version": 2}), "has schema version 2, not 1; a newer release wrote"),
         (json.dumps({"schema_version": 0}), "has schema version 0, not 1"),
-        (json.dumps({"predicted_text": {}}), "has schema version None, not 1"),
+        (
+            json.dumps({"predicted_text": {}}),
+            "is no log of this project nor of the known older format",
+        ),
         (json.dumps({"schema_version": 1}), "lacks identity, a part of every RunRecord"),
-        ("[]", "has schema version None, not 1"),
+        ("[]", "is no log of this project nor of the known older format"),
         ("", "neither one object nor the four of an older log"),
         ("\udcff", "is not UTF-8 text (byte 0)"),
     ],
@@ -227,3 +230,15 @@ def test_a_torn_line_is_no_finished_prompt(tmp_path):
     samples = MadeUpRun(examples=5).write(tmp_path, "running").with_suffix(".samples.jsonl")
     samples.write_text("".join(samples.read_text().splitlines(True)[:2]) + '{"index": 2, "ex')
     assert "2 of 5 prompts done" in find_logged_runs([tmp_path]).warnings[0]
+
+
+def test_many_logs_of_another_fork_are_one_line(tmp_path):
+    for number in range(29):
+        (tmp_path / f"benchmark_{number:02}.json").write_text('{"predicted_text": {}}')
+    MadeUpRun().write(tmp_path / "own")
+    found = find_logged_runs([tmp_path])
+    assert (len(found.runs), found.unreadable) == (1, 29)
+    (line,) = found.warnings
+    assert line.startswith("29 files are no logs of this project nor of the known older format: ")
+    assert "benchmark_00.json (it has no schema_version), benchmark_01.json" in line
+    assert line.endswith("and 26 more")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from older_logs import is_console, read_console, read_objects
+from older_logs import UnknownLogError, is_console, read_console, read_objects
 
 METRICS = {
     "predicted_text": {
@@ -170,3 +170,32 @@ def test_metrics_count_though_lines_follow_them(tmp_path):
     path = console(tmp_path, "xsum_results_base")
     path.write_text(path.read_text() + "[rank0]: destroy_process_group() was not called\n")
     assert read_console(path).metrics["total_time"] == METRICS["total_time"]
+
+
+def changed(values, **changes):
+    return {key: value for key, value in (values | changes).items() if value is not ...}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (four(data=DATA | {"layer_drop": 0.5}), "'layer_drop' in its data"),
+        (four(data=changed(DATA, prune_method=...)), "prune_method None"),
+        (four(data=DATA | {"prune_method": "magnitude"}), "prune_method 'magnitude'"),
+        (four(data=DATA | {"prune_method": ""}), "prune_method ''"),
+        (four(generation=GENERATION | {"drop_layers": [3]}), "'drop_layers' in its generation"),
+        (four(metrics=METRICS | {"accuracy": {"mean": 0.5}}), "'accuracy' in its metrics"),
+        (four(metrics=METRICS | {"predicted_text": {"accuracy": 0.5}}), "in its predicted_text"),
+        (four(metrics=METRICS | {"total_time": {"median": 0.5}}), "'median' in its total_time"),
+        (four(metrics=METRICS | {"predicted_text": {"exact_match": 0.5}}), "may be a share"),
+    ],
+)
+def test_what_another_fork_logs_is_not_interpreted(text, reason):
+    with pytest.raises(UnknownLogError, match=reason):
+        read_objects(text)
+
+
+def test_a_console_of_another_fork_is_not_interpreted(tmp_path):
+    path = console(tmp_path, "xsum_results_base_0", accuracy={"mean": 0.5})
+    with pytest.raises(UnknownLogError, match="'accuracy' in its metrics"):
+        read_console(path)
