@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy
 
+from analysis.logged_examples import Examples
 from intervals import Interval, mean_intervals, ratio_interval
-from logged_runs import Decoder, Examples, LoggedRun
+from logged_runs import Decoder, LoggedRun
 
 # The three meanings of speed-up, by what a run is compared with.
 SAME_PLAN = "speculative_over_autoregressive"

@@ -1,8 +1,6 @@
 """Runs as their logs tell of them, from this tool and from the older one, in one shape."""
 
-import dataclasses
 import json
-import operator
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,51 +10,24 @@ from typing import Any, NamedTuple
 
 import numpy
 
+from analysis.logged_examples import UNREADABLE, Examples, read_examples, reason
 from bounded_files import (
     LOG_BYTES,
     TwiceError,
-    bounded_lines,
-    opened,
     parse_log,
     read_bounded,
     text_of,
 )
 from older_logs import OlderLog, UnknownLogError, is_console, read_console, read_objects
-from run_log import RunRecord, check_kinds, check_metrics, read_samples, record_of, samples_path
+from run_log import RunRecord, check_kinds, check_metrics, read_samples, record_of
 
 # The fingerprint of every model of the hub in logs of a time: a hash of no files.
 _NO_FILES = "files e3b0c44298fc1c14"
-# What a file of either tool can be wrong with, once it is no run that can be read.
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, IndexError)
 _UNFINISHED = {
     "running": "is in progress or was killed",
     "interrupted": "was interrupted",
     "failed": "failed",
 }
-
-
-@dataclass(frozen=True)
-class Examples:
-    """What comparisons need of a run's finished examples: arrays with a number for each.
-
-    `outputs` are hashes of token ids. `timed` marks those that the run's seconds are of.
-    """
-
-    indices: numpy.ndarray
-    scores: dict[str, numpy.ndarray]
-    decoded_tokens: numpy.ndarray
-    decode_seconds: numpy.ndarray
-    outputs: numpy.ndarray
-    timed: numpy.ndarray
-
-    def at(self, places: numpy.ndarray) -> "Examples":
-        """The examples at these places."""
-        arrays = {
-            item.name: getattr(self, item.name)[places]
-            for item in dataclasses.fields(self)
-            if item.name != "scores"
-        }
-        return Examples(scores={k: v[places] for k, v in self.scores.items()}, **arrays)
 
 
 class Decoder(NamedTuple):
@@ -188,9 +159,9 @@ def read_logged_runs(paths: Iterable[Path]) -> Found:
         except UnknownLogError as error:
             unknown.append((path, error))
             continue
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             found.unreadable += 1
-            found.warnings.append(f"{path} cannot be read: {_reason(error)}")
+            found.warnings.append(f"{path} cannot be read: {reason(error)}")
             continue
         found.warnings += [f"{path} {line}" for line in warnings]
         if run is None:
@@ -250,7 +221,7 @@ def _read(path: Path) -> tuple[LoggedRun | None, list[str]]:
     record = record_of(values)
     if record.status != "complete":
         return None, [_unfinished(path, record)]
-    examples, warnings = _examples(path, record)
+    examples, warnings = read_examples(path, record)
     run = _run(path, record, examples)
     if record.failed_prompts:
         of_all = f"{record.failed_prompts} of {run.num_samples} prompts"
@@ -327,47 +298,6 @@ def _older_run(path: Path, log: OlderLog) -> LoggedRun:
     )
 
 
-def _examples(path: Path, record: RunRecord) -> tuple[Examples | None, list[str]]:
-    """The run's examples; None, and why, where their file does not hold them all."""
-    try:
-        samples = [sample for sample in map(parse_log, _lines(path)) if sample]
-        expected = record.metrics["counts"]["prompts"]
-        if len(samples) != expected:
-            found = f"its samples file holds {len(samples)} of {expected} prompts"
-            return None, [f"is compared without intervals: {found}"]
-        done = [sample for sample in samples if sample["status"] == "done"]
-        return _arrays(done, record.metrics.get("timed") or {}) if done else None, []
-    except _UNREADABLE as error:
-        return None, [f"is compared without intervals: its samples are damaged ({_reason(error)})"]
-
-
-def _arrays(done: list[dict[str, Any]], timed: dict[str, Any]) -> Examples:
-    """The finished examples; `timed` says of which ranks and threads the run's seconds are."""
-    alike = [(timed or done[0])[name] for name in ("ranks", "threads")]
-
-    def numbers(values: Iterable[float]) -> numpy.ndarray:
-        return numpy.array(list(values), dtype=float)
-
-    return Examples(
-        indices=numpy.array([operator.index(sample["index"]) for sample in done]),
-        scores={
-            name: numbers(sample["scores"][name] for sample in done) for name in done[0]["scores"]
-        },
-        decoded_tokens=numbers(len(sample["output_ids"]) - 1.0 for sample in done),
-        decode_seconds=numbers(sample["decode_seconds"] for sample in done),
-        outputs=numpy.array([hash(tuple(sample["output_ids"])) for sample in done]),
-        timed=numpy.array([[sample["ranks"], sample["threads"]] == alike for sample in done]),
-    )
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with opened(samples_path(path)) as file:
-            yield from bounded_lines(file)
-    except FileNotFoundError:
-        return
-
-
 def _count_once(found: Found) -> None:
     """Drops copies of a run's file, and consoles whose run is there as a JSON file too."""
     logged = [run for run in found.runs if run.is_older and run.model]
@@ -392,13 +322,3 @@ def _count_once(found: Found) -> None:
 def _is_same_run(console: LoggedRun, logged: LoggedRun) -> bool:
     drafted = console.metrics | {"acceptance_rate": logged.metrics["acceptance_rate"]}
     return console.dataset == logged.dataset and drafted == logged.metrics
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    if isinstance(error, KeyError):
-        return f"it lacks {error}"
-    if isinstance(error, TypeError | AttributeError):
-        return "a value in it is of another kind than in a run's log"
-    return " ".join(str(error).split())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HOUSE = (".", "files", "models", "prompts", "self_speculation")
+HOUSE = (".", "analysis", "files", "models", "prompts", "self_speculation")
 # Each module may import those before it, and none after it.
 ORDER = [
     "timing",
@@ -75,6 +75,8 @@ ORDER = [
     "correctness",
     "cell_status",
     "older_logs",
+    "analysis",
+    "analysis.logged_examples",
     "logged_runs",
     "intervals",
     "comparison",
