@@ -19,7 +19,7 @@ from logged_runs import LoggedRun
 
 PANELS = 12  # in one figure
 LABELLED = 12  # points in one panel, at most
-# Okabe and Ito's colours, those with a contrast of 3 or more on white paper; base plans are black.
+# Okabe and Ito's colours, those with a contrast of 2.9 or more on white; base plans are black.
 BLACK = "#000000"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _PANEL_INCHES = (4.2, 3.3)

@@ -227,7 +227,8 @@ def test_plots_of_it_leave_out_runs_without_it(tmp_path, monkeypatch):
     assert heights == [0.5, 0.25]
     figure = drawn[tmp_path / "speed_and_quality.png"]
     keys = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert keys[2:] == ["base", "angular n=2"]
+    marks = ["lossless: no layer removed", "Pareto front of speed and quality"]
+    assert keys[2:] == ["base", "angular n=2", *marks]
 
 
 def test_plots_of_it_without_any_such_run_are_one_line(tmp_path, analyze):
