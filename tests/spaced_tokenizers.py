@@ -2,7 +2,7 @@
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 _WORDS = (SPACE * 4, f"{SPACE}return", f"{SPACE}def", f"{SPACE}yes", f"{SPACE}END", "Summary")
@@ -10,7 +10,11 @@ SPECIAL = ["<unk>", "<s>", "</s>"]
 
 
 def spaced_tokenizer(kind: str = "llama", adds_end: bool = False) -> PreTrainedTokenizerFast:
-    """Return a BPE tokenizer with byte fallback, of the kind of Llama 2 or of later Mistrals."""
+    """Return a BPE tokenizer with byte fallback.
+
+    `kind`: llama and mistral are built of the parts that files of Llama 2 and of later Mistrals
+    name; legacy is the class of transformers.
+    """
     letters = sorted({SPACE, *map(chr, range(33, 127)), "\n"} | set("".join(_WORDS)))
     vocabulary = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]
     merges: list[tuple[str, str]] = []
@@ -22,9 +26,10 @@ def spaced_tokenizer(kind: str = "llama", adds_end: bool = False) -> PreTrainedT
             vocabulary.append(grown)
     vocabulary = list(dict.fromkeys(vocabulary))
     numbers = {token: number for number, token in enumerate(vocabulary)}
-    bpe = models.BPE(
-        numbers, list(dict.fromkeys(merges)), unk_token="<unk>", byte_fallback=True, fuse_unk=True
-    )
+    merges = list(dict.fromkeys(merges))
+    if kind == "legacy":
+        return LlamaTokenizer(vocab=numbers, merges=merges)
+    bpe = models.BPE(numbers, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     core = Tokenizer(bpe)
     if kind == "llama":
         core.normalizer = normalizers.Sequence(
