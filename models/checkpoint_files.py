@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import transformers
 from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
@@ -69,10 +70,14 @@ def _check_folder(name: str, folder: Path) -> None:
 def adapter_aside(source: str, where: dict[str, Any]) -> str | None:
     """Says that an adapter beside a model's own weights is not applied to them.
 
-    transformers applies it, which changes weights that it was merged into already.
+    transformers applies it, which changes weights that it was merged into already. Raises
+    `UsageError` where its release cannot be told not to, as those before 5.23 in a folder.
     """
     if find_adapter_config_file(source, **where) is None:
         return None
+    if find_adapter_config_file(source, **where | {"subfolder": _NO_FOLDER}) is not None:
+        twice = f"transformers {transformers.__version__} would apply it to the weights beside it"
+        reject("model", source, f"holds an {ADAPTER_CONFIG_NAME}, and {twice}; move it elsewhere")
     return f"the adapter of its {ADAPTER_CONFIG_NAME} is left aside, its own weights are used"
 
 
