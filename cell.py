@@ -23,6 +23,7 @@ from arguments import (
 from data import Selection, get_prompts
 from metrics import scoring
 from model_loading import Checkpoint, find_checkpoint
+from models.quantised import check_can_be_saved
 from prompt_encoding import check_chat_template, encode_all
 from run_log import content_hash, identity_hash, tokens_hash
 from runtime import Runtime, start
@@ -143,6 +144,9 @@ def find_cell(arguments: CellArguments, prompts: tuple[Selection, Selection | No
     """
     runtime = start(arguments.model, parallel=True)
     checkpoint = find_checkpoint(arguments.model)
+    check_can_be_saved(
+        "save_pruned", arguments.prune.save_pruned, checkpoint.name, checkpoint.config
+    )
     check_chat_template(arguments.data, checkpoint)
     seed = arguments.generation.seed
     found = prompts or get_prompts(arguments.data, arguments.prune, seed)

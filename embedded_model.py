@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from command_line import reject
+from models.saved import write_checkpoint
 from user_cache import cache_folder
 
 EMBEDDED_MODEL = "smollm2-135m"
@@ -97,5 +98,5 @@ def _convert(gguf: Path, folder: Path) -> None:
     config.name_or_path = EMBEDDED_MODEL
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    # Not portable: run ids hold the folder's fingerprint, which older keys would change.
+    write_checkpoint(model, AutoTokenizer.from_pretrained(**source), folder, portable=False)

@@ -22,6 +22,8 @@ from log_files import written_whole
 from model_loading import Checkpoint, find_checkpoint, plan_beside, read_model
 from models.configurations import unread_setting
 from models.loading_errors import tokenizer_reason
+from models.quantised import check_can_be_saved
+from models.saved import DifferentError, check_tokenizer, write_checkpoint
 from run_log import content_hash
 from runtime import Runtime
 from self_speculation.llama_model_utils import MOST_LAYERS, SUPPORTED_MODEL_TYPES
@@ -53,7 +55,7 @@ class Learner:
         return self.exits.causal.config
 
     def save(self, folder: Path, dtype: torch.dtype, files: dict[str, Any]) -> None:
-        """Writes an ordinary checkpoint into a new folder, whole or not at all.
+        """Writes an ordinary checkpoint into a new folder, compared and whole or not at all.
 
         Adapters are merged into the weights for good. `files` are JSON values beside them.
         """
@@ -63,18 +65,7 @@ class Learner:
         _declare_end(merged.generation_config, self.tokenizer.eos_token_id)
         partial = folder.with_name(f"{folder.name}.partial")
         with written_whole(folder, partial):
-            merged.save_pretrained(partial)
-            _save_tokenizer(self.tokenizer, partial)
-            for name, values in files.items():
-                (partial / name).write_text(json.dumps(values, indent=2) + "\n")
-
-
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:
-        # Rust's errors, such as of a full disk, have no type of their own.
-        raise OSError(str(error)) from error
+            write_checkpoint(merged, self.tokenizer, partial, files)
 
 
 def _declare_end(config: Any, end: int | None) -> None:
@@ -97,7 +88,7 @@ def make_learner(
     that cannot be had.
     """
     if arguments.config is None:
-        checkpoint, causal = _read(arguments.model, arguments.attention, runtime)
+        checkpoint, causal = _read(arguments.model, arguments.attention, runtime, True)
         tokenizer = checkpoint.tokenizer
         fingerprint, plan = checkpoint.fingerprint, plan_beside(checkpoint)
     else:
@@ -116,9 +107,13 @@ def make_learner(
     return learner
 
 
-def _read(name: str, attention: str, runtime: Runtime) -> tuple[Checkpoint, nn.Module]:
+def _read(
+    name: str, attention: str, runtime: Runtime, saved: bool = False
+) -> tuple[Checkpoint, nn.Module]:
     found = ModelArguments(model=name, model_args=f"attn_implementation={attention}")
     checkpoint = find_checkpoint(found)
+    if saved:
+        check_can_be_saved("model", name, "it", checkpoint.config)
     return checkpoint, read_model(checkpoint, runtime, found.extra())
 
 
@@ -169,6 +164,11 @@ def _from_scratch(
     if len(tokenizer) > config.vocab_size:
         allowed = f"has {len(tokenizer)} tokens, the configuration's vocab_size {config.vocab_size}"
         reject("tokenizer", arguments.tokenizer, allowed)
+    try:
+        check_tokenizer(config, tokenizer)
+    except DifferentError as error:
+        reason = f"cannot be that of a {config.model_type} in transformers ({error})"
+        reject("tokenizer", arguments.tokenizer, reason)
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id

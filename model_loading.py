@@ -26,6 +26,7 @@ from models.configurations import check_supported, own_code
 from models.generation_settings import unused_settings
 from models.loaded_weights import check_complete, some, unused_heads
 from models.loading_errors import one_line_errors, one_line_tokenizer_errors
+from models.quantised import check_quantised, finish_loading, loading_options
 from offloading import input_device
 from runtime import Runtime
 from self_speculation.llama_model_utils import DEFAULT_ATTENTION, SUPPORTED_ATTENTION
@@ -95,6 +96,7 @@ def find_checkpoint(arguments: ModelArguments) -> Checkpoint:
         where |= pinned(commit)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
         check_supported(name, config)
+        check_quantised(name, config)
         found = f"commit {commit}" if commit else fingerprint(Path(source))
         remarks = (own_code(config), adapter_aside(source, where))
     with one_line_tokenizer_errors(name):
@@ -158,6 +160,7 @@ def _read_weights(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any
     own = {"dtype": runtime.dtype, "attn_implementation": checkpoint.attention}
     pin = pinned(checkpoint.commit)
     where = {key: extra[key] for key in _LOCATION_ARGS if key in extra} | pin
+    own |= loading_options(checkpoint.name, checkpoint.source, checkpoint.config, where)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             checkpoint.source,
@@ -172,6 +175,8 @@ def _read_weights(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any
             check_safetensors(checkpoint.name, checkpoint.commit, extra.get("cache_dir"))
         raise
     check_complete(checkpoint.name, model, report)
+    placed = extra.get("device_map")
+    finish_loading(checkpoint.name, model, checkpoint.config, runtime.dtype, placed)
     heads = unused_heads(report)
     if heads:
         warn(f"{checkpoint.name}: {len(heads)} weights of other heads are not used ({some(heads)})")

@@ -10,6 +10,7 @@ from arguments import GenerationArguments, ModelArguments, PromptArguments, Prun
 from command_line import FailedError, reject
 from data import Selection, get_calibration_alone
 from model_loading import Checkpoint, LoadedModel, find_checkpoint, load_model
+from models.quantised import check_can_be_saved
 from offloading import layer_places
 from prompt_encoding import check_chat_template, encode, encode_all, fitted, longest_prompt
 from pruned_model import PruneModel, PrunePlan, count_parameters, is_saved, make_plan, weight_bytes
@@ -205,6 +206,7 @@ def load_pruned(
         flags.check()
     calibration = get_calibration_alone(prompting, pruning)
     runtime, checkpoint = start(model, parallel), find_checkpoint(model)
+    check_can_be_saved("save_pruned", pruning.save_pruned, checkpoint.name, checkpoint.config)
     check_chat_template(prompting, checkpoint)
     _check_stop_token_ids(generation, checkpoint.config.vocab_size)
     loaded = load_model(model, runtime, checkpoint)

@@ -1,6 +1,5 @@
 """Which layers to remove, decided first; their removal, second."""
 
-import json
 import math
 import random
 import tempfile
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from arguments import PLAN_FILE, PruneArguments
 from bounded_files import read_settings
 from command_line import UsageError, reject
-from offloading import forget_offloaded, input_device, save_weights
+from models.saved import write_checkpoint
+from offloading import forget_offloaded, input_device
 from ranks import ALONE, Ranks
-from weight_layout import stored_by_rows
 
 
 @dataclass(frozen=True)
@@ -180,18 +179,16 @@ class PruneModel:
     def save(self, tokenizer: Any, folder: str, fingerprint: str | None = None) -> None:
         """Writes model, tokenizer and plan as an ordinary checkpoint, whole or not at all.
 
-        Beside the plan stands the fingerprint of the model that was pruned.
+        Beside the plan stands the fingerprint of the model that was pruned. The checkpoint appears
+        once it was read back and found equal to the model.
         """
         target = Path(folder)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
                 checkpoint = Path(scratch) / target.name
-                with stored_by_rows(self.model):
-                    save_weights(self.model, checkpoint)
-                tokenizer.save_pretrained(checkpoint)
                 origin = self.plan.to_dict() | {"model_fingerprint": fingerprint}
-                (checkpoint / PLAN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
+                write_checkpoint(self.model, tokenizer, checkpoint, {PLAN_FILE: origin})
                 checkpoint.rename(target)
         except (OSError, SafetensorError) as error:
             reject("save_pruned", folder, f"cannot be written ({error})")

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from arguments import PLAN_FILE
@@ -38,8 +39,23 @@ def run_training(
     breaks down; what it had is in its state.
     """
     quieten_libraries()
-    flags, data, seed = arguments.learner, arguments.data, arguments.optimization.seed
+    flags = arguments.learner
     accelerator = start_accelerator(device_type(flags.device), flags.mixed_precision)
+    code = _train(arguments, texts, command, accelerator)
+    # What reduces gradients holds the process group, and goes first: torch 2.13 would otherwise
+    # destroy the group with Python's lock held, and wait for a thread that waits for the lock.
+    accelerator.free_memory()
+    accelerator.end_training()  # or NCCL complains of what it still holds
+    return code
+
+
+def _train(
+    arguments: TrainingArguments,
+    texts: tuple[list[TrainingText], list[TrainingText]],
+    command: str,
+    accelerator: Accelerator,
+) -> int:
+    flags, data, seed = arguments.learner, arguments.data, arguments.optimization.seed
     runtime = Runtime(accelerator.device, torch.float32)
     learner = make_learner(flags, runtime, spoken(texts[0]), seed)
     documents, held_out = (
@@ -69,7 +85,6 @@ def run_training(
         if writes:
             _finish(arguments, training, learner, log, command)
         accelerator.wait_for_everyone()
-    accelerator.end_training()  # or NCCL complains of what it still holds
     return 0
 
 

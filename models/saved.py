@@ -1,0 +1,192 @@
+"""Checkpoints as they are written here: for transformers 4 and 5, and compared before they count.
+
+`write_checkpoint` is the only way in which the project writes a model.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.integrations.accelerate import load_offloaded_parameter
+
+from bounded_files import read_settings
+from offloading import save_weights
+from weight_layout import stored_by_rows
+
+_COMPARED_ELEMENTS = 1 << 23  # of a weight, at a time
+# Words, numbers, code with indentation, other scripts, a symbol of four bytes, spaces at both ends.
+_PROBE = " The 3 cats\n\n    return x_1 != 'é'  # Straße 東京 😀\t1,234.50 \n"
+# What differs between a configuration in memory and the same one in a file.
+_OF_THE_PLACE = {"_name_or_path", "transformers_version", "dtype", "architectures"}
+
+
+class DifferentError(OSError):
+    """A checkpoint that reads otherwise than what was written."""
+
+
+def write_checkpoint(
+    model: nn.Module,
+    tokenizer: Any,
+    folder: Path,
+    files: dict[str, Any] | None = None,
+    portable: bool = True,
+) -> None:
+    """Writes model, tokenizer and `files`, JSON values by name; reads all of it back and compares.
+
+    `portable` adds the keys from which transformers 4 reads the same model and tokenizer. Raises
+    OSError where something cannot be written, and `DifferentError` where it reads otherwise.
+    """
+    with stored_by_rows(model):
+        save_weights(model, folder)
+        _save_tokenizer(tokenizer, folder)
+        for name, values in (files or {}).items():
+            (folder / name).write_text(json.dumps(values, indent=2) + "\n")
+        if portable:
+            _add_older_keys(folder)
+        _compare_weights(model, folder)
+    _compare_settings(model, folder)
+    _compare_tokenizer(tokenizer, folder)
+    for name, values in (files or {}).items():
+        _require(read_settings(folder / name) == json.loads(json.dumps(values)), name)
+
+
+def check_tokenizer(config: Any, tokenizer: Any) -> None:
+    """Finds out before a training whether its checkpoint will read with this tokenizer.
+
+    transformers 5 puts a model type's own tokenizer in the place of some others. Raises
+    `DifferentError` where the ids would differ.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        config.save_pretrained(scratch)
+        _save_tokenizer(tokenizer, Path(scratch))
+        _add_older_keys(Path(scratch))
+        _compare_tokenizer(tokenizer, Path(scratch))
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:
+        # Rust's errors, such as of a full disk, have no type of their own.
+        raise OSError(str(error)) from error
+
+
+def _add_older_keys(folder: Path) -> None:
+    """Writes what transformers 4.57 reads beside what transformers 5 writes.
+
+    Version 5 knows `rope_parameters` alone, version 4 `rope_theta` and `rope_scaling` alone, and
+    each passes over what the other says: without these keys version 4 computes with a theta of
+    10000, unscaled. Version 5 reads the older keys into the same `rope_parameters`.
+    """
+    config = _read(folder / "config.json")
+    rope = dict(config.get("rope_parameters") or {})
+    if rope:
+        config["rope_theta"] = rope.pop("rope_theta")
+        config["rope_scaling"] = None if rope.get("rope_type") == "default" else rope
+    if "dtype" in config:
+        config["torch_dtype"] = config["dtype"]  # what versions before 4.56 read
+    _write(folder / "config.json", config)
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return
+    tokenizer = _read(path)
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name in version 4
+    if isinstance(tokenizer.get("extra_special_tokens"), list):  # a dict of names in version 4
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+    _write(path, tokenizer)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _compare_weights(model: nn.Module, folder: Path) -> None:
+    """Compares names, shapes, dtypes and every bit, a part of a weight at a time."""
+    expected, tied = model.state_dict(), getattr(model, "all_tied_weights_keys", {})
+    stored: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  no mapping
+                _require(name in expected and name not in stored, f"{name}, which no weight is")
+                stored.add(name)
+                _require(_same(_in_memory(model, name, expected), file.get_slice(name)), name)
+    for name in sorted(expected.keys() - stored):
+        _require(tied.get(name) in stored or name in tied.values(), f"{name}, which is missing")
+    _require(bool(stored), "weights, of which there are none")
+
+
+def _in_memory(model: nn.Module, name: str, weights: dict[str, Tensor]) -> Tensor:
+    weight = weights[name]
+    return load_offloaded_parameter(model, name) if weight.is_meta else weight
+
+
+def _same(weight: Tensor, stored: Any) -> bool:
+    if list(weight.shape) != stored.get_shape():
+        return False
+    return all(
+        one.dtype == other.dtype and torch.equal(_bits(one.cpu()), _bits(other))
+        for one, other in _parts(weight, stored)
+    )
+
+
+def _parts(weight: Tensor, stored: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    if weight.dim() == 0:
+        yield weight, stored[...]
+        return
+    rows = max(1, _COMPARED_ELEMENTS // max(1, weight[:1].numel()))
+    for first in range(0, len(weight), rows):
+        yield weight[first : first + rows], stored[first : first + rows]
+
+
+def _bits(part: Tensor) -> Tensor:
+    """Bytes: equal for what is not a number too, and different for 0.0 and -0.0."""
+    return part.contiguous().flatten().view(torch.uint8)
+
+
+def _compare_settings(model: nn.Module, folder: Path) -> None:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    for name in _differences(config.to_dict(), model.config.to_dict()):
+        _require(False, f"config.json's {name}")
+    if (folder / "generation_config.json").is_file():
+        generation = GenerationConfig.from_pretrained(folder)
+        for name in _differences(generation.to_dict(), model.generation_config.to_dict()):
+            _require(False, f"generation_config.json's {name}")
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Keys whose values differ as JSON, which has no tuples and no numbers as keys."""
+    names = sorted((one.keys() | other.keys()) - _OF_THE_PLACE)
+
+    def text(value: Any) -> str:
+        return json.dumps(value, sort_keys=True)
+
+    return [name for name in names if text(one.get(name)) != text(other.get(name))]
+
+
+def _compare_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Compares ids, tokens and template. transformers may add tokens, as of Qwen2, at the end."""
+    again = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    _require(again(_PROBE)["input_ids"] == tokenizer(_PROBE)["input_ids"], "the tokenizer's ids")
+    _require(again.get_vocab().items() >= tokenizer.get_vocab().items(), "the vocabulary")
+    special = again.special_tokens_map.items() >= tokenizer.special_tokens_map.items()
+    _require(special, "the special tokens")
+    _require(again.chat_template == tokenizer.chat_template, "the chat template")
+
+
+def _require(fits: bool, what: str) -> None:
+    if not fits:
+        raise DifferentError(f"what was written reads otherwise: {what}")
