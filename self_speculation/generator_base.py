@@ -91,7 +91,8 @@ class StopRule:
         if not self._stop_words or not self._may_complete(output_ids[-1]):
             return None
         # The tail is searched first, so that a long output is not decoded anew for every token.
-        spans = (output_ids[-self._tail_size :], output_ids)
+        start = self._decode.whole_run(output_ids, max(0, len(output_ids) - self._tail_size))
+        spans = (output_ids[start:], output_ids)
         if all(self._cut(self._decode(ids)) is not None for ids in spans):
             return "stop_word"
         return None

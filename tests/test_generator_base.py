@@ -64,6 +64,9 @@ class SpacelessAlone:
         self.decoded += 1
         return "".join(self.pieces[token_id] for token_id in ids).replace("▁", " ").lstrip(" ")
 
+    def convert_ids_to_tokens(self, token_id):
+        return self.pieces[token_id]
+
 
 @pytest.mark.parametrize(("word", "kept"), [("or ", "yes "), ("or", "yes "), (" or", "yes")])
 def test_a_stop_word_may_end_in_the_space_before_a_word(word, kept):

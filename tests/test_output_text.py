@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-from os.path import commonprefix
 
 import pytest
 import torch
@@ -54,7 +53,10 @@ def test_text_is_that_of_prompt_and_output_less_the_prompts(kind, data):
     prompt, both = (
         tokenizer.decode(x, skip_special_tokens=True) for x in (prompt_ids, [*prompt_ids, *ids])
     )
-    assert OutputText(tokenizer, prompt_ids)(ids) == both[len(commonprefix([prompt, both])) :]
+    text = OutputText(tokenizer, prompt_ids)(ids)
+    assert text.count("\ufffd") <= len(ids)
+    if both.startswith(prompt) and not both.endswith("\ufffd"):
+        assert text == both[len(prompt) :]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,6 +75,55 @@ def test_a_long_prompt_of_split_characters_keeps_the_first_character_of_the_outp
     prompt_ids = spaced("日" * 20)["input_ids"]
     ids = spaced("日")["input_ids"][-3:]  # its bytes
     assert OutputText(spaced, prompt_ids)(ids) == "日"
+
+
+def bytes_of(tokenizer, text):
+    """The tokens that stand for the text's bytes."""
+    return tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in text.encode()])
+
+
+def test_an_output_cut_inside_a_character_keeps_the_characters_before_it(spaced):
+    ids = bytes_of(spaced, "龘龘龘龘")
+    for prompt in ("a", "a\n", "日", "日\n\n"):
+        output_text = OutputText(spaced, text_ids(spaced, prompt))
+        assert output_text(ids) == "龘龘龘龘"
+        assert output_text(ids[:-1]) == output_text(ids[:-2]) == "龘龘龘\ufffd"
+        assert output_text([*ids[:-1], 0]) == "龘龘龘\ufffd"  # what is left out ends no run
+
+
+def test_bytes_of_an_output_that_are_no_text_leave_the_prompts_alone(spaced):
+    for prompt in ("a\n", "日", "日\n\n"):
+        ids = [*bytes_of(spaced, "b"), *bytes_of(spaced, "日")[2:]]
+        assert OutputText(spaced, text_ids(spaced, prompt))(ids) == "\ufffd\ufffd"
+
+
+@pytest.mark.parametrize("word", ["\n", "\n\n", "日"])
+@pytest.mark.parametrize("count", range(1, 14))
+def test_a_stop_word_behind_a_run_of_bytes_stops(spaced, word, count):
+    """The run is longer than the tail that is searched first."""
+    rule = StopRule(spaced, set(), (word,)).after(text_ids(spaced, "a:"))
+    ids = bytes_of(spaced, "鬱" * count)
+    found = [rule.reason(ids[:end]) for end in range(1, len(ids) + 1)]
+    assert found == [None] * len(ids)
+    ids += bytes_of(spaced, word)
+    assert rule.reason(ids) == "stop_word"
+    assert rule.text(ids, "stop_word") == "鬱" * count
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.data(),
+    kind=st.sampled_from(KINDS),
+    prompt=st.sampled_from(["a", "a\n", "日"]),
+)
+def test_settled_text_is_the_beginning_of_every_later_text(data, kind, prompt):
+    tokenizer = TOKENIZERS[kind]
+    tokens = st.sampled_from([0, *bytes_of(tokenizer, "é\n b"), *tokenizer("a (")["input_ids"]])
+    ids = data.draw(st.lists(tokens, min_size=1, max_size=10))
+    rule = StopRule(tokenizer, set(), ()).after(text_ids(tokenizer, prompt))
+    whole = rule.text(ids, "length")
+    for count in range(1, len(ids) + 1):
+        assert whole.startswith(rule.settled(ids[:count]))
 
 
 def test_stop_words_that_begin_with_a_space_stop(spaced):
