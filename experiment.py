@@ -13,7 +13,7 @@ import torch
 from arguments import GenerationArguments
 from cell import Cell
 from code_execution import passes
-from command_line import FailedError, InterruptedRunError, UsageError
+from command_line import FailedError, InterruptedRunError, UsageError, warn
 from data import EvaluationExample
 from fitting import made_to_fit, within_memory
 from metrics import summarize, text_scores, throughput
@@ -174,12 +174,24 @@ def encode_examples(cell: Cell) -> list[EncodedExample]:
     longest = longest_prompt(data, steps, limit)
     pairs = zip(cell.evaluated.examples, cell.prompt_ids, strict=True)
     encoded = [EncodedExample(one, len(ids), fitted(data, ids, longest)) for one, ids in pairs]
+    _warn_of_changing_factors(cell, encoded, limit)
     if all(item.prompt_ids is None for item in encoded):
         raise UsageError(
             f"--dataset {data.dataset}: every prompt exceeds the model's {limit} positions; "
             "--truncate_prompt true keeps their tails"
         )
     return encoded
+
+
+def _warn_of_changing_factors(cell: Cell, encoded: list[EncodedExample], limit: int) -> None:
+    """Says how many answers end where LongRoPE changes its factors, instead of later."""
+    config, steps = cell.checkpoint.config, cell.arguments.generation.max_steps
+    lengths = [len(item.prompt_ids) for item in encoded if item.prompt_ids]
+    ends = [(position_limit(config, length), length + steps - 1) for length in lengths]
+    earlier = [end for end, wanted in ends if end < min(wanted, limit)]
+    if earlier:
+        changes = f"at {earlier[0]} tokens, where the factors of LongRoPE change"
+        warn(f"--max_steps {steps}: {len(earlier)} of {len(encoded)} answers end {changes}")
 
 
 def make_record(cell: Cell, loaded: LoadedModel, plan: PrunePlan, command: str) -> RunRecord:
@@ -201,11 +213,9 @@ def measure(
     cell: Cell, generator: TextGenerator, encoded: list[EncodedExample], record: RunRecord
 ) -> RunWriter:
     """Decodes every example that the log lacks; an interruption leaves what was done."""
-    ranks, bleu_tokenizer = cell.runtime.ranks, cell.scoring["bleu_tokenizer"]
+    ranks = cell.runtime.ranks
     cell.runtime.reset_peak_memory()
     writer = RunWriter(cell.arguments.log.output_dir, record, ranks)
-    if record.data.get("scoring") != cell.scoring:  # an earlier release began the run
-        writer.score_again(cell.scoring, partial(text_scores, bleu_tokenizer=bleu_tokenizer))
     missing = [index for index in range(len(encoded)) if index not in writer.done]
     if writer.done:
         print(f"{writer.path.name} goes on: {len(writer.done)} of {len(encoded)} prompts are done")
@@ -227,7 +237,7 @@ def measure(
         seconds = time.perf_counter() - started
         samples = writer.samples if status == "complete" else writer.finished()
         together = throughput(samples, missing, seconds, ranks.count)
-        summary = summarize(samples, bleu_tokenizer)
+        summary = summarize(samples, cell.scoring["bleu_tokenizer"])
         writer.finish(status, summary | {"throughput": together})
     return writer
 

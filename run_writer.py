@@ -93,19 +93,6 @@ class RunWriter:
             self._file.add(_line(sample))
         self.samples.append(sample)
 
-    def score_again(
-        self, scoring: dict[str, Any], scores: Callable[[str, str], dict[str, float]]
-    ) -> None:
-        """Scores anew what was done under another rule, which `scoring` replaces in the log."""
-        for sample in self.samples:
-            if sample.status == "done":
-                sample.scores |= scores(sample.prediction, sample.reference)
-        self.record.data = self.record.data | {"scoring": scoring}
-        if self._ranks.leads:
-            with kept_from_errors(self._output_dir, self._write_again):
-                self._file.write_again(map(_line, self.samples))
-                self._replace()
-
     def merge(self, while_waiting: Callable[[], None] | None = None) -> None:
         """Gives the leading process the samples of all, in the order of the examples."""
         if self._ranks.count > 1:

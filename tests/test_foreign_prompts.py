@@ -102,6 +102,14 @@ def test_settings_of_a_checkpoint_that_runs_do_not_follow_are_named_once(run, co
     )
 
 
+def test_settings_of_sampling_that_a_checkpoint_does_not_ask_for_are_not_named(run, copied, capsys):
+    path = copied / "generation_config.json"
+    settings = {"temperature": 0.9, "top_p": 0.6, "top_k": 50}
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    assert run("--model", str(copied), *GREEDY)[0] == 0
+    assert "not used" not in capsys.readouterr().err
+
+
 def test_a_checkpoint_without_settings_of_its_own_is_not_warned_of(run, capsys):
     assert run(*GREEDY)[0] == 0
     assert "not used" not in capsys.readouterr().err

@@ -184,23 +184,6 @@ def test_another_release_goes_on_with_a_warning(start, killed_twice, monkeypatch
     assert (record.commit, record.resumed[-1]["commit"]) == (first, "f" * 40)
 
 
-def test_what_another_release_scored_otherwise_is_scored_again(start, killed_twice, tmp_path):
-    """No mean is of scores from two tokenizers."""
-    log = json.loads(killed_twice.read_text())
-    del log["data"]["scoring"]
-    killed_twice.write_text(json.dumps(log))
-    lines = samples_path(killed_twice).read_text().splitlines()
-    old = [json.loads(line) for line in lines]
-    old = [one | {"scores": one["scores"] | {"rouge-l": 0.125}} for one in old]
-    samples_path(killed_twice).write_text("".join(json.dumps(one) + "\n" for one in old))
-    assert start() == 0
-    assert start(folder="unbroken") == 0
-    (unbroken,) = find_runs(tmp_path / "unbroken")
-    assert read_record(killed_twice).data == read_record(unbroken).data
-    found, expected = map(read_samples, (killed_twice, unbroken))
-    assert [sample.scores for sample in found] == [sample.scores for sample in expected]
-
-
 def test_a_run_that_cannot_begin_leaves_no_folder(start, tmp_path):
     assert start("--prune_n", "5") == 2
     assert not (tmp_path / "logs").exists()

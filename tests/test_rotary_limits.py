@@ -1,8 +1,10 @@
 """Rotary factors that depend on the length: sequences end where they would change."""
 
+import json
+
 import pytest
 import torch
-from conftest import random_prompt, row, tiny_config
+from conftest import GREEDY, random_prompt, row, tiny_config
 from transformers import LlamaForCausalLM
 
 from arguments import GenerationArguments, ModelArguments, PruneArguments
@@ -79,6 +81,26 @@ def test_yarn_stretches_the_positions_that_a_model_can_read(tokenizer):
     engine = CachedLlama(model, 256)
     logits_1V = engine.forward(row(random_prompt(200)))
     torch.testing.assert_close(logits_1V, model(row(random_prompt(200))).logits[0, -1:])
+
+
+def test_answers_that_end_where_factors_change_are_counted_in_a_warning(
+    run, tokenizer, tmp_path, capsys
+):
+    made(LONGROPE).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    path = tmp_path / "prompts.jsonl"
+    prompts = ["short", "a" * 30, "b" * 60]
+    path.write_text("".join(json.dumps({"prompt": p, "response": ""}) + "\n" for p in prompts))
+    flags = ["--model", str(tmp_path / "model"), *GREEDY]
+    code, _, samples = run(*flags, path=path)
+    assert code == 0
+    assert [len(one.output_ids) for one in samples] == [16, 3, 16]
+    assert (
+        "warning: --max_steps 16: 1 of 3 answers end at 32 tokens, where the factors of LongRoPE "
+        "change\n"
+    ) in capsys.readouterr().err
+    assert run(*flags, "--num_samples", "1", path=path, samples="")[0] == 0
+    assert "LongRoPE" not in capsys.readouterr().err
 
 
 def test_the_harness_reads_as_many_positions(tokenizer, tmp_path):
