@@ -65,8 +65,8 @@ def _said(reason: str, error: BaseException, wanted: Wanted) -> str:
 _REFUSED = (401, 403)
 
 
-# In this order: a gated repository is also one that was not found, and what the cache lacks, which
-# is looked at last, was asked of the hub before.
+# In this order: a gated repository is also one that was not found, and an entry that the cache
+# lacks follows the hub's refusal of it.
 _REASONS: dict[type[BaseException], str] = {
     errors.GatedRepoError: "{name}is gated; accept its licence on the hub and set HF_TOKEN",
     errors.RepositoryNotFoundError: "{name}is neither a folder here nor a {kind} on the hub",
@@ -79,6 +79,8 @@ _REASONS: dict[type[BaseException], str] = {
     errors.FileMetadataError: "what HF_ENDPOINT names is no hub, and the local cache lacks it",
     errors.LocalEntryNotFoundError: "the hub cannot be reached, and the local cache lacks it",
     httpx.ConnectError: "the hub cannot be reached, and the local cache lacks it",
+    httpx.ConnectTimeout: "the hub cannot be reached, and the local cache lacks it",
+    httpx.ProxyError: "the hub cannot be reached, and the local cache lacks it",
     ConnectionError: "the hub cannot be reached, and the local cache lacks it",
     httpx.TransportError: "the download broke off ({error}); start again",
 }

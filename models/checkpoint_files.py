@@ -23,7 +23,7 @@ from embedded_model import EMBEDDED_MODEL, embedded_checkpoint
 _FINGERPRINTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 _SAMPLED_BYTES = 1 << 16
 _MOST_HEADER_BYTES = 100_000_000  # what safetensors itself allows
-# What a configuration has at least one of, where it says so.
+# Keys of a configuration that must be at least 1 where it has them.
 _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -101,7 +101,7 @@ def _check_no_adapter_alone(name: str, source: str, **where: Any) -> None:
 
 
 def check_safetensors(name: str, commit: str, cache_dir: str | None) -> None:
-    """Refuses a repository of which the hub said that it has no weights to be read."""
+    """Refuses a repository without *.safetensors weights, as the hub's answers in the cache say."""
     where = {"cache_dir": cache_dir, "revision": commit}
     names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
     found = [try_to_load_from_cache(name, file, **where) for file in names]

@@ -16,8 +16,8 @@ _UNREAD: dict[str, Any] = {
     "alibi": False,
     "use_alibi": False,
     "parallel_attn": False,
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
+    "attn_logit_softcapping": 0,
+    "final_logit_softcapping": 0,
     "attention_multiplier": None,
     "embedding_multiplier": 1,
     "residual_multiplier": 1,
@@ -75,5 +75,5 @@ def _drops(dropped: Any, layers: int) -> bool:
     """Whether such a list drops a layer; as flags it has one entry for every layer."""
     if not isinstance(dropped, list):
         return bool(dropped)
-    are_flags = len(dropped) == layers and all(isinstance(one, bool) for one in dropped)
+    are_flags = len(dropped) == layers and all(isinstance(one, bool | None) for one in dropped)
     return any(dropped) if are_flags else bool(dropped)

@@ -125,6 +125,7 @@ ORDINARY = {
     "drop_mlp_list": [False] * 6,
     "is_causal": True,
     "residual_multiplier": 1.0,
+    "final_logit_softcapping": 0.0,
     "logits_scaling": None,
     "pretraining_tp": 2,
     "torch_dtype": "float32",
@@ -141,6 +142,11 @@ def test_an_ordinary_config_is_taken_without_a_word(copied, capsys):
     reconfigured(copied, **ORDINARY)
     loaded(copied)
     assert capsys.readouterr().err == ""
+
+
+def test_a_drop_list_without_an_entry_for_any_layer_is_ordinary(copied):
+    reconfigured(copied, drop_attn_list=[None] * 6, drop_mlp_list=None)
+    assert loaded(copied).model.config.num_hidden_layers == 6
 
 
 def test_a_config_that_names_other_code_is_warned_of(copied, capsys):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from huggingface_hub import errors
+from huggingface_hub.utils import httpx
 from loading import CPU, refusal
 from safetensors.torch import load_file, save_file
 
@@ -13,6 +14,7 @@ import model_loading
 from arguments import ModelArguments
 from command_line import UsageError
 from files.error_lines import error_line
+from files.hub_reasons import Wanted, hub_reason
 from model_loading import load_model
 from models import checkpoint_files
 from runtime import start
@@ -128,6 +130,12 @@ ERRORS = {
     "only this:": "only this:",
     "": "no reason given",
 }
+
+
+@pytest.mark.parametrize("kind", [httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError])
+def test_a_hub_that_cannot_be_reached_is_no_download_that_broke_off(kind):
+    said = hub_reason(kind("no route"), Wanted("model"))
+    assert said == "the hub cannot be reached, and the local cache lacks it"
 
 
 @pytest.mark.parametrize("text", ERRORS)
