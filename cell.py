@@ -119,7 +119,7 @@ def engine_identity(
 
 
 def plan_identity(flags: PruneArguments, calibration: str | None) -> dict[str, Any]:
-    """What the plan is decided by; calibration examples by their tokens, however drawn."""
+    """Return what decides the plan; calibration examples count by their tokens."""
     return {
         "method": flags.prune_method,
         "prune_n": flags.prune_n,

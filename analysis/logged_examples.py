@@ -12,13 +12,13 @@ import numpy
 from bounded_files import bounded_lines, opened, parse_log
 from run_log import RunRecord, samples_path
 
-# What a file of either tool can be wrong with, once it is no run that can be read.
+# Errors that a file raises which is no readable run of either tool.
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, IndexError)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What comparisons need of a run's finished examples: arrays with a number for each.
+    """A run's finished examples, for comparisons: arrays with a number for each.
 
     `outputs` are hashes of token ids. `timed` marks those that the run's seconds are of.
     """

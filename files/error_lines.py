@@ -1,4 +1,4 @@
-"""What an error of a library says, in one line."""
+"""One line for an error of a library."""
 
 import itertools
 import textwrap
@@ -7,7 +7,7 @@ _LONGEST_REASON = 400  # characters, of a reason that takes several lines
 
 
 def error_line(error: BaseException) -> str:
-    """An error's type, and what it says first.
+    """Return an error's type, and the first line of its message.
 
     Where that only announces the reason, as in "Validation error for field 'x':", the rest of the
     paragraph follows.

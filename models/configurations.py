@@ -1,4 +1,4 @@
-"""What a config.json says that transformers' own class of its model type does not compute."""
+"""Settings of a config.json that transformers' own class of the model type does not compute."""
 
 import math
 from typing import Any

@@ -17,7 +17,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from command_line import reject
 
-# What transformers 5.23 turns into ordinary weights as it loads them, on every device.
+# Methods whose weights transformers 5.23 makes ordinary ones as it loads them, on every device.
 DEQUANTISED = ("fp8", "mxfp8", "compressed-tensors")
 # Modules without which transformers loads no weights of a method, and the packages that hold them.
 _PACKAGES = {
@@ -80,7 +80,7 @@ def check_can_be_saved(flag: str, value: str | None, name: str, config: Any) -> 
 
 
 def loading_options(name: str, source: str, config: Any, where: dict[str, Any]) -> dict[str, Any]:
-    """What `from_pretrained` is told so that it dequantises; nothing where it need not.
+    """Return the arguments with which `from_pretrained` dequantises; none where it need not.
 
     Raises `UsageError` for fp8 weights that transformers would read wrongly.
     """
