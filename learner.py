@@ -164,11 +164,7 @@ def _from_scratch(
     if len(tokenizer) > config.vocab_size:
         allowed = f"has {len(tokenizer)} tokens, the configuration's vocab_size {config.vocab_size}"
         reject("tokenizer", arguments.tokenizer, allowed)
-    try:
-        check_tokenizer(config, tokenizer)
-    except DifferentError as error:
-        reason = f"cannot be that of a {config.model_type} in transformers ({error})"
-        reject("tokenizer", arguments.tokenizer, reason)
+    _check_reads_again(arguments.tokenizer, config, tokenizer)
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
@@ -181,6 +177,17 @@ def _from_scratch(
         # A configuration is foreign input, and transformers answers it with errors of every type.
         reject("config", arguments.config, f"makes no model ({error_line(error)})")
     return model, tokenizer
+
+
+def _check_reads_again(name: str, config: Any, tokenizer: Any) -> None:
+    """Refuses a tokenizer that a checkpoint of this model type would read back otherwise."""
+    try:
+        check_tokenizer(config, tokenizer)
+    except DifferentError as error:
+        reason = f"cannot be that of a {config.model_type} in transformers ({error})"
+        reject("tokenizer", name, reason)
+    except OSError:
+        pass  # no room to try it now; the checkpoint itself is compared at the end
 
 
 def _read_config(name: str) -> Any:

@@ -52,9 +52,8 @@ def fp8(tokenizer, tmp_path):
     return folders
 
 
-def on_disk_by(folder):
-    """Flags for a model of which the most lies on disk, as ordinary weights."""
-    placed = f"device_map=auto,max_memory=cpu:50KB,offload_folder={folder / 'offloaded'}"
+def on_disk_in(folder):
+    placed = f"device_map=auto,max_memory=cpu:50KB,offload_folder={folder}"
     return ["--device", "cpu", "--model_args", placed]
 
 
@@ -96,7 +95,7 @@ def test_fp8_is_trained_further_and_saved_as_an_ordinary_checkpoint(train_furthe
 
 
 def test_fp8_on_disk_runs_and_is_saved_in_the_dtype_of_its_other_weights(run, fp8, tmp_path):
-    spread = on_disk_by(tmp_path)
+    spread = on_disk_in(tmp_path / "offloaded")
     flags = [*GREEDY, "--dtype", "bfloat16", "--model", str(fp8[0])]
     folder = tmp_path / "pruned"
     code, record, on_disk = run(*flags, *ANGULAR, *spread, "--save_pruned", str(folder))
@@ -108,7 +107,7 @@ def test_fp8_on_disk_runs_and_is_saved_in_the_dtype_of_its_other_weights(run, fp
 
 
 def test_fp8_on_disk_in_another_dtype_names_the_one_that_works(run, fp8, tmp_path, capsys):
-    spread = on_disk_by(tmp_path)
+    spread = on_disk_in(tmp_path / "offloaded")
     assert run(*GREEDY, "--dtype", "float32", "--model", str(fp8[0]), *spread)[0] == 2
     assert "needs --dtype bfloat16" in capsys.readouterr().err
 
