@@ -90,7 +90,7 @@ def find_checkpoint(arguments: ModelArguments) -> Checkpoint:
     if is_synthetic(name):
         return _synthetic_checkpoint(name, extra, kernel)
     source = find_source(name)
-    where = {key: extra[key] for key in _LOCATION_ARGS if key in extra}
+    where = _location(extra)
     with one_line_errors(name, revision=where.get("revision")):
         commit = None if Path(source).is_dir() else find_commit(name, where)
         where |= pinned(commit)
@@ -159,7 +159,7 @@ def read_model(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any]) 
 def _read_weights(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any]) -> nn.Module:
     own = {"dtype": runtime.dtype, "attn_implementation": checkpoint.attention}
     pin = pinned(checkpoint.commit)
-    where = {key: extra[key] for key in _LOCATION_ARGS if key in extra} | pin
+    where = _location(extra) | pin
     own |= loading_options(checkpoint.name, checkpoint.source, checkpoint.config, where)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -184,6 +184,11 @@ def _read_weights(checkpoint: Checkpoint, runtime: Runtime, extra: dict[str, Any
         return model.to(runtime.device)
     _check_begins_on(runtime.device, model, extra)
     return model
+
+
+def _location(extra: dict[str, Any]) -> dict[str, Any]:
+    """Return those of `--model_args` that say where a checkpoint's files lie."""
+    return {key: extra[key] for key in _LOCATION_ARGS if key in extra}
 
 
 def _numbered_devices(extra: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ _NOT_A_NUMBER = re.compile(r"(?<=[\s:,\[{])[-+]?(?:nan|inf)(?=[\s,\]}])")
 
 
 class UnknownLogError(ValueError):
-    """What is no log of this project, nor of the older tool to the letter."""
+    """A log of neither this project nor, to the letter, the older tool."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from files.error_lines import error_line
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked for: a repository of this kind.
+    """A repository of this kind that was asked for.
 
     `name` is said where the flag's value does not say it. `otherwise` says what helps where the hub
     is out of reach.
@@ -63,6 +63,7 @@ def _said(reason: str, error: BaseException, wanted: Wanted) -> str:
 
 
 _REFUSED = (401, 403)
+_UNREACHABLE = "the hub cannot be reached, and the local cache lacks it"
 
 
 # In this order: a gated repository is also one that was not found, and an entry that the cache
@@ -77,10 +78,10 @@ _REASONS: dict[type[BaseException], str] = {
     errors.HfHubHTTPError: "the hub answers with HTTP status {status}, and the local cache "
     "lacks it; {advice}",
     errors.FileMetadataError: "what HF_ENDPOINT names is no hub, and the local cache lacks it",
-    errors.LocalEntryNotFoundError: "the hub cannot be reached, and the local cache lacks it",
-    httpx.ConnectError: "the hub cannot be reached, and the local cache lacks it",
-    httpx.ConnectTimeout: "the hub cannot be reached, and the local cache lacks it",
-    httpx.ProxyError: "the hub cannot be reached, and the local cache lacks it",
-    ConnectionError: "the hub cannot be reached, and the local cache lacks it",
+    errors.LocalEntryNotFoundError: _UNREACHABLE,
+    httpx.ConnectError: _UNREACHABLE,
+    httpx.ConnectTimeout: _UNREACHABLE,
+    httpx.ProxyError: _UNREACHABLE,
+    ConnectionError: _UNREACHABLE,
     httpx.TransportError: "the download broke off ({error}); start again",
 }

@@ -22,7 +22,7 @@ from weight_layout import stored_by_rows
 _COMPARED_ELEMENTS = 1 << 23  # of a weight, at a time
 # Words, numbers, code with indentation, other scripts, a symbol of four bytes, spaces at both ends.
 _PROBE = " The 3 cats\n\n    return x_1 != 'é'  # Straße 東京 😀\t1,234.50 \n"
-# What differs between a configuration in memory and the same one in a file.
+# Keys that differ between a configuration in memory and the same one in a file.
 _OF_THE_PLACE = {"_name_or_path", "transformers_version", "dtype", "architectures"}
 
 

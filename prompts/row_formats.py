@@ -124,7 +124,7 @@ def _parse_line(number: int, line: str) -> Row:
 
 
 def _parsed(text: str, place: str, within: str = "") -> Any:
-    """What JSON says. `place` begins an error's message, `within` its place in the text."""
+    """Return what JSON says. `place` begins an error's message, `within` its place in the text."""
     try:
         return parse_json(text)
     except TwiceError as error:
@@ -141,7 +141,7 @@ def _parsed(text: str, place: str, within: str = "") -> Any:
 
 def _parse_csv(file: BinaryIO) -> list[Row]:
     """Rows of comma-separated values below a line that names the fields."""
-    # What ends a line is the module's to say, so that it gets lines that end in \r one by one.
+    # The module decides what ends a line: it gets lines that end in \r one by one.
     pieces = itertools.chain.from_iterable(map(_AFTER_RETURN.split, _text_lines(file)))
     lines = csv.reader(filter(None, pieces), strict=True)
     # The module's own limit, 128 KiB a field, is less than a long document.
