@@ -5,7 +5,10 @@ import json
 import sys
 from pathlib import Path
 
-from command_line import (
+from analysis.comparison import QUALITIES, compare, drifting_speedups, missing_baselines
+from analysis.logged_runs import Found, LoggedRun, find_logged_runs
+from analysis.tables import FORMATS, Table, make_tables
+from command_line.script import (
     OneLineParser,
     UsageError,
     check_new_folder,
@@ -14,9 +17,6 @@ from command_line import (
     run_script,
     warn,
 )
-from comparison import QUALITIES, compare, drifting_speedups, missing_baselines
-from logged_runs import Found, LoggedRun, find_logged_runs
-from tables import FORMATS, Table, make_tables
 
 PLOTS = (
     "quality_by_layers_removed",
@@ -114,7 +114,7 @@ def _write(arguments: argparse.Namespace, runs: list[LoggedRun], tables: list[Ta
         if arguments.no_plots:
             return []
         # Imported here: it takes a second, which --no_plots saves.
-        from plots import make_plots
+        from analysis.plots import make_plots
 
         return make_plots(runs, arguments.quality, folder)
     except OSError as error:

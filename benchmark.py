@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from arguments import CELL_GROUPS, CellArguments
-from command_line import (
+from arguments.run import CELL_GROUPS, CellArguments
+from command_line.script import (
     EXIT_INTERRUPTED,
     FailedError,
     command_text,
@@ -22,10 +22,10 @@ def main(argv: list[str] | None = None) -> int:
     # What needs neither torch nor a download comes first, so that it is refused within a second.
     prompts = get_local_prompts(arguments.data, arguments.prune, arguments.generation.seed)
 
-    import code_execution
-    from cell import find_cell
-    from experiment import run_cell
-    from ranks import joined
+    from processes.ranks import joined
+    from runs import code_execution
+    from runs.definition import find_cell
+    from runs.experiment import run_cell
 
     command = command_text(argv)
     with joined().together():

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from arguments import CELL_GROUPS, CellArguments
-from command_line import UsageError, parse, run_script
-from run_log import read_record, read_samples
+from arguments.run import CELL_GROUPS, CellArguments
+from command_line.script import UsageError, parse, run_script
+from runs.record import read_record, read_samples
 
 UNIT, RECORD = "\037", "\036"
 Status = tuple[str, int, Any]
@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_status() -> Callable[[CellArguments], Status]:
     """A function from a cell to its status, which finds a model and reads examples but once."""
-    from cell import cell_finder
-    from run_writer import find_run
+    from runs.definition import cell_finder
+    from runs.writer import find_run
 
     find_cell = cell_finder()
 

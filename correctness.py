@@ -4,8 +4,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from arguments import CELL_GROUPS, CellArguments
-from command_line import (
+from arguments.run import CELL_GROUPS, CellArguments
+from command_line.script import (
     EXIT_INTERRUPTED,
     FailedError,
     command_text,
@@ -46,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         reject("execute_code", "true", "here tokens are compared; benchmark.py executes code")
     prompts = get_local_prompts(arguments.data, arguments.prune, arguments.generation.seed)
 
-    from cell import find_cell
-    from lossless import check_cell
-    from ranks import joined
+    from processes.ranks import joined
+    from runs.definition import find_cell
+    from runs.lossless import check_cell
 
     command = command_text(argv)
     with joined().together():

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from arguments import DataArguments, PromptArguments, PruneArguments
-from command_line import reject, warn
-from dataset_table import DATASETS, DataSet
+from arguments.run import DataArguments, PromptArguments, PruneArguments
+from command_line.script import reject, warn
+from prompts.dataset_table import DATASETS, DataSet
 from prompts.row_formats import Row, RowsError
-from rows import PathSource, Source, field_names, named_split
+from prompts.rows import PathSource, Source, field_names, named_split
 
 
 @dataclass(frozen=True)

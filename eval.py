@@ -4,8 +4,8 @@ import sys
 import typing
 from importlib.util import find_spec
 
-from command_line import UsageError, command_text, parse, run_script
-from harness_arguments import DEFAULTS, EvaluationArguments
+from command_line.script import UsageError, command_text, parse, run_script
+from harness.arguments import DEFAULTS, EvaluationArguments
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
             "lm-evaluation-harness is not installed; pip install -r requirements-eval.txt"
         )
 
-    from harness_run import run_evaluation, tables
+    from harness.evaluation import run_evaluation, tables
 
     command = command_text(argv)
     record, path = run_evaluation(arguments, command)

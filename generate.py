@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from arguments import (
+from arguments.run import (
     STREAMERS,
     GenerationArguments,
     ModelArguments,
@@ -14,7 +14,7 @@ from arguments import (
     PruneArguments,
     with_stored_template,
 )
-from command_line import (
+from command_line.script import (
     EXIT_INTERRUPTED,
     UsageError,
     flag,
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     if prompt is None and not (sys.stdin and sys.stdin.isatty()):
         prompt = piped_prompt()
 
-    from prepared_model import load_pruned
+    from runs.preparation import load_pruned
     from self_speculation.speculative_streamer import make_streamer
 
     prepared = load_pruned(model, pruning, prompting, generation)

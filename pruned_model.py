@@ -13,12 +13,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from arguments import PLAN_FILE, PruneArguments
-from bounded_files import read_settings
-from command_line import UsageError, reject
+from arguments.run import PLAN_FILE, PruneArguments
+from command_line.script import UsageError, reject
+from files.reading import read_settings
 from models.saved import write_checkpoint
-from offloading import forget_offloaded, input_device
-from ranks import ALONE, Ranks
+from processes.ranks import ALONE, Ranks
+from self_speculation.offloading import forget_offloaded, input_device
 
 
 @dataclass(frozen=True)

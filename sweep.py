@@ -4,9 +4,9 @@ import sys
 import typing
 from pathlib import Path
 
-from command_line import EXIT_INTERRUPTED, command_text, parse, reject, run_script, warn
+from command_line.script import EXIT_INTERRUPTED, command_text, parse, reject, run_script, warn
 from data import get_local_prompts
-from sweep_grid import SweepArguments
+from runs.sweep_grid import SweepArguments
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,9 +14,9 @@ def main(argv: list[str] | None = None) -> int:
     for cell in arguments.baselines():
         get_local_prompts(cell.data, cell.prune, cell.generation.seed)
 
-    import code_execution
-    from ranks import joined
-    from sweep_runs import SweepRunner, exit_code
+    from processes.ranks import joined
+    from runs import code_execution
+    from runs.sweep_runs import SweepRunner, exit_code
 
     if arguments.data.execute_code:
         warn(code_execution.warning())
@@ -47,10 +47,10 @@ def parse_sweep(argv: list[str] | None) -> SweepArguments:
 
 def report(paths: list[Path], folder: Path) -> None:
     """Prints the best cells, and writes table and heat maps of those that are complete."""
-    from comparison import SAME_PLAN, compare, drifting_speedups, missing_baselines
-    from heat_maps import make_heat_maps
-    from logged_runs import read_logged_runs
-    from tables import sweep_table
+    from analysis.comparison import SAME_PLAN, compare, drifting_speedups, missing_baselines
+    from analysis.heat_maps import make_heat_maps
+    from analysis.logged_runs import read_logged_runs
+    from analysis.tables import sweep_table
 
     found = read_logged_runs(paths)
     for line in found.warnings:

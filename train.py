@@ -3,9 +3,9 @@
 import os
 import sys
 
-from arguments import with_stored_template
-from command_line import command_text, parse, run_script
-from training_arguments import (
+from arguments.run import with_stored_template
+from command_line.script import command_text, parse, run_script
+from training.arguments import (
     LearnerArguments,
     OptimizationArguments,
     RecipeArguments,
@@ -35,11 +35,11 @@ def main(argv: list[str] | None = None) -> int:
     for cache in KERNEL_CACHES:
         os.environ.setdefault(cache, "64")
     # What needs no torch comes first, so that it is refused within a second.
-    from training_text import get_training_texts
+    from training.texts import get_training_texts
 
     texts = get_training_texts(arguments.data, arguments.optimization.seed)
 
-    from training_run import run_training
+    from training.run import run_training
 
     return run_training(arguments, texts, command_text(argv))
 

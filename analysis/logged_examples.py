@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy
 
-from bounded_files import bounded_lines, opened, parse_log
-from run_log import RunRecord, samples_path
+from files.reading import bounded_lines, opened, parse_log
+from runs.record import RunRecord, samples_path
 
 # Errors that a file raises which is no readable run of either tool.
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, IndexError)

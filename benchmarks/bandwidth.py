@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pruned_model import weight_bytes
-from timing import now
+from self_speculation.timing import now
 
 # A matrix of this width is what torch's products read fastest.
 _WIDTH = 4096

@@ -18,21 +18,21 @@ from typing import Any
 
 import torch
 
-from arguments import DataArguments, ModelArguments, PruneArguments
+from arguments.run import DataArguments, ModelArguments, PruneArguments
 from benchmarks.decoding_report import plot, table
-from command_line import flag, parse, reject, run_script
+from command_line.script import flag, parse, reject, run_script
 from data import get_calibration_data, get_data
-from metrics import predicted_speedup
-from model_loading import LoadedModel, load_model
+from models.loading import LoadedModel, load_model
+from models.runtime import start
 from pruned_model import PruneModel, angular_distances, make_plan, weight_bytes
-from run_log import current_commit
-from runtime import start
+from runs.metrics import predicted_speedup
+from runs.record import current_commit
 from self_speculation.equality import first_difference, ties_allowed, verdict
 from self_speculation.generator_base import Generation, GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
-from timing import now
+from self_speculation.timing import now
 
 GREEDY = SamplingRule()
 SEED = 42

@@ -17,20 +17,20 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy
 import torch
 
-from arguments import DataArguments, ModelArguments, with_stored_template
+from analysis.intervals import ratio_interval
+from arguments.run import DataArguments, ModelArguments, with_stored_template
 from benchmarks.peer_engines import OURS, Decoded, Engine, Setting, Side, build
 from benchmarks.peers import in_turn
 from benchmarks.results_files import write_results
-from command_line import flag, parse, reject, run_script, warn
+from command_line.script import flag, parse, reject, run_script, warn
 from data import get_data
-from intervals import ratio_interval
-from model_loading import find_checkpoint, read_model
-from prompt_encoding import encode
-from run_log import current_commit
-from runtime import start
+from models.loading import find_checkpoint, read_model
+from models.runtime import start
+from runs.prompt_encoding import encode
+from runs.record import current_commit
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.text_generator import WARM_UP_STEPS, TextGenerator
-from timing import now
+from self_speculation.timing import now
 
 SYSTEMS = (OURS, "transformers", "economize")
 GENERATE = Side("transformers")

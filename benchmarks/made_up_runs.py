@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metrics import summarize
 from pruned_model import PrunePlan
-from run_log import RunRecord, SampleRecord, content_hash
-from run_writer import RunWriter
+from runs.metrics import summarize
+from runs.record import RunRecord, SampleRecord, content_hash
+from runs.writer import RunWriter
 
 LAYERS = 32
 _SCORES = ("rouge-l", "rouge-1", "rouge-2", "rouge-3", "bleu_score", "exact_match", "edit_distance")

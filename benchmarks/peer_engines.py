@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from arguments import PruneArguments
+from arguments.run import PruneArguments
+from models.weight_layout import favour_single_rows
 from pruned_model import PruneModel, make_plan
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.text_generator import TextGenerator
-from weight_layout import favour_single_rows
 
 OURS = "this project"
 LONGEST_NGRAM = 3  # of the newest tokens, looked up in the earlier ones

@@ -25,13 +25,13 @@ if not __package__:  # started as a file, whose own folder Python puts first
 
 import torch
 
-from arguments import DTYPES, DataArguments, ModelArguments
+from arguments.run import DTYPES, DataArguments, ModelArguments
 from benchmarks.bandwidth import Bandwidth, step_bytes
 from benchmarks.peer_engines import OURS, Decoded, Engine, Setting, Side, build
 from benchmarks.peers_report import plot, table
 from benchmarks.peers_summary import summarize
 from benchmarks.results_files import write_results
-from command_line import (
+from command_line.script import (
     FailedError,
     check_new_folder,
     flag,
@@ -41,14 +41,14 @@ from command_line import (
     warn,
 )
 from data import get_data
-from model_loading import LoadedModel, load_model
+from models.loading import LoadedModel, load_model
+from models.runtime import Runtime, start_compiled
 from pruned_model import check_prune_n, weight_bytes
-from run_log import current_commit
-from runtime import Runtime, start_compiled
+from runs.record import current_commit
 from self_speculation.equality import first_difference, verdict
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.text_generator import WARM_UP_STEPS
-from timing import now
+from self_speculation.timing import now
 
 SEED = 42
 PACKAGES = ("economize", "flashspec")

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy
 
+from analysis.intervals import mean_intervals
 from benchmarks.bandwidth import floor_tokens_per_second
 from benchmarks.peer_engines import OURS, Side
-from intervals import mean_intervals
-from metrics import predicted_speedup
+from runs.metrics import predicted_speedup
 
 Sample = dict[str, Any]
 GENERATE = Side("transformers")

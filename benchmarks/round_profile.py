@@ -21,12 +21,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from arguments import DataArguments, ModelArguments
-from command_line import flag, parse, reject, run_script
+from arguments.run import DataArguments, ModelArguments
+from command_line.script import flag, parse, reject, run_script
 from data import get_data
-from model_loading import load_model
-from run_log import current_commit
-from runtime import start_compiled
+from models.loading import load_model
+from models.runtime import start_compiled
+from runs.record import current_commit
 from self_speculation import compiled_llama, self_speculation_generator
 from self_speculation.generator_base import GenerationConfig, Output
 from self_speculation.programs import Program, program_of, tensors_of

@@ -21,8 +21,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.results_files import write_results
-from command_line import FailedError, flag, parse, reject, run_script
-from run_log import RunRecord, content_hash, current_commit, find_runs, read_record, read_samples
+from command_line.script import FailedError, flag, parse, reject, run_script
+from runs.record import (
+    RunRecord,
+    content_hash,
+    current_commit,
+    find_runs,
+    read_record,
+    read_samples,
+)
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,10 +14,10 @@ from transformers.utils import (
     find_adapter_config_file,
 )
 
-from bounded_files import PART_BYTES, read_bounded, read_settings
-from checkpoint_folders import SHIPPED
-from command_line import reject
-from embedded_model import EMBEDDED_MODEL, embedded_checkpoint
+from arguments.checkpoint_folders import SHIPPED
+from command_line.script import reject
+from files.reading import PART_BYTES, read_bounded, read_settings
+from models.embedded import EMBEDDED_MODEL, embedded_checkpoint
 
 # Weights, configuration, tokenizers of every kind and their chat templates.
 _FINGERPRINTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
-from command_line import UsageError
-from embedded_model import EMBEDDED_MODEL
+from command_line.script import UsageError
 from files.error_lines import error_line
 from files.hub_reasons import Wanted, causes, hub_reason
+from models.embedded import EMBEDDED_MODEL
 
 _TOKENIZER = "its tokenizer "
 _NEITHER_FILE = "Couldn't instantiate the backend tokenizer"

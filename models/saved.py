@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.integrations.accelerate import load_offloaded_parameter
 
-from bounded_files import read_settings
-from offloading import save_weights
-from weight_layout import stored_by_rows
+from files.reading import read_settings
+from models.weight_layout import stored_by_rows
+from self_speculation.offloading import save_weights
 
 _COMPARED_ELEMENTS = 1 << 23  # of a weight, at a time
 # Words, numbers, code with indentation, other scripts, a symbol of four bytes, spaces at both ends.

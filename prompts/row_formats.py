@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bounded_files import (
+from files.error_lines import error_line
+from files.reading import (
     ARRAY_BYTES,
     LINE_BYTES,
     PART_BYTES,
@@ -26,7 +27,6 @@ from bounded_files import (
     text_of,
     unique,
 )
-from files.error_lines import error_line
 
 
 class RowsError(ValueError):

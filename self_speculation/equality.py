@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from offloading import input_device
+from self_speculation.offloading import input_device
 
 # How far apart two logits may be for rounding to decide between them. Where a dtype has none, its
 # rounding is so coarse that no gap tells it from a mistake.

@@ -13,7 +13,7 @@ import torch
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.output_text import OutputText
 from self_speculation.sampling import SamplingRule
-from timing import StepTime, Stopwatch, now
+from self_speculation.timing import StepTime, Stopwatch, now
 
 # Part of every run's identity: raise it when the same arguments may yield other tokens or speeds.
 ENGINE_VERSION = 6

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offloading import input_device
+from self_speculation.offloading import input_device
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 MOST_LAYERS = 10_000  # beyond, a configuration is damaged, and a model takes hours to be laid out

@@ -25,7 +25,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from user_cache import cache_folder
+from self_speculation.user_cache import cache_folder
 
 # A block's tensors, then its inputs; returns its one output.
 Program = Callable[[list[Tensor], list[Tensor]], Tensor]

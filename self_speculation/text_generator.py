@@ -10,7 +10,7 @@ from self_speculation.compiled_llama import CompiledLlama
 from self_speculation.generator_base import Generation, GenerationConfig, StopRule, Streamer
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import seeded_generator
-from timing import StepTime, Stopwatch
+from self_speculation.timing import StepTime, Stopwatch
 
 # Enough to take every kind of step.
 WARM_UP_STEPS = 8

@@ -6,7 +6,9 @@ import struct
 from pathlib import Path
 
 import torch
-from bad_inputs import (
+from safetensors.torch import load_file, save_file
+
+from tests.bad_inputs import (
     ROWS,
     RUN,
     TERABYTE,
@@ -19,7 +21,6 @@ from bad_inputs import (
     pipe,
     sparse,
 )
-from safetensors.torch import load_file, save_file
 
 _CONFIG, _WEIGHTS = "config_DOT_json", "model_DOT_safetensors"
 _TEMPLATE = "prompt_template_DOT_json"

@@ -1,6 +1,6 @@
 """Bad command lines: what is wrong can be seen without reading a file."""
 
-from bad_inputs import ROWS, TINY, BadInput
+from tests.bad_inputs import ROWS, TINY, BadInput
 
 _CUSTOM = f"--dataset custom_jsonl --data_path {ROWS}"
 _LONG = "x" * 300

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bounded_files import LINE_BYTES
+from files.reading import LINE_BYTES
 
 Content = str | bytes | Callable[[Path], Any]
 TERABYTE = 1 << 40

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bad_inputs import ROWS, TERABYTE, TINY, BadInput, Content, folder, link, pipe, sparse
-from test_older_logs import DATA, GENERATION, METRICS, four
-
 import benchmark
 from benchmarks.made_up_runs import MadeUpRun
-from command_line import run_script
+from command_line.script import run_script
+from tests.analysis.test_older_logs import DATA, GENERATION, METRICS, four
+from tests.bad_inputs import ROWS, TERABYTE, TINY, BadInput, Content, folder, link, pipe, sparse
 
 _LOG = "logs/benchmark_1_a.json"
 _CONSOLE = "logs/human_eval_results_base_0"

@@ -6,7 +6,9 @@ import json
 import struct
 
 import pyarrow
-from bad_inputs import (
+from pyarrow import parquet
+
+from tests.bad_inputs import (
     TERABYTE,
     TINY,
     BadInput,
@@ -18,7 +20,6 @@ from bad_inputs import (
     pipe,
     sparse,
 )
-from pyarrow import parquet
 
 _ROW = '{"prompt": "a", "response": "b"}\n'
 _HEADER = "prompt,response\n"

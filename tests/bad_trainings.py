@@ -2,7 +2,7 @@
 
 import json
 
-from bad_inputs import (
+from tests.bad_inputs import (
     CONFIG,
     ROWS,
     TERABYTE,
@@ -16,7 +16,7 @@ from bad_inputs import (
     pipe,
     sparse,
 )
-from trainings import CONFIG as LLAMA
+from tests.trainings import CONFIG as LLAMA
 
 _DATA = f"--dataset custom_jsonl --data_path {ROWS} --eval_samples 2"
 

@@ -16,18 +16,18 @@ import torch
 from accelerate.state import AcceleratorState
 from pyarrow import parquet
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from trainings import CONFIG, OFTEN, SHORT, command
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import benchmark
-import experiment
 import sweep
 import train
-from arguments import DataArguments, PruneArguments
-from command_line import run_script
+from arguments.run import DataArguments, PruneArguments
+from command_line.script import run_script
 from data import get_calibration_data, get_data
-from run_log import find_runs, read_record, read_samples
+from runs import experiment
+from runs.record import find_runs, read_record, read_samples
 from self_speculation import compiled_llama, programs
+from tests.trainings import CONFIG, OFTEN, SHORT, command
 
 torch.set_num_threads(1)
 

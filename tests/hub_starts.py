@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 IMPORTED = (
-    *("benchmark", "generate", "datasets", "experiment", "prepared_model"),
+    *("benchmark", "generate", "datasets", "runs.experiment", "runs.preparation"),
     *("transformers.models.llama.modeling_llama", "huggingface_hub.file_download"),
 )
 
@@ -51,7 +51,7 @@ def start(script: str, words: list[str]) -> dict[str, object]:
 
 
 def _run(script: str, words: list[str], streams: list[Path]) -> None:
-    from command_line import run_script
+    from command_line.script import run_script
 
     for number, path in enumerate(streams, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)

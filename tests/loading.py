@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from arguments import ModelArguments
-from command_line import UsageError
-from model_loading import LoadedModel, load_model
-from runtime import Runtime
+from arguments.run import ModelArguments
+from command_line.script import UsageError
+from models.loading import LoadedModel, load_model
+from models.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"), torch.float64)
 

@@ -1,6 +1,6 @@
 """What tests of the analysis share: the two decoders, and made-up runs read back."""
 
-from logged_runs import find_logged_runs
+from analysis.logged_runs import find_logged_runs
 
 AUTOREGRESSIVE = {"exit_layer": None, "num_speculations": None}
 SPECULATIVE = {"exit_layer": 8, "num_speculations": 6}

@@ -6,13 +6,11 @@ from importlib.util import find_spec
 
 import torch.distributed
 
-import experiment
-import prepared_model
-import ranks
-import runtime
-import sweep_runs
-from command_line import run_script
-from ranks import Ranks
+from command_line.script import run_script
+from models import runtime
+from processes import ranks
+from processes.ranks import Ranks
+from runs import experiment, preparation, sweep_runs
 
 
 def in_ranks(count, work, store=None):
@@ -39,10 +37,10 @@ def scripts_in_ranks(monkeypatch, count, main, argv):
     mine, loading = threading.local(), threading.Lock()
     modules = [ranks, runtime]
     if find_spec("lm_eval"):
-        modules.append(import_module("harness_run"))
+        modules.append(import_module("harness.evaluation"))
     for module in modules:
         monkeypatch.setattr(module, "joined", lambda: getattr(mine, "ranks", ranks.ALONE))
-    for module in (experiment, sweep_runs, prepared_model):
+    for module in (experiment, sweep_runs, preparation):
         monkeypatch.setattr(module, "load_model", _one_by_one(module.load_model, loading))
 
     def work(ranks):

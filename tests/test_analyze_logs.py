@@ -8,16 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import rewritten
-from made_up import AUTOREGRESSIVE, SPECULATIVE
-from test_older_logs import GENERATION, console, four
 
 import analyze_logs
 import benchmark
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan, random_plan
-from command_line import run_script
-from metrics import predicted_speedup
-from run_log import find_runs, read_record
+from command_line.script import run_script
+from runs.metrics import predicted_speedup
+from runs.record import find_runs, read_record
+from tests.analysis.test_older_logs import GENERATION, console, four
+from tests.conftest import rewritten
+from tests.made_up import AUTOREGRESSIVE, SPECULATIVE
 
 ROOT = Path(__file__).parent.parent
 

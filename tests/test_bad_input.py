@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
-from bad_checkpoints import CHECKPOINTS
-from bad_flags import FLAGS
-from bad_inputs import CONFIG, ROWS, RUN, TINY, TRAIN, BadInput
-from bad_logs import LOGGED
-from bad_rows import ROW_FILES
-from bad_trainings import TRAININGS
-from trainings import CONFIG as LLAMA
 
-from command_line import run_script
+from command_line.script import run_script
+from tests.bad_checkpoints import CHECKPOINTS
+from tests.bad_flags import FLAGS
+from tests.bad_inputs import CONFIG, ROWS, RUN, TINY, TRAIN, BadInput
+from tests.bad_logs import LOGGED
+from tests.bad_rows import ROW_FILES
+from tests.bad_trainings import TRAININGS
+from tests.trainings import CONFIG as LLAMA
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "results" / "bad_input.md"

@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ANGULAR, GREEDY, SPECULATIVE, write
 
 import benchmark
-import experiment
-from command_line import run_script
-from metrics import summarize, text_scores
+from command_line.script import run_script
 from prompts.row_formats import Row, RowsError
-from rows import HubSource
-from run_log import find_runs, read_record, read_samples
+from prompts.rows import HubSource
+from runs import experiment
+from runs.metrics import summarize, text_scores
+from runs.record import find_runs, read_record, read_samples
+from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, write
 
 ROOT = Path(__file__).parent.parent
 

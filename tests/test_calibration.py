@@ -1,11 +1,11 @@
 """What pruning is calibrated on: kept apart from what is evaluated, by content."""
 
 import pytest
-from conftest import MEASURED, calibration, chats, custom, numbered, write
 
-from arguments import DataArguments, PruneArguments
-from command_line import UsageError
+from arguments.run import DataArguments, PruneArguments
+from command_line.script import UsageError
 from data import get_calibration_data, get_data, get_local_prompts, get_prompts
+from tests.conftest import MEASURED, calibration, chats, custom, numbered, write
 
 
 def test_calibration_is_kept_apart_by_content(folder):

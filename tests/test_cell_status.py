@@ -5,8 +5,8 @@ import sys
 
 import benchmark
 import cell_status
-from command_line import run_script
-from run_log import find_runs
+from command_line.script import run_script
+from runs.record import find_runs
 
 
 def cell_flags(checkpoint, path, folder):

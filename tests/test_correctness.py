@@ -4,14 +4,13 @@ import json
 
 import pytest
 import torch
-from conftest import VOCABULARY
 
-import check_log
 import correctness
-import lossless
-from command_line import run_script
+from command_line.script import run_script
+from runs import check_log, lossless
 from self_speculation import compiled_llama, law, self_speculation_generator
 from self_speculation.llama_model_utils import CachedLlama
+from tests.conftest import VOCABULARY
 
 SPECULATIVE = ["--exit_layer", "3", "--num_speculations", "3", "--max_steps", "16"]
 

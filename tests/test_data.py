@@ -3,13 +3,13 @@
 import shutil
 
 import pytest
-from conftest import MEASURED, calibration, custom, write
 
-from arguments import DataArguments, PruneArguments
-from command_line import UsageError
+from arguments.run import DataArguments, PruneArguments
+from command_line.script import UsageError
 from data import get_data, get_local_prompts
 from prompts.row_formats import Row
-from rows import HubSource, PathSource
+from prompts.rows import HubSource, PathSource
+from tests.conftest import MEASURED, calibration, custom, write
 
 
 def selected(arguments, seed=42):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_run_log import record, sample
 
-from arguments import GenerationArguments, ModelArguments, PruneArguments
-from prepared_model import load_pruned
-from run_log import find_runs
-from run_writer import RunWriter, claimed
+from arguments.run import GenerationArguments, ModelArguments, PruneArguments
+from runs.preparation import load_pruned
+from runs.record import find_runs
+from runs.writer import RunWriter, claimed
+from tests.runs.test_record import record, sample
 
 OPEN_FILES = Path("/proc/self/fd")
 MEMORY = Path("/proc/self/statm")

@@ -7,15 +7,14 @@ import sys
 import datasets
 import lm_eval
 import pytest
-from conftest import ANGULAR, SPECULATIVE, write
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from ranked import scripts_in_ranks
 
 import eval as script
-import harness_tasks
-from command_line import UsageError, run_script
-from harness_run import plain
+from command_line.script import UsageError, run_script
+from harness.evaluation import plain
+from tests.conftest import ANGULAR, SPECULATIVE, write
+from tests.ranked import scripts_in_ranks
 
 QUESTIONS = [
     {"question": f"number {n}:", "choices": [f"item {n}", f"thing {n}", "none"], "answer": n % 3}
@@ -248,7 +247,7 @@ def few_defaults(monkeypatch):
         def __init__(self, **flags):
             super().__init__(**flags | {"include_defaults": False})
 
-    monkeypatch.setattr(harness_tasks, "TaskManager", Local)
+    monkeypatch.setattr("harness.tasks.TaskManager", Local)
 
 
 def test_groups_are_evaluated_as_groups(evaluate, few_defaults):
@@ -274,7 +273,7 @@ def test_groups_are_evaluated_as_groups(evaluate, few_defaults):
 def test_a_task_that_cannot_be_evaluated_is_one_line(
     evaluate, few_defaults, monkeypatch, capsys, names, message
 ):
-    monkeypatch.setattr("harness_run.load_pruned", None)  # no weights are read for it
+    monkeypatch.setattr("harness.evaluation.load_pruned", None)  # no weights are read for it
     assert evaluate(names=names) == (2, None)
     out, err = capsys.readouterr()
     assert out == ""
@@ -320,7 +319,7 @@ def test_a_definition_that_cannot_be_read_is_named(evaluate, few_defaults, tmp_p
 
 
 def test_more_solved_examples_than_there_are_is_refused(evaluate, monkeypatch, capsys):
-    monkeypatch.setattr("harness_run.load_pruned", None)
+    monkeypatch.setattr("harness.evaluation.load_pruned", None)
     assert evaluate("--num_fewshot", "13", names=["local_choice"]) == (2, None)
     err = capsys.readouterr().err
     assert "--num_fewshot 13: task local_choice has 12 solved examples" in err

@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
-from conftest import ANGULAR, GREEDY, SPECULATIVE, outputs
-from ranked import in_ranks, scripts_in_ranks
-from test_run_log import record, sample
 
 import benchmark
 import correctness
-import experiment
-import log_files
-from check_log import CheckLog
-from command_line import FailedError, run_script
-from run_log import find_runs, read_record, read_samples, samples_path
-from run_writer import RunWriter
+from command_line.script import FailedError, run_script
+from files import writing
+from runs import experiment
+from runs.check_log import CheckLog
+from runs.record import find_runs, read_record, read_samples, samples_path
+from runs.writer import RunWriter
+from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, outputs
+from tests.ranked import in_ranks, scripts_in_ranks
+from tests.runs.test_record import record, sample
 
 SPOKEN = [*GREEDY, *ANGULAR, *SPECULATIVE, "--exit_layer", "5"]
 
@@ -49,7 +49,7 @@ class FaultyDisk:
 
         monkeypatch.setattr(Path, "open", opened)
         monkeypatch.setattr(Path, "replace", replaced)
-        monkeypatch.setattr(log_files.os, "fsync", synced)
+        monkeypatch.setattr(writing.os, "fsync", synced)
 
     def operate(self):
         self.operations += 1

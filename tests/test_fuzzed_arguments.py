@@ -4,7 +4,6 @@ import dataclasses
 import typing
 
 import pytest
-from fuzzing import FIXED
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,11 +13,12 @@ import eval as harness
 import generate
 import sweep
 import train
-from arguments import CELL_GROUPS, CellArguments
-from command_line import UsageError, parse
-from harness_arguments import EvaluationArguments
-from sweep_grid import SweepArguments
-from training_arguments import TrainingArguments
+from arguments.run import CELL_GROUPS, CellArguments
+from command_line.script import UsageError, parse
+from harness.arguments import EvaluationArguments
+from runs.sweep_grid import SweepArguments
+from tests.fuzzing import FIXED
+from training.arguments import TrainingArguments
 
 ANSWER_GROUPS = (*generate.GROUPS, generate.AnswerArguments)
 CHECK_GROUPS = (*CELL_GROUPS, correctness.CorrectnessArguments)

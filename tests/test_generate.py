@@ -11,15 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import LAYERS
 
 import generate
-import prepared_model
-from command_line import EXIT_CLOSED_PIPE, run_script
+from command_line.script import EXIT_CLOSED_PIPE, run_script
+from runs import preparation
 from self_speculation import generator_base
 from self_speculation.llama_model_utils import CachedLlama, KeyValueCache
 from self_speculation.speculative_streamer import WholeText
 from self_speculation.text_generator import TextGenerator
+from tests.conftest import LAYERS
 
 ROOT = Path(generate.__file__).parent
 SPECULATIVE = [
@@ -269,7 +269,7 @@ def test_the_first_answers_time_does_not_hold_the_models_start(ask, clock, monke
 
 def test_a_conversation_that_outgrows_its_cache_is_timed_warm(ask, clock, monkeypatch):
     made = []
-    monkeypatch.setattr(prepared_model, "_LEAST_ROOM", 4)
+    monkeypatch.setattr(preparation, "_LEAST_ROOM", 4)
     monkeypatch.setattr(generate, "what_it_took", lambda one: made.append(one) or "")
     monkeypatch.setattr(generate, "piped_prompt", lambda: None)
     monkeypatch.setattr("builtins.input", Typist("hi", "", "a longer one", "", EOFError))

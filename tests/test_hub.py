@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ANGULAR, GREEDY
-from hub_layouts import DATA_SETS, articles, converted
-from hub_stand_in import NO_REVISION, Hub, Refusal
 
-from run_log import find_runs, read_record, read_samples
+from runs.record import find_runs, read_record, read_samples
+from tests.conftest import ANGULAR, GREEDY
+from tests.hub_layouts import DATA_SETS, articles, converted
+from tests.hub_stand_in import NO_REVISION, Hub, Refusal
 
 STARTS = Path(__file__).parent / "hub_starts.py"
 DISABLED = Refusal(403, None, (("X-Error-Message", "Access to this resource is disabled."),))

@@ -1,4 +1,4 @@
-"""The house's order: imports point one way, importing does nothing, files stay small."""
+"""The house: packages import downwards, importing does nothing, files stay small."""
 
 import ast
 import subprocess
@@ -8,148 +8,86 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HOUSE = (".", "analysis", "files", "models", "prompts", "self_speculation")
-# Each module may import those before it, and none after it.
-ORDER = [
-    "timing",
-    "files",
-    "files.error_lines",
-    "files.hub_reasons",
-    "bounded_files",
-    "command_line",
-    "log_files",
-    "heartbeat",
-    "ranks",
-    "progress",
-    "checkpoint_folders",
-    "prompts.row_formats",
-    "rows",
-    "dataset_table",
-    "placement_arguments",
-    "arguments",
-    "data",
-    "user_cache",
-    "weight_layout",
-    "offloading",
-    "models",
-    "models.saved",
-    "models.quantised",
-    "embedded_model",
-    "synthetic_model",
-    "self_speculation.output_text",
-    "self_speculation.sampling",
-    "self_speculation.llama_model_utils",
-    "self_speculation.row_kernels",
-    "self_speculation.programs",
-    "self_speculation.compiled_llama",
-    "self_speculation.equality",
-    "self_speculation.generator_base",
-    "self_speculation.law",
-    "self_speculation.speculative_streamer",
-    "self_speculation.autoregressive_generator",
-    "self_speculation.self_speculation_generator",
-    "self_speculation",
-    "self_speculation.text_generator",
-    "models.tokens",
-    "models.generation_settings",
-    "models.checkpoint_files",
-    "models.configurations",
-    "models.loaded_weights",
-    "models.loading_errors",
-    "compilation",
-    "runtime",
-    "model_loading",
-    "prompt_encoding",
-    "pruned_model",
-    "prepared_model",
-    "generate",
-    "run_log",
-    "run_writer",
-    "metrics",
-    "code_guard",
-    "code_execution",
-    "cell",
-    "fitting",
-    "experiment",
-    "benchmark",
-    "check_log",
-    "lossless",
-    "correctness",
-    "cell_status",
-    "older_logs",
-    "analysis",
-    "analysis.logged_examples",
-    "logged_runs",
-    "intervals",
-    "comparison",
-    "tables",
-    "figures",
-    "plots",
-    "analyze_logs",
-    "heat_maps",
-    "sweep_grid",
-    "sweep_runs",
-    "sweep",
-    "harness_arguments",
-    "harness_requests",
-    "harness_tasks",
-    "harness_model",
-    "harness_run",
-    "eval",
-    "layerskip_recipe",
-    "training_arguments",
-    "training_text",
-    "training_documents",
-    "early_exits",
-    "learner",
-    "optimizers",
-    "training_state",
-    "training_log",
-    "training",
-    "training_run",
-    "train",
+# A file imports from rows below its own, and from its own package or script.
+ROWS = [
+    {"self_speculation", "command_line"},
+    {"files", "processes"},
+    {"prompts"},
+    {"arguments"},
+    {"data", "models"},
+    {"pruned_model"},
+    {"runs"},
+    {"analysis", "harness"},
+    {"training"},
+    {
+        "benchmark",
+        "generate",
+        "correctness",
+        "sweep",
+        "eval",
+        "train",
+        "analyze_logs",
+        "cell_status",
+    },
+    {"benchmarks", "cell_status"},
 ]
-SCRIPTS = {
-    "benchmark",
-    "code_guard",
-    "correctness",
-    "generate",
-    "cell_status",
-    "analyze_logs",
-    "sweep",
-    "eval",
-    "train",
-}
+ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
+PRODUCT = [
+    path
+    for room in ROW_OF
+    for path in (sorted((ROOT / room).glob("*.py")) or [ROOT / f"{room}.py"])
+]
 
 
-def path_of(module: str) -> Path:
-    path = ROOT / Path(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
 
 
 def imports_of(path: Path) -> set[str]:
+    """Modules of the house that a file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add(node.module)
-    return found
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {node.module} | (inner & set(MODULES))
+    return {name for name in found if name.partition(".")[0] in ROW_OF}
 
 
-def test_the_order_names_every_module():
-    files = [path for folder in HOUSE for path in (ROOT / folder).glob("*.py")]
-    assert sorted(files) == sorted(map(path_of, ORDER))
+MODULES = {module_of(path): path for path in PRODUCT}
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_imports_point_one_way(module):
-    later = set(ORDER[ORDER.index(module) :])
-    assert not imports_of(path_of(module)) & (later | SCRIPTS)
+def test_every_python_file_has_a_row():
+    files = {path.stem for path in ROOT.glob("*.py")}
+    folders = {path.parent.name for path in ROOT.glob("*/*.py")} - {"tests"}
+    assert files | folders == set(ROW_OF)
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=module_of)
+def test_imports_point_downwards(path):
+    room = module_of(path).partition(".")[0]
+    rooms = {name.partition(".")[0] for name in imports_of(path)} - {room}
+    assert {name for name in rooms if ROW_OF[name] >= ROW_OF[room]} == set()
+
+
+def test_the_engine_imports_nothing_of_the_house():
+    engine = [path for name, path in MODULES.items() if name.startswith("self_speculation")]
+    imported = set().union(*map(imports_of, engine))
+    assert {name for name in imported if not name.startswith("self_speculation")} == set()
+
+
+def test_no_package_imports_in_a_circle():
+    imports = {name: imports_of(path) & set(MODULES) - {name} for name, path in MODULES.items()}
+    while leaves := {name for name, others in imports.items() if not others & set(imports)}:
+        imports = {name: others for name, others in imports.items() if name not in leaves}
+    assert imports == {}
 
 
 def test_importing_every_module_does_nothing(tmp_path):
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {', '.join(ORDER)}"
+    modules = [name for name in MODULES if not name.startswith("benchmarks.")]
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {', '.join(modules)}"
     done = subprocess.run(
         [sys.executable, "-B", "-c", code],
         cwd=tmp_path,
@@ -162,7 +100,5 @@ def test_importing_every_module_does_nothing(tmp_path):
 
 
 def test_files_stay_small():
-    files = [
-        path for folder in (*HOUSE, "benchmarks", "tests") for path in (ROOT / folder).glob("*.py")
-    ]
+    files = [*PRODUCT, *(ROOT / "tests").rglob("*.py")]
     assert [path.name for path in files if len(path.read_text().splitlines()) > 400] == []

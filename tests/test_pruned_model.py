@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-from conftest import LAYERS, random_prompt, tiny_config
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import pruned_model
-from arguments import PLAN_FILE, PruneArguments
-from command_line import UsageError
+from arguments.run import PLAN_FILE, PruneArguments
+from command_line.script import UsageError
 from pruned_model import (
     PruneModel,
     PrunePlan,
@@ -18,6 +17,7 @@ from pruned_model import (
     make_plan,
     weight_bytes,
 )
+from tests.conftest import LAYERS, random_prompt, tiny_config
 
 PROMPTS = [torch.tensor([random_prompt(length, seed=length)]) for length in (5, 9, 14)]
 

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import write
 
-from command_line import EXIT_BUSY, EXIT_INTERRUPTED
-from run_log import find_runs, read_record, read_samples
+from command_line.script import EXIT_BUSY, EXIT_INTERRUPTED
+from runs.record import find_runs, read_record, read_samples
+from tests.conftest import write
 
 ROOT = Path(__file__).parent.parent
 DEFAULT_DATASETS = ["cnn_dm_lm", "human_eval", "xsum_summarization", "cnn_dm_summarization"]

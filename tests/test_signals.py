@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import GREEDY, SWEEP_GRID, outputs
 
 import benchmark
-import experiment
 import sweep
-from command_line import EXIT_INTERRUPTED, run_script
-from run_log import find_runs, read_record, read_samples
+from command_line.script import EXIT_INTERRUPTED, run_script
+from runs import experiment
+from runs.record import find_runs, read_record, read_samples
+from tests.conftest import GREEDY, SWEEP_GRID, outputs
 
 ROOT = Path(__file__).parent.parent
 

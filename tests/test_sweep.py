@@ -3,16 +3,15 @@
 import json
 
 import pytest
-from conftest import SWEEP_GRID, SWEEP_PLANS, SWEEP_POINTS, numbered, rewritten
 
-import experiment
 import pruned_model
 import sweep
-import sweep_runs
-from command_line import BusyError, UsageError, run_script
-from run_log import find_runs, read_record, read_samples
-from sweep_grid import GridArguments
-from sweep_runs import Outcome
+from command_line.script import BusyError, UsageError, run_script
+from runs import experiment, sweep_runs
+from runs.record import find_runs, read_record, read_samples
+from runs.sweep_grid import GridArguments
+from runs.sweep_runs import Outcome
+from tests.conftest import SWEEP_GRID, SWEEP_PLANS, SWEEP_POINTS, numbered, rewritten
 
 
 def records(folder):

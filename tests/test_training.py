@@ -9,10 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SPECULATIVE, write
 from filelock import FileLock
-from test_layout import ROOT
-from trainings import (
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import benchmark
+import train
+from command_line.script import run_script
+from tests.conftest import SPECULATIVE, write
+from tests.test_layout import ROOT
+from tests.trainings import (
     CONFIG,
     assert_alike,
     command,
@@ -22,17 +27,8 @@ from trainings import (
     stop_at_step,
     weights,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-import benchmark
-import optimizers
-import train
-import training
-import training_arguments
-import training_documents
-import training_state
-from command_line import run_script
-from training_log import LOG_NAME, TrainingLog
+from training import arguments, documents, loop, optimizers, state
+from training.log import LOG_NAME, TrainingLog
 
 
 def test_a_training_from_scratch_learns_and_leaves_a_checkpoint(train_anew):
@@ -121,14 +117,14 @@ def test_two_processes_learn_what_one_does(
 
 def test_ctrl_c_keeps_the_step_that_was_reached(train_anew, monkeypatch, capsys):
     _, whole = train_anew(folder="whole")
-    ordinary = training.Training._step
+    ordinary = loop.Training._step
 
     def step(self, sequences, window):
         ordinary(self, sequences, window)
         if self.progress.step == 5:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(training.Training, "_step", step)
+    monkeypatch.setattr(loop.Training, "_step", step)
     code, out = train_anew()
     assert code == 130
     assert "the same command goes on after state-00000005" in capsys.readouterr().out
@@ -175,13 +171,13 @@ def test_a_damaged_state_is_refused(train_anew, monkeypatch, tmp_path, capsys):
 def test_a_loss_that_is_no_number_stops_training_and_keeps_the_state(
     train_anew, monkeypatch, capsys
 ):
-    def poisoned(self, sequences, window, step=training.Training._step):
+    def poisoned(self, sequences, window, step=loop.Training._step):
         if self.progress.step == 4:
             for item in self._learner.model.parameters():
                 item.data.mul_(math.nan)
         step(self, sequences, window)
 
-    monkeypatch.setattr(training.Training, "_step", poisoned)
+    monkeypatch.setattr(loop.Training, "_step", poisoned)
     code, out = train_anew()
     assert code == 1
     error = capsys.readouterr().err
@@ -194,13 +190,13 @@ def test_a_loss_that_is_no_number_stops_training_and_keeps_the_state(
 
 
 def ruin_weights_after(monkeypatch, number):
-    def ruined(self, sequences, window, step=training.Training._step):
+    def ruined(self, sequences, window, step=loop.Training._step):
         step(self, sequences, window)
         if self.progress.step == number:
             for item in self._learner.model.parameters():
                 item.data.mul_(math.inf)
 
-    monkeypatch.setattr(training.Training, "_step", ruined)
+    monkeypatch.setattr(loop.Training, "_step", ruined)
 
 
 def test_a_state_of_ruined_weights_does_not_stay(train_anew, monkeypatch, capsys):
@@ -217,7 +213,7 @@ def test_a_state_of_ruined_weights_does_not_stay(train_anew, monkeypatch, capsys
 def test_a_state_that_was_not_proven_when_a_training_was_killed(train_anew, monkeypatch):
     """It is gone on from; where its weights are ruined, the one before is still there."""
     ruin_weights_after(monkeypatch, 6)
-    monkeypatch.setattr(training_state.TrainingState, "disprove", lambda self: None)
+    monkeypatch.setattr(state.TrainingState, "disprove", lambda self: None)
     _, out = train_anew()
     assert len(list(out.glob("state-*"))) == 2
     monkeypatch.undo()
@@ -254,7 +250,7 @@ def test_a_checkpoint_of_anothers_is_left_alone(train_anew, tmp_path, capsys):
 
 
 def test_a_full_disk_at_a_state_keeps_the_one_before(train_anew, monkeypatch, capsys):
-    ordinary = training_state.save_file
+    ordinary = state.save_file
 
     def full(tensors, path):
         written.append(path)
@@ -263,7 +259,7 @@ def test_a_full_disk_at_a_state_keeps_the_one_before(train_anew, monkeypatch, ca
         ordinary(tensors, path)
 
     written = []
-    monkeypatch.setattr(training_state, "save_file", full)
+    monkeypatch.setattr(state, "save_file", full)
     stop_at_step(monkeypatch, 7)
     with pytest.raises(ZeroDivisionError):
         train_anew()
@@ -376,5 +372,5 @@ def test_a_vocabulary_that_does_not_fit_is_refused(train_anew, checkpoint, llama
 
 
 def test_choices_are_those_of_the_tables():
-    assert tuple(optimizers.OPTIMIZERS) == training_arguments.OPTIMIZERS
-    assert tuple(training_documents.BATCHINGS) == training_arguments.BATCHINGS
+    assert tuple(optimizers.OPTIMIZERS) == arguments.OPTIMIZERS
+    assert tuple(documents.BATCHINGS) == arguments.BATCHINGS

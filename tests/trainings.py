@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import training
-from training_log import LOG_NAME
+from training import loop
+from training.log import LOG_NAME
 
 CONFIG = {
     "model_type": "llama",
@@ -57,14 +57,14 @@ def equal(one, other):
 
 
 def stop_at_step(monkeypatch, number, error=ZeroDivisionError):
-    ordinary = training.Training._step
+    ordinary = loop.Training._step
 
     def step(self, sequences, window):
         if self.progress.step == number:
             raise error
         ordinary(self, sequences, window)
 
-    monkeypatch.setattr(training.Training, "_step", step)
+    monkeypatch.setattr(loop.Training, "_step", step)
 
 
 def assert_alike(one, other):

@@ -1,0 +1,206 @@
+"""What all plots are made of: panels under titles that tell them apart, saved as PNG and PDF."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+from typing import Any, NamedTuple
+
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
+
+from analysis.comparison import telling
+from analysis.logged_runs import LoggedRun
+
+PANELS = 12  # in one figure
+LABELLED = 12  # points in one panel, at most
+# Okabe and Ito's colours, those with a contrast of 2.9 or more on white; base plans are black.
+BLACK = "#000000"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_PANEL_INCHES = (4.2, 3.3)
+_TITLE_CHARACTERS = 48  # in a line above one panel
+_LABEL_POINTS = 7
+_MARK_POINTS = 6  # half the side of the square that a mark covers
+_COINCIDE_POINTS = 3
+_DISTANCES = (9, 14, 20, 28, 38, 50)  # of a label from its point, in points
+_DIRECTIONS = (
+    *((1, 0), (1, 0.5), (1, -0.5), (-1, 0), (-1, 0.5), (-1, -0.5)),
+    *((1, 1), (1, -1), (0, 1), (0, -1), (-1, 1), (-1, -1)),
+)
+
+Runs = list[LoggedRun]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One data set under one set of conditions: its title, and how it is drawn.
+
+    `draw` returns the points that need names, in data coordinates, or None.
+    """
+
+    title: str
+    draw: "Callable[[Axes], list[NamedPoint] | None]"
+
+
+class NamedPoint(NamedTuple):
+    """A point of a plot, in data coordinates."""
+
+    x: float
+    y: float
+    name: str
+
+
+def make_figure(panels: list[Panel], keys: list[Line2D], heading: str) -> Figure:
+    columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
+    rows = -(-len(panels) // columns)
+    width, height = columns * _PANEL_INCHES[0], rows * _PANEL_INCHES[1] + 0.6
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    points = {}
+    for axes, panel in zip(grid, panels, strict=False):
+        points[axes] = panel.draw(axes)
+        axes.set_title(_wrapped(panel.title, _TITLE_CHARACTERS), fontsize=10)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    figure.suptitle(_wrapped(heading, _TITLE_CHARACTERS * columns), fontsize=9, color="0.3")
+    figure.legend(
+        handles=keys, loc="outside lower center", ncols=2 * columns, fontsize=8, frameon=False
+    )
+    # Laid out once, which takes most of the time; labels need to know where points lie.
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine("none")
+    for axes, found in points.items():
+        if found and len(found) <= LABELLED:
+            _name_points(axes, found)
+    return figure
+
+
+def _wrapped(text: str, characters: int) -> str:
+    return "\n".join(fill(line, characters) for line in text.splitlines())
+
+
+def _name_points(axes: Axes, points: list[NamedPoint]) -> None:
+    """Writes names beside points where they cover nothing; points that coincide share a label.
+
+    A name that fits nowhere is left out.
+    """
+    scale = axes.figure.dpi / 72
+    renderer = FigureCanvasAgg(axes.figure).get_renderer()
+    places = axes.transData.transform([(point.x, point.y) for point in points])
+    taken = [_square(place, _MARK_POINTS * scale) for place in places]
+    for group in _coinciding(places, _COINCIDE_POINTS * scale):
+        text = "\n".join(dict.fromkeys(points[index].name for index in group))
+        first = points[group[0]]
+        label = axes.annotate(
+            text,
+            (first.x, first.y),
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=_LABEL_POINTS,
+            va="center",
+            ha="center",
+            gid="point label",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.2},
+        )
+        box = label.get_window_extent(renderer)
+        offset = _free_offset(box, axes.bbox, taken, scale)
+        if offset is None:
+            label.remove()
+            continue
+        label.set_position(offset)
+        taken.append(box.translated(*(numpy.array(offset) * scale)))
+        if numpy.hypot(*_gap(box, offset, scale)) > _DISTANCES[0]:
+            end = box.translated(*(numpy.array(offset) * scale))
+            _draw_leader(axes, places[group[0]], end)
+
+
+def _draw_leader(axes: Axes, place: numpy.ndarray, box: Bbox) -> None:
+    nearest = numpy.clip(place, (box.x0, box.y0), (box.x1, box.y1))
+    ends = axes.transData.inverted().transform([place, nearest])
+    axes.plot(*ends.T, color="0.6", linewidth=0.6, zorder=1, scalex=False, scaley=False)
+
+
+def _coinciding(places: numpy.ndarray, reach: float) -> list[list[int]]:
+    """Indices of points in groups that lie within reach of the group's first point."""
+    groups: list[list[int]] = []
+    for index, place in enumerate(places):
+        near = (g for g in groups if numpy.hypot(*(places[g[0]] - place)) <= reach)
+        group = next(near, None)
+        if group is None:
+            groups.append([index])
+        else:
+            group.append(index)
+    return groups
+
+
+def _free_offset(
+    box: Bbox, frame: Bbox, taken: list[Bbox], scale: float
+) -> tuple[float, float] | None:
+    """The nearest offset in points, from a point to the label's middle, where nothing lies."""
+    half = numpy.array([box.width, box.height]) / 2 / scale
+    for distance in _DISTANCES:
+        for direction in _DIRECTIONS:
+            offset = numpy.array(direction) * (half + distance)
+            moved = box.translated(*(offset * scale))
+            inside = frame.x0 <= moved.x0 and moved.x1 <= frame.x1
+            inside = inside and frame.y0 <= moved.y0 and moved.y1 <= frame.y1
+            if inside and not any(moved.overlaps(other) for other in taken):
+                return tuple(offset.tolist())
+    return None
+
+
+def _gap(box: Bbox, offset: tuple[float, float], scale: float) -> numpy.ndarray:
+    """How far the label's edge is from its point, in points along both axes."""
+    half = numpy.array([box.width, box.height]) / 2 / scale
+    return numpy.maximum(numpy.abs(offset) - half, 0)
+
+
+def _square(middle: numpy.ndarray, half: float) -> Bbox:
+    return Bbox([middle - half, middle + half])
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes PNG and PDF."""
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    figure.savefig(path.with_suffix(".pdf"))
+
+
+def group_titles(runs: Runs) -> dict[str, str]:
+    """The data set of every group of runs, and what else tells groups of that data set apart."""
+    groups = {run.condition_key: run for run in runs}
+    by_dataset: dict[str, Runs] = defaultdict(list)
+    for run in groups.values():
+        by_dataset[run.dataset].append(run)
+    titles = {}
+    for dataset, alike in by_dataset.items():
+        facts = {run.condition_key: _plain_facts(run) for run in alike}
+        varying = [
+            name
+            for name in _plain_facts(alike[0])
+            if len({str(found[name]) for found in facts.values()}) > 1
+        ]
+        for key, found in facts.items():
+            others = [f"{name} {found[name]}" for name in telling(varying)]
+            lines = (", ".join(others[at : at + 2]) for at in range(0, len(others), 2))
+            titles[key] = "\n".join([dataset, *lines])
+    return titles
+
+
+def _plain_facts(run: LoggedRun) -> dict[str, Any]:
+    """The run's conditions, its model by name; a fingerprint says nothing to a reader."""
+    short = {name: str(run.conditions[name])[:6] for name in ("prompts", "prompt tokens")}
+    return run.conditions | {"model": run.model} | short
+
+
+def common_heading(runs: Runs) -> str:
+    """What all runs share of model and machine."""
+    shared = []
+    for name in ("model", "dtype", "device"):
+        found = {str(_plain_facts(run)[name]) for run in runs}
+        shared += found if len(found) == 1 else []
+    return ", ".join(shared)

@@ -1,0 +1,72 @@
+"""The flags of eval.py.
+
+Nothing here imports torch or the harness, so that a mistyped flag is answered at once.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from arguments.run import (
+    GenerationArguments,
+    LogArguments,
+    ModelArguments,
+    PromptArguments,
+    PruneArguments,
+)
+from command_line.script import flag, is_folder, reject
+
+# The harness's own: no more than 256 tokens, greedily, and its seed of few-shot examples.
+_SEEDS = 2**32
+DEFAULTS = {"max_steps": 256, "sample": False, "seed": 1234}
+
+
+@dataclass(frozen=True)
+class HarnessArguments:
+    """Which tasks of lm-evaluation-harness, and how they are asked."""
+
+    tasks: list[str] = flag([], "names of tasks, groups or tags")
+    include_path: str | None = flag(None, "folder of your own tasks' YAML files")
+    num_fewshot: int | None = flag(None, "solved examples before a prompt (default: the task's)")
+    limit: int | None = flag(None, "documents of every task, the first ones (default: all)")
+    batch_size: int = flag(8, "log-likelihoods computed at once; texts are generated one by one")
+    system_instruction: str | None = flag(None, "text before every prompt, or its chat's system")
+    log_samples: bool = flag(False, "put every document with its answers into the log")
+    confirm_run_unsafe_code: bool = flag(False, "allow tasks that run code that the model writes")
+
+    def check(self) -> None:
+        if not self.tasks:
+            reject("tasks", None, "must name at least one task")
+        if "" in self.tasks:
+            reject("tasks", "''", "must not be empty")
+        if self.include_path is not None and not is_folder(self.include_path):
+            reject("include_path", self.include_path or "''", "is no folder")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            reject("num_fewshot", self.num_fewshot, "must be 0 or more")
+        if self.limit is not None and not 1 <= self.limit <= sys.maxsize:
+            reject("limit", self.limit, f"must be 1 to {sys.maxsize}")
+        if self.batch_size < 1:
+            reject("batch_size", self.batch_size, "must be at least 1")
+
+
+@dataclass
+class EvaluationArguments:
+    """All flags of one evaluation."""
+
+    model: ModelArguments
+    prune: PruneArguments
+    prompt: PromptArguments
+    generation: GenerationArguments
+    harness: HarnessArguments
+    log: LogArguments
+
+    def check(self) -> None:
+        """Refuses flags whose part the tasks play, and seeds that the harness cannot take."""
+        if not 0 <= self.generation.seed < _SEEDS:
+            reject("seed", self.generation.seed, f"must be 0 to {_SEEDS - 1}")
+        if self.prompt.template is not None:
+            reject("template", repr(self.prompt.template), "tasks make their own prompts")
+        if self.prompt.truncate_prompt:
+            reject("truncate_prompt", "true", "tasks' prompts keep their tails without it")
+        if self.generation.stop_words is not None:
+            words = " ".join(map(repr, self.generation.stop_words))
+            reject("stop_words", words, "tasks say themselves what ends an output")

@@ -1,0 +1,212 @@
+"""One evaluation by lm-evaluation-harness: flags in, scores and a log out."""
+
+import dataclasses
+import json
+import logging
+import math
+import traceback
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lm_eval
+from lm_eval.utils import handle_non_serializable, make_table
+
+from command_line.script import FailedError, InterruptedRunError, UsageError, warn
+from files.error_lines import error_line
+from files.writing import kept_from_errors, replace_json
+from harness.arguments import EvaluationArguments
+from harness.model import HarnessModel, summarize_requests
+from harness.requests import decoding_of
+from harness.tasks import (
+    check_runnable,
+    check_shots,
+    find_tasks,
+    load_tasks,
+    single_tasks,
+    task_facts,
+)
+from models.loading import find_checkpoint
+from models.runtime import start
+from processes.ranks import joined
+from runs.definition import decoding_identity, engine_identity, plan_identity, selection_facts
+from runs.preparation import PreparedModel, exit_layer_facts, load_pruned, model_facts
+from runs.record import RunRecord, current_commit, tokens_hash
+from runs.writer import begin_log, timestamp
+
+_SPECULATIVE_WARNING = (
+    "the exit layer of self-speculation only drafts: log-likelihoods are those of the whole model"
+)
+
+
+def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRecord, Path]:
+    """Loads tasks, then the model; evaluates and logs. Returns the run and its file.
+
+    Raises `UsageError` for tasks that are unknown, lack their data or ask for what cannot be done,
+    and `FailedError` for one that breaks down: the log then holds its error, and what was
+    generated.
+    """
+    # The harness warns of a model that is handed over loaded, and of every prompt that it cuts.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are raised as well
+    flags = arguments.harness
+    manager = find_tasks(flags.tasks, flags.include_path)
+    with joined().together():
+        start(arguments.model, parallel=True)
+        find_checkpoint(arguments.model)  # a model that is not there should not cost a download
+        loaded = load_tasks(manager, flags.tasks)
+        facts = _checked_tasks(arguments, single_tasks(manager, loaded))
+        prepared = load_pruned(
+            arguments.model, arguments.prune, arguments.prompt, arguments.generation, parallel=True
+        )
+        print(prepared.pruned.report())
+        record = make_record(arguments, prepared, facts, command)
+        return record, _evaluated(arguments, prepared, record, manager, loaded)
+
+
+def _checked_tasks(
+    arguments: EvaluationArguments, tasks: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What a log says of the tasks; refuses those that ask for what cannot be done."""
+    flags = arguments.harness
+    check_runnable(tasks, flags.confirm_run_unsafe_code)
+    check_shots(tasks, flags.num_fewshot)
+    generating = {name: t for name, t in tasks.items() if t.OUTPUT_TYPE == "generate_until"}
+    for name, task in generating.items():
+        decoding_of(arguments.generation, task.config.generation_kwargs or {}, name)
+    speculates = arguments.generation.generation_strategy == "self_speculative"
+    if speculates and len(generating) < len(tasks):
+        warn(_SPECULATIVE_WARNING)
+    return {name: task_facts(task) for name, task in tasks.items()}
+
+
+def _evaluated(
+    arguments: EvaluationArguments,
+    prepared: PreparedModel,
+    record: RunRecord,
+    manager: Any,
+    loaded: list[Any],
+) -> Path:
+    """Lets the harness ask its questions, and logs what it makes of the answers."""
+    flags, ranks = arguments.harness, prepared.runtime.ranks
+    path = begin_log(arguments.log.output_dir, "eval", record, ranks)
+    model = HarnessModel(prepared, arguments.generation, flags.batch_size)
+    try:
+        results = evaluate(arguments, model, manager, loaded)
+        if ranks.leads:
+            record.metrics["harness"] = plain(results)
+        record.status = "complete"
+    except (KeyboardInterrupt, InterruptedRunError):
+        record.status = "interrupted"
+        raise
+    except Exception as error:
+        # Tasks are programs with data, written by others, and fail in their own ways.
+        record.status = "failed"
+        record.metrics["error"] = "".join(traceback.format_exception(error))
+        if isinstance(error, UsageError):
+            raise
+        names = " ".join(flags.tasks)
+        reason = f"failed ({error_line(error)}); {path} tells where"
+        raise FailedError(f"--tasks {names}: {reason}") from error
+    finally:
+        record.metrics["generation"] = generation_facts(model, flags)
+        record.ended = timestamp()
+        if ranks.leads:
+            with kept_from_errors(arguments.log.output_dir):
+                replace_json(path, record.to_dict())
+    return path
+
+
+def evaluate(
+    arguments: EvaluationArguments, model: HarnessModel, manager: Any, loaded: list[Any]
+) -> dict[str, Any]:
+    """The harness's own results of these tasks."""
+    flags, seed = arguments.harness, arguments.generation.seed
+    return lm_eval.simple_evaluate(
+        model=model,
+        tasks=loaded,
+        task_manager=manager,
+        num_fewshot=flags.num_fewshot,
+        limit=flags.limit,
+        batch_size=flags.batch_size,
+        apply_chat_template=arguments.prompt.apply_chat_template,
+        system_instruction=flags.system_instruction,
+        log_samples=flags.log_samples,
+        confirm_run_unsafe_code=flags.confirm_run_unsafe_code,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
+        fewshot_random_seed=seed,
+    )
+
+
+def make_record(
+    arguments: EvaluationArguments,
+    prepared: PreparedModel,
+    tasks: dict[str, dict[str, Any]],
+    command: str,
+) -> RunRecord:
+    """What the log says beside the scores: all that defines the evaluation, and where it is."""
+    calibration = prepared.calibration and selection_facts(prepared.calibration)
+    calibrated = prepared.calibration_ids
+    generation, flags = arguments.generation, arguments.harness
+    identity = {
+        "tasks": {name: facts["fingerprint"] for name, facts in tasks.items()},
+        "num_fewshot": flags.num_fewshot,
+        "limit": flags.limit,
+        "batch_size": flags.batch_size,
+        "system_instruction": flags.system_instruction,
+        "apply_chat_template": arguments.prompt.apply_chat_template,
+        "harness_seed": generation.seed,  # of few-shot examples too
+        "harness_version": lm_eval.__version__,
+        "plan": plan_identity(arguments.prune, calibrated and tokens_hash(calibrated)),
+        "generation": decoding_identity(generation, ()),
+    }
+    return RunRecord(
+        identity=identity | engine_identity(arguments.model, prepared.runtime, prepared.checkpoint),
+        command=command,
+        arguments=dataclasses.asdict(arguments),
+        model=model_facts(prepared.loaded, prepared.plan),
+        data={"tasks": tasks, "calibration": calibration},
+        plan=prepared.plan.to_dict(),
+        exit_layer=exit_layer_facts(generation, prepared.plan),
+        runtime=prepared.runtime.facts(),
+        commit=current_commit(),
+    )
+
+
+def generation_facts(model: HarnessModel, flags: Any) -> dict[str, Any]:
+    """Speed and acceptance of generated texts; of every one, where samples are logged."""
+    facts = summarize_requests(model.generated)
+    if flags.log_samples:
+        facts["samples"] = [dataclasses.asdict(request) for request in model.generated]
+    return facts
+
+
+def tables(record: RunRecord) -> str:
+    """The harness's tables of the scores, and the speed of generated texts."""
+    results, generation = record.metrics["harness"], record.metrics["generation"]
+    parts = [make_table(results)]
+    if results.get("groups"):
+        parts.append(make_table(results, "groups"))
+    if generation["tokens_per_second"] is not None:
+        parts.append(f"speed     {generation['tokens_per_second']:.1f} tokens/s")
+    if generation["drafted_tokens"]:
+        drafted = generation["drafted_tokens"]
+        parts.append(f"drafts    {generation['acceptance_rate']:.1%} of {drafted} accepted")
+    return "\n".join(parts)
+
+
+def plain(values: Any) -> Any:
+    """The values as JSON holds them; what is no finite number is None."""
+    values = json.loads(json.dumps(values, default=handle_non_serializable))
+    return _finite(values)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,185 @@
+"""Where a run happens: process, device, dtype, and the memory that it takes."""
+
+import logging
+import os
+import platform
+import re
+import resource
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils import logging as hub_logging
+from transformers.utils import logging as transformers_logging
+
+from arguments.run import ModelArguments
+from command_line.script import FailedError, process_count, reject
+from models.compilation import compile_obstacle
+from processes.ranks import ALONE, Ranks, joined
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The device and dtype of a run, and whether its decoding steps are compiled.
+
+    `holds_more`: other weights than the run's lie in the same memory, whose peak says nothing then.
+    `ranks` are the processes that share the run's examples.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    compiled: bool = False
+    holds_more: bool = False
+    ranks: Ranks = ALONE
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of the log must know of the machine and its software."""
+        cuda = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if cuda else _cpu_name(),
+            "device_type": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "ranks": self.ranks.count,
+            "versions": {"python": platform.python_version()} | _versions(),
+        }
+
+    def reset_peak_memory(self) -> None:
+        """Forgets the peak so far, such as that of loading the whole model before it was pruned."""
+        if self.device.type == "cuda":
+            for device in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(device)
+        elif _CLEAR_REFS.exists() and os.access(_CLEAR_REFS, os.W_OK):
+            # 5 resets the peak of the resident set (proc(5)).
+            _CLEAR_REFS.write_text("5")
+
+    def peak_memory_bytes(self) -> int | None:
+        """The most memory held since the reset: by CUDA's allocator, or resident on a CPU.
+
+        CUDA devices over which a model is spread are added up. Where no system file tells the
+        resident peak, it is that of the process's whole life.
+        """
+        if self.holds_more:
+            return None
+        if self.device.type == "cuda":
+            # A device on which this process holds nothing adds nothing.
+            return sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
+        if _STATUS.exists():
+            peak = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+            if peak:
+                return int(peak[1]) * 1024
+        # macOS counts in bytes, other systems in KiB.
+        unit = 1 if platform.system() == "Darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def start(arguments: ModelArguments, parallel: bool = False) -> Runtime:
+    """Settles device and dtype, and quietens libraries. Raises `UsageError` without them.
+
+    `parallel`: torchrun may have started several processes, each of which gets a device of its own,
+    or on a CPU its part of the cores.
+    """
+    quieten_libraries()
+    started = process_count()
+    if started > 1 and not parallel:
+        reject("nproc_per_node", started, "of torchrun: this script runs in one process")
+    ranks = joined()
+    device = _device_of(ranks, device_type(arguments.device))
+    _check_placement(arguments, ranks)
+    default = "bfloat16" if device.type == "cuda" else "float32"
+    dtype = getattr(torch, arguments.dtype or arguments.extra().get("dtype", default))
+    if dtype == torch.float32:
+        # TF32 keeps 10 bits of each product: too few for equality of the two decoders.
+        torch.set_float32_matmul_precision("highest")
+    compiled = arguments.compile and compile_obstacle(arguments, device) is None
+    return Runtime(device, dtype, compiled, ranks=ranks)
+
+
+def _device_of(ranks: Ranks, kind: str) -> torch.device:
+    if ranks.count == 1:
+        return torch.device(kind)
+    if kind == "cpu":
+        torch.set_num_threads(_threads_of_one(ranks.local_count))
+        return torch.device(kind)
+    found = torch.cuda.device_count()
+    if ranks.local_rank >= found:
+        allowed = f"of torchrun: torch sees {found} CUDA devices here, and each process needs one"
+        reject("nproc_per_node", ranks.local_count, allowed)
+    device = torch.device(kind, ranks.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _threads_of_one(processes: int) -> int:
+    """The cores that a process gets of those that its machine lends to all.
+
+    torchrun sets OMP_NUM_THREADS to 1 where nobody has; another number is a user's.
+    """
+    chosen = os.environ.get("OMP_NUM_THREADS") or "1"
+    if chosen != "1":
+        return torch.get_num_threads()
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, cores // processes)
+
+
+def _check_placement(arguments: ModelArguments, ranks: Ranks) -> None:
+    placed = arguments.extra().get("device_map")
+    if placed is not None and ranks.count > 1:
+        allowed = "spreads one model over all devices; torchrun with one process (or none) does so"
+        reject("model_args", f"device_map={placed}", allowed)
+
+
+def quieten_libraries() -> None:
+    """Leaves it to this project to say what its user should know."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def device_type(asked: str | None) -> str:
+    """The device that --device asks for, cuda where it asks for none and there is one."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        reject("device", "cuda", "torch sees no CUDA device here; use --device cpu")
+    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def start_compiled(arguments: ModelArguments) -> Runtime:
+    """As `start` with --compile true, for what makes no sense without.
+
+    Raises `FailedError` where nothing can be compiled.
+    """
+    arguments = replace(arguments, compile=True)
+    runtime = start(arguments)
+    obstacle = compile_obstacle(arguments, runtime.device)
+    if obstacle:
+        raise FailedError(f"compiled decoding is measured here, and {obstacle}")
+    return runtime
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str | None]:
+    packages = ("transformers", "accelerate", "tokenizers")
+    # torch's own word names its build too, such as 2.13.0+cpu.
+    return {"torch": torch.__version__} | {name: _version(name) for name in packages}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,246 @@
+"""Self-speculative decoding held against plain decoding of the same model, prompt by prompt."""
+
+import dataclasses
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from arguments.run import GenerationArguments
+from command_line.script import InterruptedRunError
+from models.loading import LoadedModel
+from processes.progress import progress
+from pruned_model import PrunePlan
+from runs.check_log import CheckLog, Result
+from runs.definition import Cell
+from runs.experiment import (
+    EncodedExample,
+    check_alike,
+    encode_examples,
+    fitted_to_memory,
+    load_and_prune,
+    make_record,
+    positions_for,
+)
+from runs.fitting import within_memory
+from runs.preparation import make_generator, save_as_asked
+from runs.record import RunRecord
+from self_speculation.equality import TIE_GAPS, first_difference, ties_allowed, verdict
+from self_speculation.law import ALPHA, chi_square, needed_tokens, sampled_law
+from self_speculation.output_text import OutputText
+from self_speculation.sampling import seeded_generator
+from self_speculation.text_generator import TextGenerator
+
+
+def check_cell(cell: Cell, draws: int, command: str) -> tuple[Result, Path]:
+    """Checks all prompts of a cell; returns the log, which is written anew after every one.
+
+    Of several processes each checks its share, and the leading one writes the log.
+    """
+    ranks = cell.runtime.ranks
+    with ranks.together():
+        check_alike(cell)
+        loaded, pruned = load_and_prune(cell)
+        encoded = encode_examples(cell)
+        if ranks.leads:
+            save_as_asked(cell.arguments.prune, loaded, pruned)
+        record = make_record(cell, loaded, pruned.plan, command)
+        pair = DecoderPair(cell, loaded, pruned.plan, encoded)
+        is_sampled = cell.arguments.generation.sample
+        found = pair.sampled(draws) if is_sampled else pair.greedy()
+        summarize = summarize_sampled if is_sampled else summarize_greedy
+        return _checked(cell, record, found, lambda all: summarize(all, loaded.model.dtype))
+
+
+def _checked(
+    cell: Cell,
+    record: RunRecord,
+    found: Iterator[tuple[int, Result]],
+    summarize: Callable[[list[Result]], Result],
+) -> tuple[Result, Path]:
+    """Takes the results in, and logs them as they come."""
+    ranks = cell.runtime.ranks
+    results = CheckLog(cell.arguments.log.output_dir, record, ranks)
+    status = "failed"
+    try:
+        with progress(ranks, len(cell.evaluated.examples)) as bar:
+            for index, result in found:
+                ranks.check()
+                results.add(index, result)
+                bar.advance()
+            results.merge(bar.refresh)
+        status = "complete"
+    except (KeyboardInterrupt, InterruptedRunError):
+        status = "interrupted"
+        if ranks.count > 1:
+            raise
+    finally:
+        log = results.finish(status, summarize)
+    return log, results.path
+
+
+class DecoderPair:
+    """Both decoders of one pruned model, and what is found of them on every prompt."""
+
+    def __init__(
+        self, cell: Cell, loaded: LoadedModel, plan: PrunePlan, encoded: list[EncodedExample]
+    ) -> None:
+        self._cell, self._loaded, self._plan = cell, loaded, plan
+        self._encoded = encoded
+
+    def greedy(self) -> Iterator[tuple[int, Result]]:
+        """The ids of both decoders, and where they part the model's gap between the tokens."""
+        flags = self._cell.arguments.generation
+        return self._found(flags, lambda item, *both: self._parted(item.prompt_ids, *both))
+
+    def sampled(self, draws: int) -> Iterator[tuple[int, Result]]:
+        """The law of what speculation draws, tested against the verifier's."""
+        flags = self._cell.arguments.generation
+        steps = max(flags.max_steps, needed_tokens(flags.num_speculations))
+        flags = dataclasses.replace(flags, max_steps=steps)
+        return self._found(flags, lambda item, *both: self._tested(item, *both, draws))
+
+    def _found(
+        self, flags: GenerationArguments, compare: Callable[..., Result]
+    ) -> Iterator[tuple[int, Result]]:
+        """What comparing finds of this process's share, with the examples' places among all."""
+
+        def make(longest: int, prompt: list[int]) -> tuple[TextGenerator, TextGenerator]:
+            both = self._plain_generator(flags, longest), self._generator(flags, longest)
+            for one in both:
+                one.warm_up(prompt)  # allocates the cache
+            return both
+
+        both = fitted_to_memory(self._cell, self._encoded, flags, make)
+        for index, item in self._cell.runtime.ranks.share(list(enumerate(self._encoded))):
+            yield index, self._compared(item, flags, both, compare)
+
+    def _generator(
+        self, flags: GenerationArguments, longest: int, loaded: LoadedModel | None = None
+    ) -> TextGenerator:
+        words = self._cell.arguments.stop_words
+        return make_generator(flags, loaded or self._loaded, self._plan, words, longest)
+
+    def _plain_generator(self, flags: GenerationArguments, longest: int) -> TextGenerator:
+        """What the other is held against: neither speculation nor compilation."""
+        plain = dataclasses.replace(self._loaded, compiled=False)
+        return self._generator(plain_flags(flags), longest, plain)
+
+    def _compared(
+        self,
+        item: EncodedExample,
+        flags: GenerationArguments,
+        both: tuple[TextGenerator, TextGenerator],
+        compare: Callable[..., Result],
+    ) -> Result:
+        facts = {"example_id": item.example.example_id, "prompt_tokens": item.full_length}
+        if not item.prompt_ids:
+            return facts | {"verdict": "prompt_too_long"}
+        fits = positions_for(self._cell, flags, item.prompt_ids) <= both[0].engine.capacity
+        found = within_memory(lambda: compare(item, *both)) if fits else None
+        return facts | (found or {"verdict": "out_of_memory"})
+
+    def _parted(self, ids: list[int], plain: TextGenerator, spoken: TextGenerator) -> Result:
+        one, made = plain.generate(ids).output_ids, spoken.generate(ids)
+        other = made.output_ids
+        model, tokenizer = self._loaded.model, self._loaded.tokenizer
+        found = first_difference(model, ids, one, other)
+        result = {
+            "verdict": verdict(found, model.dtype),
+            "tokens": len(one),
+            "drafted": sum(drafted for drafted, _ in made.rounds),
+            "difference": None,
+        }
+        if found:
+            text_of = OutputText(tokenizer, ids + one[: found.position], special=True)
+            result["difference"] = {
+                "position": found.position,
+                "logit_gap": found.logit_gap if found.logit_gap < float("inf") else None,
+                "autoregressive": text_of(one[found.position :]),
+                "self_speculative": text_of(other[found.position :]),
+            }
+        return result
+
+    def _tested(
+        self, item: EncodedExample, plain: TextGenerator, spoken: TextGenerator, draws: int
+    ) -> Result:
+        strategy, ids = spoken.strategy, item.prompt_ids
+        needed = needed_tokens(strategy.config.num_speculations)
+        if needed >= strategy.engine.room_after(len(ids)):
+            return {"verdict": "prompt_too_long"}
+        seed, name = self._cell.arguments.generation.seed, item.example.example_id
+        generator = seeded_generator(strategy.engine.device, seed, name, "law")
+        observed, law = sampled_law(strategy, ids, generator, draws, plain.strategy)
+        result = {
+            "draws": observed.total(),
+            "sequences": len(observed),
+            "likely_sequences": len(law),
+        }
+        if not observed:
+            return result | {"verdict": "untested", "chi_square": None}
+        found = chi_square(observed, law)
+        state = "untested" if found.p_value is None else "tested"
+        return result | {"verdict": state, "chi_square": dataclasses.asdict(found)}
+
+
+def plain_flags(flags: GenerationArguments) -> GenerationArguments:
+    """The same decoding, without speculation."""
+    return dataclasses.replace(
+        flags, generation_strategy="autoregressive", exit_layer=-1, num_speculations=-1
+    )
+
+
+def summarize_greedy(results: list[Result], dtype: torch.dtype) -> Result:
+    """Verdicts counted, and the share of tokens before the first difference."""
+    compared = [one for one in results if "tokens" in one]
+    tokens = sum(one["tokens"] for one in compared)
+    parted = [one["difference"] for one in compared if one["difference"]]
+    gaps = [one["logit_gap"] for one in parted if one["logit_gap"] is not None]
+    lost = sum(
+        one["tokens"] - one["difference"]["position"] for one in compared if one["difference"]
+    )
+    counts = Counter(one["verdict"] for one in results)
+    tested = sum(one["drafted"] > 0 for one in compared)
+    holds = not counts["wrong"] and counts["tie"] <= ties_allowed(tokens)
+    return {
+        "verdicts": dict(counts),
+        "tested": tested,
+        "tokens": tokens,
+        "match_rate": counts["equal"] / len(compared) if compared else None,
+        "tokens_before_difference": 1 - lost / tokens if tokens else None,
+        "median_logit_gap": statistics.median(gaps) if gaps else None,
+        "largest_logit_gap": max(gaps, default=None),
+        "lossless": _proven(dtype, tested, holds),
+    }
+
+
+def summarize_sampled(results: list[Result], dtype: torch.dtype) -> Result:
+    """Calls wrong what the law makes too unlikely; marks the results with it.
+
+    The level is shared by the prompts, so that any of them is called wrong by mistake with a
+    probability of about `ALPHA`. Chi-square is an approximation, worst far out in its tail: twice
+    `ALPHA` for one prompt, and five times, at worst fifteen, where more than a hundred share it.
+    In half precision they are only told of, as both passes round otherwise.
+    """
+    tested = [one for one in results if one["verdict"] == "tested"]
+    level = ALPHA / max(len(tested), 1)
+    refused = "wrong" if dtype in TIE_GAPS else "different"
+    for one in tested:
+        one["verdict"] = "equal" if one["chi_square"]["p_value"] >= level else refused
+    counts = Counter(one["verdict"] for one in results)
+    return {
+        "verdicts": dict(counts),
+        "tested": len(tested),
+        "draws": sum(one.get("draws", 0) for one in results),
+        "alpha": ALPHA,
+        "level": level,
+        "smallest_p_value": min((one["chi_square"]["p_value"] for one in tested), default=None),
+        "lossless": _proven(dtype, len(tested), not counts["wrong"]),
+    }
+
+
+def _proven(dtype: torch.dtype, tested: int, holds: bool) -> bool | None:
+    """Half precision proves nothing, nor does what was never tested."""
+    return holds if dtype in TIE_GAPS and (tested or not holds) else None

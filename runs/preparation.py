@@ -1,0 +1,220 @@
+"""A model as the flags ask for it: loaded, pruned and with a decoder. All scripts go this way."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from arguments.run import GenerationArguments, ModelArguments, PromptArguments, PruneArguments
+from command_line.script import FailedError, reject
+from data import Selection, get_calibration_alone
+from models.loading import Checkpoint, LoadedModel, find_checkpoint, load_model
+from models.quantised import check_can_be_saved
+from models.runtime import Runtime, start
+from processes.ranks import ALONE, Ranks
+from pruned_model import PruneModel, PrunePlan, count_parameters, is_saved, make_plan, weight_bytes
+from runs.prompt_encoding import check_chat_template, encode, encode_all, fitted, longest_prompt
+from self_speculation.generator_base import Generation, GenerationConfig, Streamer
+from self_speculation.llama_model_utils import position_limit
+from self_speculation.offloading import layer_places
+from self_speculation.programs import CompileError
+from self_speculation.sampling import SamplingRule
+from self_speculation.text_generator import TextGenerator
+
+_LEAST_ROOM = 256  # tokens of a prompt
+
+
+def decide_plan(
+    pruning: PruneArguments,
+    loaded: LoadedModel,
+    calibration_ids: list[list[int]] | None,
+    ranks: Ranks = ALONE,
+) -> PrunePlan:
+    """Which layers the flags remove. Long prompts calibrate with their tail."""
+
+    def prompts() -> list[torch.Tensor]:
+        limit = position_limit(loaded.config)
+        return [torch.tensor([ids[-limit:]]) for ids in calibration_ids]
+
+    return make_plan(pruning, loaded.model, prompts, ranks)
+
+
+def prune(
+    pruning: PruneArguments, generation: GenerationArguments, loaded: LoadedModel, plan: PrunePlan
+) -> PruneModel:
+    """Removes the layers, once it is sure that exit layer and `--save_pruned` fit the plan."""
+    kept_exit_layer(generation, plan)  # refuses one that leaves no layers on a side
+    if pruning.save_pruned:
+        is_saved(pruning.save_pruned, plan, loaded.fingerprint)  # refuses another model's
+    pruned = PruneModel(loaded.model, plan)
+    pruned.prune()
+    return pruned
+
+
+def save_as_asked(pruning: PruneArguments, loaded: LoadedModel, pruned: PruneModel) -> None:
+    """Obeys `--save_pruned`, unless an earlier start has done so."""
+    folder = pruning.save_pruned
+    if folder and not is_saved(folder, pruned.plan, loaded.fingerprint):
+        pruned.save(loaded.tokenizer, folder, loaded.fingerprint)
+
+
+def kept_exit_layer(flags: GenerationArguments, plan: PrunePlan) -> int | None:
+    """Kept layers that draft: None without `--exit_layer`, which counts original ones."""
+    return None if flags.exit_layer == -1 else plan.kept_exit_layer(flags.exit_layer)
+
+
+def make_generator(
+    flags: GenerationArguments,
+    loaded: LoadedModel,
+    plan: PrunePlan,
+    stop_words: tuple[str, ...],
+    prompt_tokens: int,
+) -> TextGenerator:
+    """The decoder that the flags describe, its cache sized for such a prompt and its output."""
+    _check_stop_token_ids(flags, loaded.model.config.vocab_size)
+    config = GenerationConfig(
+        max_steps=flags.max_steps,
+        kept_exit_layer=kept_exit_layer(flags, plan),
+        num_speculations=flags.num_speculations,
+        sampling=SamplingRule(
+            flags.sample,
+            flags.temperature,
+            flags.top_k,
+            flags.top_p,
+            flags.no_repeat_ngram_size,
+        ),
+        stop_words=stop_words,
+        stop_token_ids=tuple(flags.stop_token_ids),
+    )
+    capacity = min(prompt_tokens + flags.max_steps, position_limit(loaded.model.config))
+    strategy = flags.generation_strategy
+    try:
+        return TextGenerator(
+            loaded.model, loaded.tokenizer, strategy, config, capacity, loaded.compiled
+        )
+    except CompileError as error:
+        raise FailedError(f"--compile true: {error}; --compile false decodes without") from error
+
+
+def _check_stop_token_ids(flags: GenerationArguments, vocabulary: int) -> None:
+    if max(flags.stop_token_ids, default=0) >= vocabulary:
+        reject("stop_token_ids", max(flags.stop_token_ids), f"must be below {vocabulary}")
+
+
+def model_facts(loaded: LoadedModel, plan: PrunePlan) -> dict[str, Any]:
+    """What a log says of the model, once its layers are removed."""
+    return {
+        "name": loaded.name,
+        "fingerprint": loaded.fingerprint,
+        "parameters": count_parameters(loaded.model),
+        "weight_bytes": weight_bytes(loaded.model),
+        "kept_layers": len(plan.kept_layers),
+        "layers_on": layer_places(loaded.model, plan.kept_layers),
+        "original_layers": plan.original_layers,
+        "plan_of_origin": loaded.plan_of_origin,
+    }
+
+
+def exit_layer_facts(flags: GenerationArguments, plan: PrunePlan) -> dict[str, int | None]:
+    """The exit layer in layers of the original model, and in those that are left."""
+    kept = kept_exit_layer(flags, plan)
+    return {"original": None if kept is None else flags.exit_layer, "kept": kept}
+
+
+@dataclass
+class PreparedModel:
+    """A model whose layers are removed; it answers prompts as any flags of decoding say.
+
+    `checkpoint` and `runtime` tell where it came from, `pruned` what was removed, `calibration`
+    and `calibration_ids` the examples that decided on it, and their tokens; None where nothing was
+    measured.
+    """
+
+    loaded: LoadedModel
+    pruned: PruneModel
+    prompting: PromptArguments
+    checkpoint: Checkpoint
+    runtime: Runtime
+    calibration: Selection | None = None
+    calibration_ids: list[list[int]] | None = None
+
+    def __post_init__(self) -> None:
+        self._latest: tuple[GenerationArguments | None, TextGenerator | None] = None, None
+
+    @property
+    def plan(self) -> PrunePlan:
+        return self.pruned.plan
+
+    def encode(self, prompt: str, max_steps: int) -> list[int]:
+        """The tokens of a prompt, inside the template where there is one.
+
+        Raises `UsageError` for one that exceeds the model's positions.
+        """
+        limit = position_limit(self.loaded.model.config)
+        longest = longest_prompt(self.prompting, max_steps, limit)
+        ids = encode(self.prompting, self.loaded, self.prompting.filled_template(prompt))
+        fitting = fitted(self.prompting, ids, longest)
+        if fitting is None:
+            allowed = f"the model has {limit} positions; --truncate_prompt true keeps the tail"
+            reject("prompt", f"of {len(ids)} tokens", allowed)
+        return fitting
+
+    def generator(self, flags: GenerationArguments, prompt_tokens: int) -> TextGenerator:
+        """A warm decoder with room for such a prompt: the latest one where it will do."""
+        flags.check()
+        needed = min(prompt_tokens + flags.max_steps, position_limit(self.loaded.model.config))
+        known, latest = self._latest
+        if known == flags and latest.engine.capacity >= needed:
+            return latest
+        self._latest = None, None  # its cache goes before another is allocated
+        words = flags.chosen_stop_words() or ()
+        # Prompts that grow, as those of a conversation do, need a new cache but a few times.
+        room = max(_LEAST_ROOM, 1 << (prompt_tokens - 1).bit_length())
+        made = make_generator(flags, self.loaded, self.plan, words, room)
+        made.warm_up()
+        self._latest = dataclasses.replace(flags), made
+        return made
+
+    def generate(
+        self,
+        prompt: str,
+        flags: GenerationArguments,
+        name: str = "",
+        streamer: Streamer | None = None,
+    ) -> Generation:
+        """Answers a prompt. The same `--seed` and name draw the same tokens."""
+        ids = self.encode(prompt, flags.max_steps)
+        return self.generator(flags, len(ids)).generate(ids, flags.seed, name, streamer=streamer)
+
+
+def load_pruned(
+    model: ModelArguments,
+    pruning: PruneArguments,
+    prompting: PromptArguments | None = None,
+    generation: GenerationArguments | None = None,
+    parallel: bool = False,
+) -> PreparedModel:
+    """Loads a model and removes the layers that the flags say, where nothing is evaluated.
+
+    `parallel`: each of torchrun's processes, however many, loads the model and removes the same.
+    Raises `UsageError` for flags that the model does not allow, or an exit layer of `generation`
+    that the plan does not.
+    """
+    prompting, generation = prompting or PromptArguments(), generation or GenerationArguments()
+    for flags in (model, pruning, prompting, generation):
+        flags.check()
+    calibration = get_calibration_alone(prompting, pruning)
+    runtime, checkpoint = start(model, parallel), find_checkpoint(model)
+    check_can_be_saved("save_pruned", pruning.save_pruned, checkpoint.name, checkpoint.config)
+    check_chat_template(prompting, checkpoint)
+    _check_stop_token_ids(generation, checkpoint.config.vocab_size)
+    loaded = load_model(model, runtime, checkpoint)
+    calibration_ids = encode_all(prompting, checkpoint, calibration)
+    plan = decide_plan(pruning, loaded, calibration_ids, runtime.ranks)
+    pruned = prune(pruning, generation, loaded, plan)
+    if runtime.ranks.leads:
+        save_as_asked(pruning, loaded, pruned)
+    return PreparedModel(
+        loaded, pruned, prompting, checkpoint, runtime, calibration, calibration_ids
+    )

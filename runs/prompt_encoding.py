@@ -1,0 +1,95 @@
+"""From a prompt's text to the tokens that the model reads."""
+
+from typing import Any
+
+import jinja2
+
+from arguments.run import PromptArguments
+from command_line.script import UsageError, reject
+from data import Selection
+from models.loading import Checkpoint, LoadedModel
+from models.tokens import text_ids
+
+
+def encode(arguments: PromptArguments, named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
+    """The prompt's tokens; with `--apply_chat_template`, of a chat in which a user says it.
+
+    Raises `UsageError` where that makes no token, or the template does not work.
+    """
+    if arguments.apply_chat_template:
+        ids = _asked_ids(named, prompt)
+    else:
+        ids = text_ids(named.tokenizer, prompt)
+    if not ids:
+        raise UsageError(f"--model {named.name}: its tokenizer makes no token of {prompt[:40]!r}")
+    check_embedded(named, ids)
+    return ids
+
+
+def encode_all(
+    arguments: PromptArguments, named: Checkpoint | LoadedModel, selection: Selection | None
+) -> list[list[int]] | None:
+    """Return the tokens of every example's prompt; None where nothing was selected."""
+    examples = selection and selection.examples
+    return examples and [encode(arguments, named, example.prompt) for example in examples]
+
+
+def check_embedded(named: Checkpoint | LoadedModel, ids: list[int]) -> None:
+    """Refuses a token that the model has no embedding for, such as one added to a tokenizer."""
+    vocabulary, largest = named.config.vocab_size, max(ids, default=0)
+    if largest >= vocabulary:
+        token = named.tokenizer.convert_ids_to_tokens(largest)
+        made = f"its tokenizer makes token {largest} ({token!r}) of a prompt"
+        reject("model", named.name, f"{made}, and the model has embeddings for {vocabulary} tokens")
+
+
+def longest_prompt(arguments: PromptArguments, max_steps: int, limit: int) -> int:
+    """Tokens of the longest prompt that a model of `limit` positions can read.
+
+    With `--truncate_prompt` it leaves room for all of `max_steps`, and `UsageError` says where
+    that leaves nothing.
+    """
+    if not arguments.truncate_prompt:
+        return limit
+    if max_steps > limit:
+        reject("max_steps", max_steps, f"exceeds the model's {limit} positions; no prompt is left")
+    return limit - max_steps + 1
+
+
+def fitted(arguments: PromptArguments, ids: list[int], longest: int) -> list[int] | None:
+    """The prompt, or its tail with `--truncate_prompt`; None where it is too long without."""
+    return ids[-longest:] if len(ids) <= longest or arguments.truncate_prompt else None
+
+
+def check_chat_template(arguments: PromptArguments, checkpoint: Checkpoint) -> None:
+    """Refuses `--apply_chat_template` where the tokenizer's template does not work."""
+    if arguments.apply_chat_template:
+        encode(arguments, checkpoint, "Hello")
+
+
+class TemplateError(ValueError):
+    """A chat template that does not work; the message says how."""
+
+
+def chat_ids(tokenizer: Any, turns: list[dict[str, str]], asks: bool) -> list[int]:
+    """The tokens of a chat in the tokenizer's template; `asks`: an answer is to follow.
+
+    Raises `TemplateError`.
+    """
+    try:
+        chat = tokenizer.apply_chat_template(turns, add_generation_prompt=asks, return_dict=True)
+    except Exception as error:
+        # A template is a program that came with the checkpoint, and fails in its own ways.
+        refused = type(error) is jinja2.TemplateError  # its own word: raise_exception
+        fails = "refuses the chat (" if refused else f"fails ({type(error).__name__}: "
+        raise TemplateError(f"{fails}{' '.join(str(error).split())})") from error
+    return chat["input_ids"]
+
+
+def _asked_ids(named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
+    if named.tokenizer.chat_template is None:
+        reject("apply_chat_template", "true", f"the tokenizer of {named.name} has no template")
+    try:
+        return chat_ids(named.tokenizer, [{"role": "user", "content": prompt}], True)
+    except TemplateError as error:
+        reject("apply_chat_template", "true", f"the template of {named.name} {error}")

@@ -1,0 +1,184 @@
+"""Which cells a sweep has: data sets x plans x exit layers x draft lengths."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from arguments.run import (
+    PRUNE_METHODS,
+    CalibrationArguments,
+    CellArguments,
+    DataArguments,
+    GenerationArguments,
+    LogArguments,
+    ModelArguments,
+    PruneArguments,
+)
+from command_line.script import flag, is_folder, reject
+from prompts.dataset_table import DATASETS
+from prompts.row_formats import FORMATS
+
+# What the rows of a data set may be called in --data_dir, beside its own name.
+_SHARED_ROWS = {
+    "cnn_dm_summarization": "cnn_dailymail",
+    "cnn_dm_lm": "cnn_dailymail",
+    "xsum_summarization": "xsum",
+}
+_SUFFIXES = ("", *(f"{suffix}{packed}" for suffix in FORMATS for packed in ("", ".gz")))
+
+
+@dataclass(frozen=True)
+class GridArguments:
+    """The grid. Every plan is decoded autoregressively too, as the baseline of its speed-ups."""
+
+    exit_layer_first: int = flag(1, "first exit layer, of the original model")
+    exit_layer_last: int | None = flag(None, "last exit layer, included (default: L - 1)")
+    exit_layer_step: int = flag(1, "from one exit layer to the next")
+    num_speculations_first: int = flag(1, "first draft length")
+    num_speculations_last: int = flag(6, "last draft length, included")
+    num_speculations_step: int = flag(1, "from one draft length to the next")
+    prune_methods: list[str] = flag(["base"], "criteria of the plans", PRUNE_METHODS)
+    prune_ns: list[int] = flag([], "angular: a plan for each number of layers removed")
+    dropout_thresholds: list[float] = flag([], "random: a plan for each probability")
+    prune_seeds: list[int] = flag(
+        [], "random: a plan for each seed and probability (default: that of --prune_seed)"
+    )
+    datasets: list[str] = flag([], "data sets (default: that of --dataset)", tuple(DATASETS))
+    data_dir: str | None = flag(
+        None,
+        "folder with a file or folder of rows for every data set, by its name or cnn_dailymail, "
+        "xsum (default: --data_path, or the hub)",
+    )
+
+    def check(self) -> None:
+        for name in ("exit_layer", "num_speculations"):
+            first, last, step = self._range(name)
+            if first < 1:
+                reject(f"{name}_first", first, "must be at least 1")
+            if step < 1:
+                reject(f"{name}_step", step, "must be at least 1")
+            if last is not None and last < first:
+                reject(f"{name}_last", last, f"is below --{name}_first {first}: the range is empty")
+        for name, method in (
+            ("prune_ns", "angular"),
+            ("dropout_thresholds", "random"),
+            ("prune_seeds", "random"),
+        ):
+            if getattr(self, name) and method not in self.prune_methods:
+                given = " ".join(map(str, getattr(self, name)))
+                reject(name, given, f"only with --prune_methods {method}")
+        for method, name in (("angular", "prune_ns"), ("random", "dropout_thresholds")):
+            if method in self.prune_methods and not getattr(self, name):
+                reject("prune_methods", method, f"needs --{name}")
+        self._check_values()
+        if self.data_dir is not None and not is_folder(self.data_dir):
+            reject("data_dir", self.data_dir, "is no folder")
+
+    def _check_values(self) -> None:
+        for count in self.prune_ns:
+            if count < 1:
+                reject("prune_ns", count, "must be 1 to L - 2, L being the model's layers")
+        for threshold in self.dropout_thresholds:
+            if not 0 <= threshold < 1:
+                reject("dropout_thresholds", threshold, "must be in [0, 1)")
+
+    def exit_layers(self, layers: int) -> list[int]:
+        """The exit layers of a model with so many layers."""
+        last = self.exit_layer_last or layers - 1
+        return list(range(self.exit_layer_first, last + 1, self.exit_layer_step))
+
+    def draft_lengths(self) -> list[int]:
+        first, last, step = self._range("num_speculations")
+        return list(range(first, last + 1, step))
+
+    def _range(self, name: str) -> tuple[int, int | None, int]:
+        return tuple(getattr(self, f"{name}_{end}") for end in ("first", "last", "step"))
+
+
+@dataclass(frozen=True)
+class SweepArguments:
+    """All flags of a sweep."""
+
+    model: ModelArguments
+    data: DataArguments
+    calibration: CalibrationArguments
+    generation: GenerationArguments
+    log: LogArguments
+    grid: GridArguments
+
+    def __post_init__(self) -> None:
+        for name, default in (
+            ("exit_layer", -1),
+            ("num_speculations", -1),
+            ("generation_strategy", "autoregressive"),
+        ):
+            value = getattr(self.generation, name)
+            if value != default:
+                reject(name, value, "the grid sets it; see --exit_layer_first and its kin")
+        for name in ("calibration_dataset", "calibration_path"):
+            value = getattr(self.calibration, name)
+            if value is not None and "angular" not in self.grid.prune_methods:
+                reject(name, value, "only with --prune_methods angular")
+        if self.data.data_path and self.grid.data_dir:
+            reject("data_dir", self.grid.data_dir, "contradicts --data_path")
+        if self.data.data_path and len(self.datasets) > 1:
+            reject("data_path", self.data.data_path, "is of one data set; name a --data_dir")
+
+    @property
+    def datasets(self) -> list[str]:
+        return list(dict.fromkeys(self.grid.datasets or [self.data.dataset]))
+
+    def baselines(self) -> Iterator[CellArguments]:
+        """The autoregressive cell of every plan and data set."""
+        for dataset in self.datasets:
+            path = self.data.data_path or self._rows_of(dataset)
+            data = dataclasses.replace(self.data, dataset=dataset, data_path=path)
+            data.check()
+            for pruning in self._plans():
+                yield CellArguments(self.model, data, pruning, self.generation, self.log)
+
+    def speculative(self, baseline: CellArguments, exit_layer: int, drafts: int) -> CellArguments:
+        """The cell of the same plan and data set at one point of the grid."""
+        generation = dataclasses.replace(
+            self.generation,
+            generation_strategy="self_speculative",
+            exit_layer=exit_layer,
+            num_speculations=drafts,
+        )
+        return dataclasses.replace(baseline, generation=generation)
+
+    def _plans(self) -> Iterator[PruneArguments]:
+        grid, calibration = self.grid, dataclasses.asdict(self.calibration)
+        for method in dict.fromkeys(grid.prune_methods):
+            for changes in self._changes(method):
+                pruning = PruneArguments(**calibration | {"prune_method": method} | changes)
+                pruning.check()
+                yield pruning
+
+    def _changes(self, method: str) -> Iterator[dict[str, float | str | None]]:
+        """What the plans of a method differ in."""
+        grid = self.grid
+        if method == "angular":
+            yield from ({"prune_n": count} for count in dict.fromkeys(grid.prune_ns))
+            return
+        unmeasured = {"calibration_dataset": None, "calibration_path": None}
+        if method == "base":
+            yield unmeasured
+            return
+        for threshold in dict.fromkeys(grid.dropout_thresholds):
+            for seed in dict.fromkeys(grid.prune_seeds or [self.calibration.prune_seed]):
+                yield unmeasured | {"dropout_threshold": threshold, "prune_seed": seed}
+
+    def _rows_of(self, dataset: str) -> str | None:
+        """Where --data_dir holds the rows of a data set; None leaves them to the hub."""
+        if self.grid.data_dir is None:
+            return None
+        folder = Path(self.grid.data_dir)
+        for name in (dataset, _SHARED_ROWS.get(dataset, dataset)):
+            for suffix in _SUFFIXES:
+                if (folder / f"{name}{suffix}").exists():
+                    return str(folder / f"{name}{suffix}")
+        if DATASETS[dataset].source is None:
+            reject("data_dir", self.grid.data_dir, f"holds no rows of {dataset}")
+        return None

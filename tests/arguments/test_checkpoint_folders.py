@@ -1,0 +1,84 @@
+"""A checkpoint's own template frames the prompts that it was trained on."""
+
+import json
+import shutil
+
+import pytest
+
+import generate
+from arguments.checkpoint_folders import PROMPT_FILE, stored_template
+from arguments.run import (
+    CellArguments,
+    DataArguments,
+    GenerationArguments,
+    LogArguments,
+    ModelArguments,
+    PruneArguments,
+)
+from command_line.script import UsageError, run_script
+from tests.conftest import write
+
+
+@pytest.fixture
+def trained(checkpoint, tmp_path):
+    """A checkpoint that was trained on custom_jsonl in a template."""
+    folder = tmp_path / "trained"
+    shutil.copytree(checkpoint, folder)
+    (folder / PROMPT_FILE).write_text(
+        json.dumps({"dataset": "custom_jsonl", "template": r"<{message}>\n"})
+    )
+    return folder
+
+
+def filled(model, **data):
+    data = DataArguments(**{"dataset": "custom_jsonl", "data_path": "x"} | data)
+    groups = ModelArguments(model=str(model)), data, PruneArguments(), GenerationArguments()
+    return CellArguments(*groups, LogArguments()).data.filled_template("hi")
+
+
+def test_the_stored_template_is_used_with_its_data_set_alone(trained, checkpoint):
+    assert filled(trained) == "<hi>\n"
+    assert filled(trained, dataset="top_v2") == "hi"
+    assert filled(checkpoint) == "hi"
+    assert filled("no/such/folder") == "hi"
+
+
+def test_a_template_of_the_command_line_comes_first(trained):
+    assert filled(trained, template="{message}!") == "hi!"
+    assert filled(trained, template="{message}") == "hi"
+
+
+def test_a_typed_prompt_is_framed_as_those_that_were_learned(trained, capfd):
+    def tokens(*flags):
+        common = ["--sample", "false", "--max_steps", "2", "--prompt", "hi"]
+        assert run_script(generate.main, ["--model", str(trained), *common, *flags]) == 0
+        return capfd.readouterr().err.rpartition("the prompt's ")[2].partition(" ")[0]
+
+    assert tokens() == str(len("<hi>\n"))
+    assert tokens("--template", "{message}") == str(len("hi"))
+
+
+def test_a_benchmark_logs_the_template(run, trained, tmp_path):
+    path = write(tmp_path / "few.jsonl", [{"prompt": "ab", "response": "c"}])
+    code, log, samples = run(
+        *["--model", str(trained), "--sample", "false", "--max_steps", "2"], samples=None, path=path
+    )
+    assert code == 0
+    assert log.arguments["data"]["template"] == r"<{message}>\n"
+    assert samples[0].prompt_tokens == len("<ab>\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"template": "{message}"}', "cannot be read"),
+        ('{"template": "x", "dataset": "top_v2"}', "must hold {message}"),
+        ('{"template": 3, "dataset": "top_v2"}', "must hold {message}"),
+    ],
+)
+def test_a_damaged_template_is_refused(tmp_path, text, reason):
+    (tmp_path / PROMPT_FILE).write_text(text)
+    with pytest.raises(UsageError, match=f"--model {tmp_path}: .*{PROMPT_FILE} .*{reason}"):
+        stored_template(str(tmp_path))

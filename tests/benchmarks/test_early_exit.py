@@ -1,0 +1,99 @@
+"""The comparison of early exits measures what it says, on a tiny model."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import early_exit
+from benchmarks.peer_engines import Side
+from command_line.script import run_script
+from tests.conftest import write
+
+
+def test_sides_make_the_same_tokens_and_are_tabulated(checkpoint, tmp_path, capsys):
+    rows = [{"prompt": f"number {n}", "response": ""} for n in range(3)]
+    data = ["--dataset", "custom_jsonl", "--data_path", str(write(tmp_path / "rows.jsonl", rows))]
+    grid = ["--exit_layers", "2", "--num_speculations", "3", "--max_steps", "10"]
+    output = tmp_path / "results" / "early_exit"
+    model = ["--model", str(checkpoint), "--dtype", "float64"]
+    assert run_script(early_exit.main, [*model, *data, *grid, "--output", str(output)]) == 0
+    results = json.loads(output.with_suffix(".json").read_text())
+    sides = {row["side"]: row for row in results["sides"]}
+    ours = sides["this project self-speculative, E=2, k=3"]
+    assert {row["equal_outputs"] for row in sides.values()} == {3}
+    assert sides["this project autoregressive"]["over_own_autoregressive"] == [1, 1, 1]
+    assert 0 <= ours["acceptance"] <= 1
+    assert sides["transformers self-speculative, E=2, k=3"]["acceptance"] is not None
+    table = output.with_suffix(".md").read_text()
+    assert table in capsys.readouterr().out
+    assert f"| {ours['side']} | {ours['tokens_per_second']:.0f} | " in table
+
+
+def test_speedups_are_of_whole_calls():
+    decoded = [early_exit.Decoded([1, 2]), early_exit.Decoded([3])]
+    drafted = [
+        early_exit.Decoded([1, 2], drafted=4, accepted=3),
+        early_exit.Decoded([4], drafted=2),
+    ]
+    fast = Side(early_exit.OURS, "self-speculative", exit_layer=1, drafts=2)
+    samples = {
+        Side(early_exit.OURS): early_exit.Timed([2.0, 1.0], decoded),
+        early_exit.GENERATE: early_exit.Timed([4.0, 2.0], decoded),
+        fast: early_exit.Timed([1.0, 0.5], drafted),
+    }
+    plain, generate, row = early_exit.summarize(samples, [2, 1])
+    assert plain["tokens_per_second"] == 1
+    assert generate["over_own_autoregressive"][0] == 1
+    assert row["over_own_autoregressive"][0] == 2
+    assert row["over_transformers"][0] == 4
+    assert (row["acceptance"], row["equal_outputs"]) == (0.5, 1)
+
+
+class Engine:
+    """Makes one token too few where it is told to."""
+
+    def __init__(self, short):
+        self._short = short
+
+    def decode(self, ids, steps):
+        return early_exit.Decoded([1] * (steps - (ids in self._short)))
+
+
+def test_a_side_that_fails_at_a_prompt_is_left_out(capsys):
+    ours, economize = Side(early_exit.OURS), Side("economize")
+    prompts, steps, cpu = [[1], [2], [3]], [2, 2, 2], torch.device("cpu")
+    engines = {ours: Engine([]), economize: Engine([[2]])}
+    samples = early_exit.measure(engines, prompts, steps, cpu)
+    assert list(samples) == [ours]
+    assert "economize autoregressive is left out: RuntimeError: made 1 tokens, not 2" in (
+        capsys.readouterr().err
+    )
+    (row,) = early_exit.summarize(samples, steps)
+    assert row["over_transformers"] is None
+    facts = {"dtype": "", "device": "", "threads": 1, "versions": {"torch": "", "transformers": ""}}
+    about = dict.fromkeys(["model", "data", "commit", "date", "command"], "")
+    assert "| - |" in early_exit.table(about | {"runtime": facts, "sides": [row]})
+    with pytest.raises(RuntimeError, match="made 1 tokens, not 2"):
+        early_exit.measure({ours: Engine([[1]])}, prompts, steps, cpu)
+
+
+def test_a_peer_that_cannot_begin_is_left_out_but_not_this_project(monkeypatch, capsys):
+    def none(side, setting):
+        raise ModuleNotFoundError(f"no {side.system}")
+
+    monkeypatch.setattr(early_exit, "build", none)
+    assert early_exit.prepare([Side("economize")], None) == {}
+    assert "economize autoregressive is left out" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError):
+        early_exit.prepare([Side(early_exit.OURS)], None)
+
+
+def test_bad_flags_are_refused(checkpoint, tmp_path, capsys):
+    assert run_script(early_exit.main, ["--exit_layers", "0"]) == 2
+    assert "--exit_layers [0]: must be at least 1" in capsys.readouterr().err
+    path = write(tmp_path / "rows.jsonl", [{"prompt": "a", "response": ""}])
+    data = ["--dataset", "custom_jsonl", "--data_path", str(path)]
+    flags = ["--model", str(checkpoint), *data, "--exit_layers", "9"]
+    assert run_script(early_exit.main, flags) == 2
+    assert "--exit_layers [9]: must be below the model's 6 layers" in capsys.readouterr().err

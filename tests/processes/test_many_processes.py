@@ -1,0 +1,384 @@
+"""However many processes share a run, it says what one process says."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import benchmark
+import correctness
+import pruned_model
+import sweep
+from command_line.script import EXIT_INTERRUPTED, run_script
+from runs import experiment
+from runs.record import find_runs, part_path, part_paths, read_record, read_samples, samples_path
+from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, SWEEP_GRID, SWEEP_PLANS, timeless
+from tests.ranked import scripts_in_ranks
+
+ROOT = Path(__file__).parents[2]
+SAMPLED = ["--sample", "true", "--top_p", "0.95", "--max_steps", "16"]
+KINDS = {
+    "greedy, pruned": [*GREEDY, *SPECULATIVE, "--exit_layer", "5", *ANGULAR],
+    "sampled": [*SAMPLED, *SPECULATIVE, "--exit_layer", "2"],
+    "autoregressive": GREEDY,
+}
+
+
+def run_of(folder):
+    """The one run in a folder, which holds its two files and nothing else, and its samples."""
+    (path,) = find_runs(folder)
+    assert {found.name for found in folder.iterdir()} == {path.name, samples_path(path).name}
+    lines = [json.loads(line) for line in samples_path(path).read_text().splitlines()]
+    return read_record(path), lines
+
+
+def said(folder):
+    """All that a run's files say, apart from clocks and the number of processes."""
+    record, lines = run_of(folder)
+    values = timeless(record.to_dict())
+    del values["runtime"]["ranks"], values["timed"]
+    return values, [timeless(line) | {"ranks": None, "threads": None} for line in lines]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("count", "prompts"), [(2, 5), (3, 5), (3, 2)])
+def test_any_number_of_processes_says_the_same(
+    words, tmp_path, monkeypatch, capsys, kind, count, prompts
+):
+    assert run_script(benchmark.main, words(*KINDS[kind], folder="one", prompts=prompts)) == 0
+    capsys.readouterr()
+    many = words(*KINDS[kind], folder="many", prompts=prompts)
+    assert scripts_in_ranks(monkeypatch, count, benchmark.main, many) == [0] * count
+    assert said(tmp_path / "many") == said(tmp_path / "one")
+    record, lines = run_of(tmp_path / "many")
+    assert record.runtime["ranks"] == record.metrics["timed"]["ranks"] == count
+    assert {line["ranks"] for line in lines} == {count}
+    assert record.metrics["throughput"]["prompts"] == prompts
+    # One bar, which counts the prompts of all.
+    assert f"{prompts}/{prompts}" in capsys.readouterr().err
+
+
+def interrupt(monkeypatch, *indices):
+    """Makes a rank stop at each of these examples, once the others have written something."""
+    ordinary = experiment.measure_example
+
+    def stopped(cell, generator, index, item):
+        if index in indices:
+            time.sleep(0.5)
+            raise KeyboardInterrupt
+        return ordinary(cell, generator, index, item)
+
+    monkeypatch.setattr(experiment, "measure_example", stopped)
+    return lambda: monkeypatch.setattr(experiment, "measure_example", ordinary)
+
+
+@pytest.mark.parametrize(("first", "second"), [(3, 2), (2, 3), (3, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(
+    words, tmp_path, monkeypatch, first, second
+):
+    flags = words(*KINDS["greedy, pruned"], prompts=9)
+    undo = interrupt(monkeypatch, 4)
+    codes = scripts_in_ranks(monkeypatch, first, benchmark.main, flags)
+    assert set(codes) == {EXIT_INTERRUPTED}
+    undo()
+    (path,) = find_runs(tmp_path / "logs")
+    done = [sample.index for sample in read_samples(path)]
+    assert done == sorted(set(done))
+    assert {0, 1} <= set(done) < set(range(9))
+    record = read_record(path)
+    assert (record.status, record.metrics["counts"]["prompts"]) == ("interrupted", len(done))
+    with monkeypatch.context() as patch:
+        patch.setattr(pruned_model, "angular_distances", None)  # the plan stays
+        codes = scripts_in_ranks(monkeypatch, second, benchmark.main, flags)
+    assert codes == [0] * second
+    one = words(*KINDS["greedy, pruned"], folder="one", prompts=9)
+    assert run_script(benchmark.main, one) == 0
+    assert said(tmp_path / "logs")[1] == said(tmp_path / "one")[1]
+    kept = {sample.index for sample in read_samples(path) if sample.ranks == first}
+    assert kept == set(done)
+
+
+def test_parts_on_the_disk_of_another_machine_are_taken_in(words, tmp_path, monkeypatch):
+    flags = words(*KINDS["sampled"])
+    assert run_script(benchmark.main, flags) == 0
+    expected = said(tmp_path / "logs")
+    record, lines = run_of(tmp_path / "logs")
+    (path,) = find_runs(tmp_path / "logs")
+    # As if it had stopped, with the example of rank 1 where the leading one cannot see it.
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"status": "running"}))
+    samples_path(path).write_text(json.dumps(lines[0]) + "\n")
+    ordinary = experiment.RunWriter._begin_run
+
+    def hidden(writer, found):
+        ordinary(writer, found)
+        part_path(path, 1, "earlier").write_text(json.dumps(lines[3]) + "\n" + '{"index": 4, "exam')
+
+    monkeypatch.setattr(experiment.RunWriter, "_begin_run", hidden)
+    decoded = []
+    measured = experiment.measure_example
+
+    def counted(cell, generator, index, item):
+        decoded.append(index)
+        return measured(cell, generator, index, item)
+
+    monkeypatch.setattr(experiment, "measure_example", counted)
+    assert scripts_in_ranks(monkeypatch, 2, benchmark.main, flags) == [0, 0]
+    assert sorted(decoded) == [1, 2, 4]
+    assert said(tmp_path / "logs")[1] == expected[1]
+
+
+def test_every_process_calibrates_on_its_share(words, tmp_path, monkeypatch):
+    measured, ordinary = [], pruned_model._last_token_states
+
+    def counted(model, prompt):
+        measured.append(tuple(prompt[0].tolist()))
+        return ordinary(model, prompt)
+
+    monkeypatch.setattr(pruned_model, "_last_token_states", counted)
+    flags = [*GREEDY, *ANGULAR, "--calibration_samples", "5"]
+    assert scripts_in_ranks(monkeypatch, 3, benchmark.main, words(*flags)) == [0] * 3
+    assert len(measured) == len(set(measured)) == 5
+    assert run_script(benchmark.main, words(*flags, folder="one")) == 0
+    # The sums, and with them all that the plan says, are equal to the last bit.
+    assert run_of(tmp_path / "logs")[0].plan == run_of(tmp_path / "one")[0].plan
+
+
+def test_a_complete_run_is_complete_for_all(words, tmp_path, monkeypatch, capsys):
+    flags = words(*GREEDY)
+    assert scripts_in_ranks(monkeypatch, 2, benchmark.main, flags) == [0, 0]
+    capsys.readouterr()
+    assert scripts_in_ranks(monkeypatch, 3, benchmark.main, flags) == [0, 0, 0]
+    assert "is complete; another --output_dir" in capsys.readouterr().out
+
+
+def test_a_sweep_of_many_is_the_sweep_of_one(words, tmp_path, monkeypatch):
+    grid = [*SWEEP_GRID, *SWEEP_PLANS]
+    assert run_script(sweep.main, words(*grid, folder="one", prompts=3)) == 0
+    many = words(*grid, folder="many", prompts=3)
+    assert scripts_in_ranks(monkeypatch, 2, sweep.main, many) == [0, 0]
+    found = [
+        {
+            read_record(path).run_id: [sample.output_ids for sample in read_samples(path)]
+            for path in find_runs(tmp_path / name)
+        }
+        for name in ("one", "many")
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) == 10
+    assert (tmp_path / "many" / "sweep.csv").exists()
+
+
+def test_a_cell_that_fails_in_one_process_stops_no_other(words, tmp_path, monkeypatch, capsys):
+    ordinary = experiment.RunWriter.add
+
+    def failing(writer, sample):
+        if writer.record.exit_layer["original"] == 2 and sample.index == 1:
+            raise experiment.FailedError("--output_dir: full")
+        ordinary(writer, sample)
+
+    monkeypatch.setattr(experiment.RunWriter, "add", failing)
+    flags = words(*SWEEP_GRID, prompts=4)
+    assert scripts_in_ranks(monkeypatch, 2, sweep.main, flags) == [1, 1]
+    statuses = [read_record(path).status for path in find_runs(tmp_path / "logs")]
+    assert sorted(statuses) == ["complete"] * 3 + ["failed"] * 2
+    monkeypatch.setattr(experiment.RunWriter, "add", ordinary)
+    assert scripts_in_ranks(monkeypatch, 3, sweep.main, flags) == [0] * 3
+    assert {read_record(path).status for path in find_runs(tmp_path / "logs")} == {"complete"}
+    assert not [part for path in find_runs(tmp_path / "logs") for part in part_paths(path)]
+
+
+@pytest.mark.parametrize(
+    "kind", [["--sample", "false"], ["--sample", "true", "--num_draws", "100"]]
+)
+def test_correctness_of_many_is_that_of_one(words, tmp_path, monkeypatch, kind):
+    flags = [*kind, "--exit_layer", "3", "--num_speculations", "2", "--max_steps", "8"]
+    code = run_script(correctness.main, words(*flags, folder="one", prompts=3))
+    codes = scripts_in_ranks(
+        monkeypatch, 2, correctness.main, words(*flags, folder="many", prompts=3)
+    )
+    assert codes == [code] * 2
+    logs = []
+    for name in ("one", "many"):
+        (path,) = (tmp_path / name).iterdir()
+        log = json.loads(path.read_text())
+        logs.append((log["summary"], log["examples"], log["status"]))
+    assert logs[0] == logs[1]
+
+
+def test_an_interrupted_check_keeps_what_all_have_found(words, tmp_path, monkeypatch):
+    from runs.lossless import DecoderPair
+
+    ordinary = DecoderPair._compared
+
+    def stopped(pair, item, *rest):
+        if item.example is pair._encoded[4].example:
+            time.sleep(0.5)
+            raise KeyboardInterrupt
+        return ordinary(pair, item, *rest)
+
+    monkeypatch.setattr(DecoderPair, "_compared", stopped)
+    flags = ["--exit_layer", "3", "--num_speculations", "2", "--max_steps", "8"]
+    codes = scripts_in_ranks(monkeypatch, 2, correctness.main, words(*flags, prompts=6))
+    assert codes == [EXIT_INTERRUPTED] * 2
+    (path,) = (tmp_path / "logs").glob("*.json")
+    log = json.loads(path.read_text())
+    assert log["status"] == "interrupted"
+    assert {one["verdict"] for one in log["examples"]} == {"equal"}
+    assert 4 <= len(log["examples"]) <= 5
+
+
+def test_processes_that_see_other_files_are_told(words, monkeypatch, capsys):
+    ordinary = benchmark.get_local_prompts
+    first = []
+
+    def differing(data, pruning, seed):
+        found = ordinary(data, pruning, seed)
+        if not first:
+            first.append(found)
+            return found
+        (evaluated, calibration) = found
+        return dataclasses.replace(evaluated, examples=evaluated.examples[:3]), calibration
+
+    monkeypatch.setattr(benchmark, "get_local_prompts", differing)
+    assert scripts_in_ranks(monkeypatch, 2, benchmark.main, words(*GREEDY)) == [1, 1]
+    assert "processes 0 and 1 differ in data_fingerprint" in capsys.readouterr().err
+
+
+def torchrun(count, *command, **options):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    return subprocess.Popen(
+        [sys.executable, *launcher, *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_torchrun_runs_as_one_process_does(words, tmp_path):
+    flags = KINDS["greedy, pruned"]
+    with torchrun(2, "benchmark.py", *words(*flags, folder="many")) as started:
+        out, err = started.communicate(timeout=120)
+    assert started.returncode == 0, err
+    assert out.count("complete: 5 prompts") == 1
+    assert "tokens/s of 2 processes" in out
+    assert run_script(benchmark.main, words(*flags, folder="one")) == 0
+    assert said(tmp_path / "many") == said(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_a_sweep_under_torchrun_is_the_sweep_of_one(words, tmp_path):
+    grid = [*SWEEP_GRID, *SWEEP_PLANS]
+    with torchrun(2, "sweep.py", *words(*grid, folder="many", prompts=3)) as started:
+        out, err = started.communicate(timeout=120)
+    assert started.returncode == 0, err
+    assert out.count("10 of 10 cells are complete") == 1
+    assert run_script(sweep.main, words(*grid, folder="one", prompts=3)) == 0
+    found = [
+        {
+            read_record(path).run_id: [sample.output_ids for sample in read_samples(path)]
+            for path in find_runs(tmp_path / name)
+        }
+        for name in ("one", "many")
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["killed", "refused"])
+def test_machines_end_a_sweep_together(words, tmp_path, lost):
+    """Two launchers stand for two machines; of the second a process is killed, or never begins."""
+    flags = words(*SWEEP_GRID, "--max_steps", "200", prompts=8)
+    bad = words(*SWEEP_GRID, "--model", str(tmp_path / "not here"))
+    address = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{free_port()}"]
+    launchers = []
+    for command in (flags, flags if lost == "killed" else bad):
+        launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+        launchers.append(
+            subprocess.Popen(
+                [sys.executable, *launcher, *address, "sweep.py", *command],
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        time.sleep(3)  # the first one keeps the store
+    if lost == "killed":
+        wait_for(lambda: [p for p in parts(tmp_path / "logs") if p.stat().st_size])
+        children = Path(f"/proc/{launchers[1].pid}/task/{launchers[1].pid}/children")
+        os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    began = time.monotonic()
+    errors = [launcher.communicate(timeout=90)[1] for launcher in launchers]
+    assert time.monotonic() - began < 60
+    assert [launcher.returncode for launcher in launchers] == [1, 1]
+    told = "process 1 cannot be reached any more" if lost == "killed" else "not here"
+    assert "".join(errors).count("sweep.py: error") == 1
+    assert told in errors[lost == "refused"]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def test_bad_flags_of_many_processes_are_one_line(words):
+    with torchrun(2, "benchmark.py", *words("--top_p", "2")) as started:
+        out, err = started.communicate(timeout=120)
+    assert started.returncode != 0
+    assert err.count("benchmark.py: error: --top_p 2") == 1
+
+
+def test_a_killed_process_ends_the_run_and_what_was_finished_is_kept(words, tmp_path):
+    flags = words(*KINDS["greedy, pruned"], "--max_steps", "200", prompts=8)
+    with torchrun(2, "benchmark.py", *flags) as started:
+        part, *_ = wait_for(lambda: [p for p in parts(tmp_path / "logs") if p.stat().st_size])
+        os.kill(process_that_writes(part), signal.SIGKILL)
+        killed = time.monotonic()
+        out, err = started.communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert started.returncode != 0
+    # Of torchrun there is a traceback, and of this project's code none.
+    assert str(ROOT / "benchmark.py") not in err
+    assert err.count("benchmark.py: ") == 1
+    (path,) = find_runs(tmp_path / "logs")
+    done = [sample.index for sample in read_samples(path)]
+    assert {1} <= set(done) < set(range(8))
+    assert read_record(path).status in ("interrupted", "running")
+    assert run_script(benchmark.main, flags) == 0
+    kept = [sample.index for sample in read_samples(path) if sample.ranks == 2]
+    assert kept == done
+    assert [sample.index for sample in read_samples(path)] == list(range(8))
+
+
+def parts(folder):
+    return list(folder.glob("*.rank*.samples.jsonl")) if folder.exists() else []
+
+
+def wait_for(look, seconds=60):
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+    return found
+
+
+def process_that_writes(path):
+    """The process that holds a file open."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if link.readlink() == path:
+                return int(link.parts[2])
+        except OSError:
+            continue
+    raise AssertionError(f"nobody writes {path}")

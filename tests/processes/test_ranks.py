@@ -1,0 +1,199 @@
+"""Processes of one run agree, wait for each other, and fail together."""
+
+import time
+
+import pytest
+import torch
+
+from command_line.script import BusyError, FailedError, InterruptedRunError, LostError, UsageError
+from processes import ranks
+from processes.ranks import ALONE, Ranks
+from tests.ranked import in_ranks
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_item_is_in_one_share(count):
+    shares = [Ranks(rank, count).share(range(7)) for rank in range(count)]
+    assert sorted(item for share in shares for item in share) == list(range(7))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert Ranks.in_order(shares) == list(range(7))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_all_values_arrive_in_the_order_of_ranks(count):
+    def work(ranks):
+        with ranks.together():
+            time.sleep(0.02 * (count - ranks.rank))  # the leading one comes last
+            found = [ranks.exchange({"of": ranks.rank, "turn": turn}) for turn in range(3)]
+            return found, ranks.first(ranks.rank + 10), ranks.collect(ranks.rank)
+
+    expected = [[{"of": rank, "turn": turn} for rank in range(count)] for turn in range(3)]
+    found = in_ranks(count, work)
+    assert [one[:2] for one in found] == [(expected, 10)] * count
+    assert [one[2] for one in found] == [list(range(count)), *[[]] * (count - 1)]
+
+
+def test_values_of_any_length_arrive_and_are_forgotten(monkeypatch):
+    monkeypatch.setattr(ranks, "_CHUNK", 10)
+    stores = []
+
+    def work(ranks):
+        stores.append(ranks.store)
+        with ranks.together():
+            return [ranks.exchange("ünï" * length) for length in (0, 1, 50)]
+
+    assert in_ranks(2, work) == [[["ünï" * length] * 2 for length in (0, 1, 50)]] * 2
+    # What the last round stored remains, and nothing of those before.
+    assert stores[0].num_keys() <= 4
+
+
+def test_tensors_arrive_bit_by_bit():
+    values = torch.tensor([[0.1, float("nan")], [-0.0, 1e-320]], dtype=torch.float64)
+
+    def work(ranks):
+        with ranks.together():
+            return ranks.gather(values[: ranks.rank])
+
+    for found in in_ranks(3, work):
+        assert [one.shape for one in found] == [(0, 2), (1, 2), (2, 2)]
+        assert all(
+            one.numpy().tobytes() == values[:n].numpy().tobytes() for n, one in enumerate(found)
+        )
+    assert ALONE.gather(values)[0] is values
+
+
+@pytest.mark.parametrize("kind", [UsageError, FailedError, BusyError])
+def test_an_error_of_one_is_raised_in_all_and_told_by_one(kind):
+    def work(ranks):
+        with ranks.together():
+            if ranks.rank == 1:
+                raise kind("no luck")
+            ranks.exchange(None)
+
+    found = in_ranks(3, work)
+    assert [(type(error), str(error)) for error in found] == [(kind, "no luck")] * 3
+    assert [error.told for error in found] == [True, False, True]
+
+
+def test_the_same_error_in_all_is_told_once():
+    def work(ranks):
+        with ranks.together():
+            raise UsageError("as everywhere")
+
+    found = in_ranks(3, work)
+    assert [str(error) for error in found] == ["as everywhere"] * 3
+    assert sum(not error.told for error in found) == 1
+
+
+def test_an_error_after_the_last_exchange_is_raised_in_all():
+    def work(ranks):
+        with ranks.together():
+            ranks.exchange(None)
+            if ranks.rank == 2:
+                raise FailedError("at the end")
+
+    assert [str(error) for error in in_ranks(3, work)] == ["at the end"] * 3
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (KeyboardInterrupt(), InterruptedRunError, "process 0 was interrupted"),
+        (ZeroDivisionError("x / 0"), LostError, r"process 0 failed \(ZeroDivisionError: x / 0\)"),
+    ],
+)
+def test_what_ends_one_without_a_word_ends_the_others(error, kind, message):
+    def work(ranks):
+        with ranks.together():
+            if ranks.leads:
+                raise error
+            while True:
+                ranks.check()
+                time.sleep(0.01)
+
+    found = in_ranks(3, work)
+    assert found[0] is error
+    for other in found[1:]:
+        with pytest.raises(kind, match=message):
+            raise other
+
+
+def test_a_signal_that_follows_a_failure_elsewhere_does_not_hide_it():
+    """As where a launcher ends the others because of it."""
+
+    def work(ranks):
+        with ranks.together():
+            if ranks.rank == 1:
+                raise FailedError("disk full")
+            while not ranks.store.check([ranks._key("failed")]):
+                time.sleep(0.005)
+            raise KeyboardInterrupt
+
+    found = in_ranks(2, work)
+    assert [(type(error), str(error)) for error in found] == [(FailedError, "disk full")] * 2
+    assert [error.told for error in found] == [True, False]
+
+
+def test_after_a_failure_the_next_section_begins_in_step():
+    def work(ranks):
+        for turn in range(3):
+            try:
+                with ranks.together():
+                    if (turn, ranks.rank) == (1, 0):
+                        raise UsageError("once")
+                    ranks.exchange(turn)
+                    ranks.exchange(turn)
+            except UsageError:
+                continue
+        with ranks.together():
+            return ranks.exchange(ranks.rank), ranks.counter()(1) > 0
+
+    assert in_ranks(3, work) == [([0, 1, 2], True)] * 3
+
+
+def test_two_counters_of_a_section_are_two():
+    def work(ranks):
+        with ranks.together():
+            first, second = ranks.counter(), ranks.counter()
+            first(2)
+            ranks.exchange(None)
+            return first(0), second(0)
+
+    assert in_ranks(2, work) == [(4, 0)] * 2
+
+
+def test_a_store_that_is_gone_is_one_clear_error():
+    class Gone:
+        def check(self, *_):
+            raise RuntimeError("Connection reset by peer\nstack")
+
+        set = add = check
+
+    alone = Ranks(0, 2, store=Gone())
+    with pytest.raises(
+        FailedError, match=r"cannot be reached any more \(Connection reset by peer\)"
+    ):
+        alone.exchange(1)
+
+
+def test_a_launcher_that_makes_no_sense_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    ranks._joined.cache_clear()
+    try:
+        with pytest.raises(UsageError, match="cannot find each other .*RANK expected"):
+            ranks.joined()
+    finally:
+        ranks._joined.cache_clear()
+
+
+def test_one_process_needs_no_store(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    ranks._joined.cache_clear()
+    alone = ranks.joined()
+    with alone.together():
+        assert (alone.exchange(1), alone.first(2), alone.collect(3)) == ([1], 2, [3])
+        alone.check()
+        alone.leave()
+    assert alone.leads

@@ -1,0 +1,130 @@
+"""What each data set makes of a row, written out by hand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from arguments.run import DataArguments
+from data import get_data
+from prompts.dataset_table import DATASETS, DataSet, plain_shot
+from prompts.row_formats import RowsError
+from prompts.rows import HubSource
+from tests.conftest import write
+
+README = Path(__file__).parents[2] / "README.md"
+
+ARTICLE = " ".join(f"w{number}" for number in range(103))
+
+
+def pairs(name, row):
+    return DATASETS[name].examples(row)
+
+
+def test_summaries_are_asked_for_below_the_article():
+    row = {"article": "It rained.", "highlights": "Rain .\nMore rain ."}
+    assert pairs("cnn_dm_summarization", row) == [
+        ("Article: It rained.\nSummary:", " Rain .\nMore rain .")
+    ]
+    row = {"document": "It rained.", "summary": "Rain."}
+    assert pairs("xsum_summarization", row) == [("Article: It rained.\nSummary:", " Rain.")]
+
+
+def test_a_solved_summary_stands_on_one_line():
+    for name in ("cnn_dm_summarization", "xsum_summarization"):
+        shot = DATASETS[name].shot("Article: It rained.\nSummary:", " A .\nB .")
+        assert shot == "Article: It rained.\nSummary: A .B .\n"
+
+
+def test_language_modelling_continues_after_100_words():
+    ((prompt, reference),) = pairs("cnn_dm_lm", {"article": ARTICLE.replace(" w7 ", "\n\n w7\t")})
+    assert prompt == " ".join(f"w{number}" for number in range(100))
+    assert reference == "w100 w101 w102"
+    assert pairs("cnn_dm_lm", {"article": "short  one"}) == [("short one", "")]
+
+
+def test_plain_pairs():
+    row = {"prompt": "def f():\n", "canonical_solution": "    pass\n"}
+    assert pairs("human_eval", row) == [("def f():\n", "    pass\n")]
+    row = {"utterance": "wake me", "semantic_parse": "[IN:CREATE_ALARM wake me ]"}
+    assert pairs("top_v2", row) == [("wake me", "[IN:CREATE_ALARM wake me ]")]
+    row = {"prompt": "a", "response": "b"}
+    assert pairs("custom_jsonl", row) == [("a", "b")]
+
+
+def test_solved_examples_part_prompt_from_answer():
+    assert plain_shot("wake me", "[IN ]") == "wake me [IN ]\n"
+    assert plain_shot("Question:\n", "yes") == "Question:\nyes\n"
+    assert plain_shot("Question:", " yes") == "Question: yes\n"
+
+
+CHAT = [
+    {"role": "USER", "message": "wake me"},
+    {"role": "PARSER", "message": "[IN:A ]"},
+    {"role": "USER", "message": "at six"},
+    {"role": "PARSER", "message": "[IN:B ]"},
+]
+
+
+def test_every_parser_turn_is_a_reference():
+    first = "\n[USER]\nwake me\n[/USER]"
+    second = first + "\n[PARSER]\n[IN:A ]\n[/PARSER]\n[USER]\nat six\n[/USER]"
+    assert pairs("chat_format", {"data": CHAT}) == [
+        (first + "\n[PARSER]\n", "[IN:A ]"),
+        (second + "\n[PARSER]\n", "[IN:B ]"),
+    ]
+    assert pairs("chat_format", {"data": CHAT[:1]}) == []
+    shot = DATASETS["chat_format"].shot(first + "\n[PARSER]\n", "[IN:A ]")
+    assert shot == second.partition("\n[USER]\nat")[0] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"turns": []}, "has no list field 'data'; it has: turns"),
+        ({"data": "[]"}, "has no list field 'data'; it has: data"),
+        ({}, "has no list field 'data'; it has: none"),
+        ({"data": [CHAT[0], "hi"]}, "has no text field 'role' in turn 2; it has: no fields"),
+        ({"data": [{"role": "USER"}]}, "has no text field 'message' in turn 1; it has: role"),
+        ({"data": [{}]}, "has no text field 'role' in turn 1; it has: none"),
+    ],
+)
+def test_bad_chats_name_the_turn(row, message):
+    with pytest.raises(RowsError) as caught:
+        pairs("chat_format", row)
+    assert str(caught.value) == message
+
+
+STOP_WORDS = {
+    "cnn_dm_summarization": ("Article:",),
+    "cnn_dm_lm": (),
+    "xsum_summarization": ("Article:",),
+    "human_eval": ("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
+    "top_v2": ("\n",),
+    "custom_jsonl": (),
+    "chat_format": ("\n[/PARSER]",),
+}
+
+
+def test_what_ends_an_answer():
+    assert {name: DATASETS[name].stop_words for name in STOP_WORDS} == STOP_WORDS
+
+
+def test_hub_names_hold_parquet():
+    """As their pages say; scripts, such as xsum's main revision, are run no more."""
+    articles = HubSource("abisee/cnn_dailymail", configuration="3.0.0")
+    xsum = HubSource("EdinburghNLP/xsum", revision="refs/convert/parquet")
+    assert DATASETS["cnn_dm_summarization"].source == DATASETS["cnn_dm_lm"].source == articles
+    assert DATASETS["xsum_summarization"].source == xsum
+    assert DATASETS["top_v2"].source == HubSource("WillHeld/top_v2")
+
+
+def test_the_readmes_entry_is_a_data_set(tmp_path, monkeypatch):
+    """Added as the README says, it runs."""
+    (entry,) = re.findall(r'```python\n("news.*?)```', README.read_text(), re.DOTALL)
+    added = eval(f"{{{entry}}}", {"DataSet": DataSet, "HubSource": HubSource})
+    (name,) = added
+    monkeypatch.setitem(DATASETS, name, added[name])
+    path = write(tmp_path / "rows.csv", [{"body": "It rained.", "headline": "Rain"}])
+    (example,) = get_data(DataArguments(dataset=name, data_path=str(path)), 42).examples
+    assert (example.prompt, example.reference) == ("It rained.\nHeadline:", " Rain")

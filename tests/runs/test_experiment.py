@@ -1,0 +1,350 @@
+"""One cell: what it calibrates on, which prompts it reads, and what defines it."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from models.runtime import Runtime
+from prompts.dataset_table import DATASETS
+from pruned_model import angular_distances
+from runs import definition, experiment
+from self_speculation.text_generator import WARM_UP_STEPS, TextGenerator
+from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, write
+
+
+def outputs(samples):
+    return [sample.output_ids for sample in samples]
+
+
+def test_calibration_reads_prompts_that_are_not_evaluated(run, tokenizer, monkeypatch):
+    seen = []
+
+    def watched(model, prompts, *rest):
+        seen.extend(tokenizer.decode(prompt[0]) for prompt in prompts)
+        return angular_distances(model, prompts, *rest)
+
+    monkeypatch.setattr("pruned_model.angular_distances", watched)
+    _, _, samples = run(*GREEDY, *ANGULAR, samples="7")
+    assert len(seen) == 4
+    assert set(seen) < {f"number {i}:" for i in range(7, 12)}
+    assert [sample.reference for sample in samples] == [f"item {i}" for i in range(7)]
+
+
+def test_long_calibration_prompts_keep_their_tail(run, tokenizer, tmp_path, monkeypatch):
+    seen = []
+    path = tmp_path / "long.jsonl"
+    long_row = json.dumps({"prompt": "a" * 300 + "TAIL", "response": ""})
+    path.write_text('{"prompt": "short", "response": ""}\n' + long_row + "\n")
+
+    def watched(model, prompts, *rest):
+        seen.extend(prompts)
+        return angular_distances(model, prompts, *rest)
+
+    monkeypatch.setattr("pruned_model.angular_distances", watched)
+    code, _, _ = run(*GREEDY, *ANGULAR, samples="1", path=path)
+    assert code == 0
+    (prompt,) = seen
+    assert tokenizer.decode(prompt[0]) == "a" * 252 + "TAIL"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_last_real_token_is_read_whatever_side_the_tokenizer_pads(
+    run, checkpoint, tmp_path, side
+):
+    """Even a tokenizer that pads and cuts all that it is given."""
+    _, plain, _ = run(*GREEDY, *ANGULAR)
+    padded = shutil.copytree(checkpoint, tmp_path / side)
+    core = Tokenizer.from_file(str(padded / "tokenizer.json"))
+    core.enable_padding(direction=side, length=64, pad_id=256, pad_token="<end>")
+    core.enable_truncation(4)
+    core.save(str(padded / "tokenizer.json"))
+    settings = json.loads((padded / "tokenizer_config.json").read_text())
+    settings |= {"padding_side": side, "pad_token": "<end>"}
+    (padded / "tokenizer_config.json").write_text(json.dumps(settings))
+    _, other, samples = run(*GREEDY, *ANGULAR, "--model", str(padded))
+    assert other.plan["scores"] == plain.plan["scores"]
+    assert other.plan["calibration"] == plain.plan["calibration"]
+    assert samples[0].prompt_tokens == len("number 0:")
+
+
+def test_prompts_beyond_the_models_positions_are_skipped_and_counted(run, tmp_path, capsys):
+    path = tmp_path / "mixed.jsonl"
+    rows = [{"prompt": "x" * n, "response": "y"} for n in (10, 257, 256)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    code, record, samples = run(*GREEDY, path=path)
+    assert code == 0
+    assert [sample.status for sample in samples] == ["done", "prompt_too_long", "done"]
+    assert [len(sample.output_ids) for sample in samples] == [16, 0, 1]
+    assert record.metrics["counts"]["skipped_prompts"] == 1
+    assert "1 skipped, longer than the model's positions" in capsys.readouterr().out
+
+    _, record, samples = run(*GREEDY, "--truncate_prompt", "true", path=path)
+    assert record.metrics["counts"]["skipped_prompts"] == 0
+    assert [sample.prompt_tokens for sample in samples] == [10, 241, 241]
+    assert [len(sample.output_ids) for sample in samples] == [16, 16, 16]
+    assert samples[1].output_ids == samples[2].output_ids
+
+
+def test_only_prompts_too_long_is_an_error(run, tmp_path, capsys):
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"prompt": "x" * 300, "response": "y"}))
+    code, record, _ = run(*GREEDY, path=path)
+    assert (code, record) == (2, None)
+    assert "every prompt exceeds the model's 256 positions" in capsys.readouterr().err
+
+
+def test_an_example_draws_the_same_tokens_whatever_runs_before_it(run):
+    _, _, few = run("--max_steps", "12", samples="2")
+    _, _, many = run("--max_steps", "12", samples="5")
+    assert outputs(many)[:2] == outputs(few)
+    _, _, other = run("--max_steps", "12", "--seed", "7", samples="2")
+    assert outputs(other) != outputs(few)
+
+
+def test_prompts_that_yield_no_token_are_refused(run, tmp_path, monkeypatch, capsys):
+    class Tokenizer:
+        eos_token_id = None
+
+        def __call__(self, prompt):
+            return {"input_ids": [] if prompt == "\u200b" else [1]}
+
+    ordinary = definition.find_checkpoint
+
+    def find(arguments):
+        return dataclasses.replace(ordinary(arguments), tokenizer=Tokenizer())
+
+    monkeypatch.setattr(definition, "find_checkpoint", find)
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"prompt": "\u200b", "response": ""}', "utf-8")
+    assert run(*GREEDY, path=path)[:2] == (2, None)
+    assert "its tokenizer makes no token of '\\u200b'" in capsys.readouterr().err
+
+
+def test_too_few_rows_are_run_with_a_warning(run, capsys):
+    code, record, _ = run(*GREEDY, samples="50")
+    assert code == 0
+    assert record.metrics["counts"]["prompts"] == 12
+    assert "--num_samples 50: " in (err := capsys.readouterr().err)
+    assert "rows.jsonl has 12 examples; all of them are run" in err
+
+
+def test_too_few_calibration_rows_warn(run, capsys):
+    code, record, _ = run(*GREEDY, *ANGULAR, samples="10")
+    assert code == 0
+    assert record.plan["calibration"]["prompts"] == 2
+    assert "--calibration_samples 4: " in (err := capsys.readouterr().err)
+    assert "rows.jsonl has 2 examples that are not evaluated; these calibrate" in err
+
+
+def test_the_device_is_warm_before_the_first_example(run, monkeypatch):
+    calls, full_steps = [], 0
+    ordinary, ordinary_step = TextGenerator.generate, TextGenerator.time_full_step
+
+    def watched(self, prompt_ids, *arguments, **options):
+        calls.append((options.get("max_steps"), arguments))
+        return ordinary(self, prompt_ids, *arguments, **options)
+
+    def watched_step(self, token_id):
+        nonlocal full_steps
+        full_steps += 1
+        return ordinary_step(self, token_id)
+
+    monkeypatch.setattr(TextGenerator, "generate", watched)
+    monkeypatch.setattr(TextGenerator, "time_full_step", watched_step)
+    _, record, _ = run(*GREEDY, *SPECULATIVE, "--exit_layer", "3")
+    assert calls[0] == (WARM_UP_STEPS, ())
+    assert full_steps == len(calls) == 1 + record.metrics["counts"]["prompts"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--exit_layer", "2"]])
+def test_plain_runs_time_no_further_full_steps(run, flags, monkeypatch):
+    """After early exit such a step would attend to keys that were never written."""
+    monkeypatch.setattr(TextGenerator, "time_full_step", None)
+    code, record, samples = run("--max_steps", "8", *flags)
+    assert code == 0
+    assert all(sample.full_step is None for sample in samples)
+    assert (record.metrics["step_seconds"]["early_exit"] is None) == (not flags)
+
+
+def test_the_run_id_follows_what_defines_the_run(run, rows, checkpoint, tmp_path, monkeypatch):
+    base = run(*GREEDY)[1].run_id
+    assert run(*GREEDY)[1].run_id == base
+    without_effect = ["--calibration_samples", "9", "--temperature", "3", "--seed", "1"]
+    assert run(*GREEDY, *without_effect, "--num_speculations", "9")[1].run_id == base
+    dropped = ["--prune_method", "random", "--dropout_threshold", "0.01"]  # the same plan
+    moved = shutil.copytree(checkpoint, tmp_path / "moved")
+    assert run(*GREEDY, "--model", str(moved))[1].run_id == base
+    others = [
+        run("--max_steps", "16"),
+        run("--max_steps", "16", "--seed", "1"),
+        run(*GREEDY, "--truncate_prompt", "true"),
+        run(*GREEDY, samples="4"),
+        run(*GREEDY, "--dtype", "float32"),
+        run(*GREEDY, "--model_args", "attn_implementation=eager"),
+        run(*GREEDY, "--model_args", "device_map=cpu"),
+        run(*GREEDY, *ANGULAR),
+        run(*GREEDY, *ANGULAR, "--prune_n", "3"),
+        run(*GREEDY, *ANGULAR, "--prune_seed", "1"),
+        run(*GREEDY, *dropped, "--prune_seed", "1"),
+        run(*GREEDY, *dropped, "--prune_seed", "5"),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(definition, "ENGINE_VERSION", 0)
+        others.append(run(*GREEDY))
+    rounder = shutil.copytree(checkpoint, tmp_path / "other")
+    config = json.loads((rounder / "config.json").read_text())
+    (rounder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    others.append(run(*GREEDY, "--model", str(rounder)))
+    rows.write_text(rows.read_text().replace("item 0", "item zero"))
+    others.append(run(*GREEDY))
+    assert len({base, *(record.run_id for _, record, _ in others)}) == len(others) + 1
+
+
+def test_the_log_tells_which_rows_were_used(run, rows, tmp_path):
+    copy = write(
+        tmp_path / "copy.parquet", [json.loads(line) for line in rows.read_text().splitlines()]
+    )
+    _, one, _ = run(*GREEDY, *ANGULAR)
+    _, other, _ = run(*GREEDY, *ANGULAR, path=copy)
+    assert one.run_id == other.run_id
+    evaluation, calibration = one.data["evaluation"], one.data["calibration"]
+    assert evaluation.pop("source") == calibration.pop("source") == str(rows)
+    fingerprints = [evaluation.pop("fingerprint"), calibration.pop("fingerprint")]
+    assert fingerprints == [other.data[use]["fingerprint"] for use in ("evaluation", "calibration")]
+    assert evaluation == {"split": "test", "available_rows": 12, "examples": 3, "shots": []}
+    assert calibration == {"split": "test", "available_rows": 12, "examples": 4, "shots": []}
+    rows.write_text(rows.read_text().replace("item 0", "item zero"))
+    _, changed, _ = run(*GREEDY, *ANGULAR)
+    assert changed.data["evaluation"]["fingerprint"] != fingerprints[0]
+    assert changed.data["calibration"]["fingerprint"] == fingerprints[1]
+    _, base, _ = run(*GREEDY)
+    assert base.data["calibration"] is None
+
+
+def test_shots_are_logged_and_read_by_the_model(run, rows, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(rows, folder / "test.jsonl")
+    write(folder / "train.csv", [{"prompt": "Q", "response": "A"}])
+    _, record, samples = run(*GREEDY, "--n_shot", "1", path=folder)
+    assert record.data["evaluation"]["shots"] == ["1"]
+    assert samples[0].prompt_tokens == len("Q A\n\nnumber 0:")
+
+
+CHAT_TEMPLATE = (
+    "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_prompts_go_through_the_tokenizers_chat_template(run, checkpoint, tmp_path, monkeypatch):
+    seen = []
+
+    def watched(model, prompts, *rest):
+        seen.extend(prompts)
+        return angular_distances(model, prompts, *rest)
+
+    monkeypatch.setattr("pruned_model.angular_distances", watched)
+    folder = shutil.copytree(checkpoint, tmp_path / "chat")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    flags = ["--model", str(folder), "--template", "say {message}", *ANGULAR]
+    code, chat, samples = run(*GREEDY, *flags, "--apply_chat_template", "true")
+    assert code == 0
+    assert samples[0].prompt_tokens == len("<user>say number 0:<assistant>")
+    assert {prompt.shape[1] for prompt in seen} <= {30, 31}
+    _, plain, samples = run(*GREEDY, *flags)
+    assert samples[0].prompt_tokens == len("say number 0:")
+    assert plain.run_id != chat.run_id
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "has no template"),
+        ("{{ raise_exception('roles must alternate') }}", "refuses the chat (roles must alter"),
+        ("{% if %}", "fails (TemplateSyntaxError: "),
+    ],
+)
+def test_chat_templates_that_do_not_work_are_refused_before_weights_are_read(
+    run, checkpoint, tmp_path, monkeypatch, capsys, template, message
+):
+    folder = shutil.copytree(checkpoint, tmp_path / "chat")
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    monkeypatch.setattr(experiment, "load_model", None)
+    flags = ["--model", str(folder), "--apply_chat_template", "true"]
+    assert run(*GREEDY, *flags)[:2] == (2, None)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "--apply_chat_template true: the t" in err
+    assert message in err
+
+
+def test_the_data_set_says_what_ends_an_answer(run, tmp_path):
+    """Unless --stop_words does, of which none is one."""
+    chat = {"data": [{"role": "USER", "message": "hi"}, {"role": "PARSER", "message": "ho"}]}
+    path = write(tmp_path / "chat.jsonl", [chat])
+    flags = ["--dataset", "chat_format", *GREEDY]
+    own, none, other = (
+        run(*flags, *words, path=path)[1]
+        for words in ([], ["--stop_words", "none"], ["--stop_words", r"\n", "x"])
+    )
+    assert own.data["stop_words"] == ["\n[/PARSER]"]
+    assert none.data["stop_words"] == []
+    assert other.data["stop_words"] == ["\n", "x"]
+    assert len({own.run_id, none.run_id, other.run_id}) == 3
+    same = run(*flags, "--stop_words", r"\n[/PARSER]", path=path)[1]
+    assert same.run_id == own.run_id
+
+
+def test_a_data_sets_stop_words_end_its_outputs(run, tmp_path, monkeypatch):
+    path = write(tmp_path / "top.jsonl", [{"utterance": "number 0:", "semantic_parse": "item 0"}])
+    flags = ["--dataset", "top_v2", *GREEDY]
+    _, _, (whole,) = run(*flags, path=path)
+    word = whole.prediction[3:6]
+    stopped = dataclasses.replace(DATASETS["top_v2"], stop_words=(word,))
+    monkeypatch.setitem(DATASETS, "top_v2", stopped)
+    _, _, (short,) = run(*flags, path=path)
+    assert (short.prediction, short.stop_reason) == (whole.prediction[:3], "stop_word")
+    _, _, (unstopped,) = run(*flags, "--stop_words", "none", path=path)
+    assert unstopped.prediction == whole.prediction
+
+
+def test_the_peak_of_memory_is_that_of_decoding(run, monkeypatch):
+    """Loading and calibration hold more than the pruned model does, and are over by then."""
+    order = []
+    reset = Runtime.reset_peak_memory
+    prune = experiment.PruneModel.prune
+
+    def watched_prune(self):
+        order.append("prune")
+        prune(self)
+
+    def watched_reset(self):
+        order.append("reset")
+        reset(self)
+
+    monkeypatch.setattr(experiment.PruneModel, "prune", watched_prune)
+    monkeypatch.setattr(Runtime, "reset_peak_memory", watched_reset)
+    run(*GREEDY, *ANGULAR)
+    assert order == ["prune", "reset"]
+
+
+def test_float32_uses_full_precision_products(run):
+    torch.set_float32_matmul_precision("high")
+    run(*GREEDY, "--dtype", "float32")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_another_chat_template_is_another_run(run, checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "chat")
+    flags = [*GREEDY, "--model", str(folder), "--apply_chat_template", "true"]
+    ids = set()
+    for template in (CHAT_TEMPLATE, f"hello {CHAT_TEMPLATE}"):
+        (folder / "chat_template.jinja").write_text(template)
+        ids.add(run(*flags)[1].run_id)
+    assert len(ids) == 2

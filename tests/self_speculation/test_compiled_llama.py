@@ -1,0 +1,350 @@
+"""Compiled steps compute what the others do, are made once, and cost what the length asks for."""
+
+import gc
+import itertools
+import weakref
+
+import pytest
+import torch
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from pruned_model import PruneModel, PrunePlan
+from self_speculation import compiled_llama, programs, row_kernels
+from self_speculation.compiled_llama import CompiledLlama, buckets_for
+from self_speculation.generator_base import GenerationConfig
+from self_speculation.llama_model_utils import CachedLlama
+from self_speculation.sampling import SamplingRule
+from self_speculation.text_generator import TextGenerator
+from tests.conftest import LAYERS, random_prompt, row, same, tiny_config
+
+pytestmark = pytest.mark.usefixtures("small_buckets")
+CAPACITY = 96
+PROMPT = random_prompt(40)
+K = 3
+
+
+def decode(model, tokenizer, strategy, compiled, exit_layer=None, k=K, **changes):
+    config = GenerationConfig(
+        **{"max_steps": 48, **changes}, kept_exit_layer=exit_layer, num_speculations=k
+    )
+    generator = TextGenerator(model, tokenizer, strategy, config, CAPACITY, compiled)
+    return generator.generate(PROMPT)
+
+
+RULES = {
+    "plain": {},
+    "n-gram": {"sampling": SamplingRule(no_repeat_ngram_size=2)},
+    "sampling": {"sampling": SamplingRule(True, 0.8, 20, 0.95)},
+    "short": {"max_steps": 3},
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("kept", [range(LAYERS), (0, 1, 4, 5)], ids=["whole", "pruned"])
+def test_outputs_equal_those_without_compilation(model, tokenizer, kept, rule):
+    PruneModel(model, PrunePlan("test", LAYERS, tuple(kept))).prune()
+    cases = [("autoregressive", None), ("autoregressive", 2)]
+    cases += [("self_speculative", exit_layer) for exit_layer in range(1, len(kept))]
+    for strategy, exit_layer in cases:
+        expected, found = (
+            decode(model, tokenizer, strategy, compiled, exit_layer, **RULES[rule])
+            for compiled in (False, True)
+        )
+        assert found.output_ids == expected.output_ids, (strategy, exit_layer)
+        assert (found.text, found.rounds) == (expected.text, expected.rounds)
+
+
+def test_stop_words_end_compiled_outputs(model, tokenizer):
+    text = decode(model, tokenizer, "autoregressive", False).text
+    words = (text[len(text) // 2 :][:2],)
+    expected = decode(model, tokenizer, "autoregressive", False, stop_words=words)
+    found = decode(model, tokenizer, "self_speculative", True, 2, stop_words=words)
+    assert (found.text, found.stop_reason) == (expected.text, "stop_word")
+
+
+def test_every_pass_computes_what_the_plain_engine_does(model):
+    """Of compiled shapes and of others, over one cache."""
+    engines = [CachedLlama(model, CAPACITY), CompiledLlama(model, CAPACITY, 2, K)]
+    ids = random_prompt(90, seed=3)
+    for logits in zip(*(list(passes(engine, ids)) for engine in engines), strict=True):
+        same(*logits)
+
+
+def use_library_kernels(monkeypatch):
+    """As on CUDA: no product and no attention is written as sums."""
+    monkeypatch.setattr(row_kernels, "_MOST_SUMS", 0)
+    ordinary = programs._key
+    monkeypatch.setattr(programs, "_key", lambda *of: f"{ordinary(*of)}-library")
+
+
+def passes(engine, ids):
+    engine.reset(2)
+    yield engine.forward(row(ids[:57]), count=5)
+    yield engine.forward(row(ids[57:58]))
+    for position in (58, 59, 60):
+        yield engine.draft(row(ids[position : position + 1]))
+    yield engine.verify(row(ids[61:62]), count=4)
+    engine.rollback(59)
+    yield engine.draft(row(ids[59:60]))
+    yield engine.verify(row(ids[60:61]), count=2)  # padded
+    yield engine.verify(row(ids[61:64]), count=3)  # never drafted
+    yield engine.draft(row(ids[64:67]))
+    yield engine.verify(row(ids[67:70]), count=6)  # more than was compiled for
+    yield engine.forward(row(ids[70:71]))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_values_left_behind_are_not_attended_to(model, by_rows, monkeypatch):
+    """Neither those of tokens that were taken back, nor those of a sequence that overflowed."""
+    if not by_rows:
+        use_library_kernels(monkeypatch)
+    engine = CompiledLlama(model, 63)
+    (bucket,) = engine._buckets
+    prompt = random_prompt(30)
+    engine.forward(row(prompt))
+    buffers = [buffer for index in range(LAYERS) for buffer in engine._cache.layer(index, bucket)]
+    for buffer in buffers:
+        buffer.fill_(torch.nan)
+    engine.reset()
+    engine.forward(row(prompt))
+    for buffer in buffers:
+        buffer[:, :, 20:30] = 1e4
+    engine.rollback(20)
+    expected = CachedLlama(model, CAPACITY)
+    expected.forward(row(prompt[:20]))
+    same(engine.forward(row([5])), expected.forward(row([5])))
+
+
+def test_nothing_is_compiled_once_it_was_warmed_up(model, tokenizer, monkeypatch):
+    config = GenerationConfig(max_steps=48, kept_exit_layer=2, num_speculations=K)
+    generator = TextGenerator(model, tokenizer, "self_speculative", config, CAPACITY, True)
+    before = generator.engine.compilations
+    monkeypatch.setattr(programs, "_native", lambda *_: pytest.fail("a program was built"))
+    for length in (1, 4, 30, 61, 62, 63, 64, 65, CAPACITY):
+        made = generator.generate(random_prompt(length))
+        if made.rounds:
+            generator.time_full_step(1)
+    assert generator.engine.compilations == before
+    assert generator.engine.compile_seconds > 0
+
+
+def test_after_the_prompt_every_step_runs_compiled(model, tokenizer, monkeypatch):
+    config = GenerationConfig(max_steps=48, kept_exit_layer=2, num_speculations=K)
+    generator = TextGenerator(model, tokenizer, "self_speculative", config, CAPACITY, True)
+    passed = []
+    for name in ("_run", "_logits"):
+        ordinary = getattr(CachedLlama, name)
+
+        def watched(engine, states, *others, ordinary=ordinary):
+            passed.append(states.shape[1])
+            return ordinary(engine, states, *others)
+
+        monkeypatch.setattr(CachedLlama, name, watched)
+    made = generator.generate(PROMPT)
+    generator.time_full_step(1)
+    assert made.rounds
+    assert passed == [len(PROMPT)]
+
+
+def test_an_engine_that_is_let_go_is_freed_at_once(model):
+    engine = CompiledLlama(model, CAPACITY, 2, K)
+    known = weakref.ref(engine)
+    gc.disable()
+    try:
+        del engine
+        assert known() is None
+    finally:
+        gc.enable()
+
+
+def test_padding_is_never_the_longest_position(model, monkeypatch):
+    """Some rotary embeddings change all frequencies with it."""
+    engine = CompiledLlama(model, CAPACITY, 2, K)
+    longest = []
+    ordinary = model.model.rotary_emb.forward
+
+    def watched(states, position_ids):
+        longest.append(int(position_ids.max()))
+        return ordinary(states, position_ids)
+
+    monkeypatch.setattr(model.model.rotary_emb, "forward", watched)
+    engine.reset(2)
+    engine.forward(row(PROMPT))
+    engine.draft(row([1]))
+    engine.verify(row([2]), count=2)
+    assert longest == [39, 40, 41, 41]
+
+
+def test_attention_takes_the_smallest_bucket_that_holds_the_sequence(model, monkeypatch):
+    engine = CompiledLlama(model, CAPACITY)
+    taken = []
+    ordinary = engine._inputs
+
+    def watched(states_1TD, start, bucket, tokens):
+        taken.append((start, bucket))
+        return ordinary(states_1TD, start, bucket, tokens)
+
+    monkeypatch.setattr(engine, "_inputs", watched)
+    engine.forward(row(random_prompt(62)))
+    for _ in range(4):
+        engine.forward(row([1]))
+    assert taken == [(62, 64), (63, 64), (64, 128), (65, 128)]
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"), [(1, [64]), (64, [64]), (65, [64, 128]), (400, [64, 128, 256, 512])]
+)
+def test_buckets_double(positions, expected):
+    assert buckets_for(positions) == expected
+
+
+def test_a_draft_at_the_end_of_a_usual_capacity_needs_no_further_bucket(monkeypatch):
+    monkeypatch.undo()
+    assert buckets_for(4096 + 7) == [288, 544, 1056, 2080, 4128]
+
+
+def test_the_model_stays_as_it_was(model):
+    before = {name: type(module) for name, module in model.named_modules()}
+    attention = model.config._attn_implementation
+    CompiledLlama(model, CAPACITY)
+    assert before == {name: type(module) for name, module in model.named_modules()}
+    assert model.config._attn_implementation == attention
+
+
+class FakeGraph:
+    """Stands in for CUDA's: repeats what was done while it was captured."""
+
+    def replay(self):
+        self.output.copy_(self.function(self.inputs))
+
+
+def test_a_replay_copies_its_inputs_in_and_its_output_out(monkeypatch):
+    """Without CUDA, by a stand-in for its graphs."""
+    captured = FakeGraph()
+
+    class Capture:
+        def __init__(self, _graph):
+            pass
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            pass
+
+    class Stream:
+        def __init__(self, *_):
+            pass
+
+        def wait_stream(self, _):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", Capture)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: captured)
+
+    def double(inputs):
+        return inputs[0] * 2
+
+    replay = compiled_llama._Replay(double, [torch.zeros(2)])
+    captured.function, captured.inputs = double, replay._inputs
+    captured.output = replay._output
+    one, other = replay([torch.ones(2)]), replay([torch.full((2,), 3.0)])
+    assert (one.tolist(), other.tolist()) == ([2, 2], [6, 6])
+
+
+class CountedWaits(torch.overrides.TorchFunctionMode):
+    """Counts what makes a host wait for its device, inside of torch's operators too."""
+
+    def __init__(self):
+        super().__init__()
+        self._called = 0
+        self._profiler = torch.profiler.profile(acc_events=True)
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        self._called += getattr(function, "__name__", "") in ("tolist", "cpu", "numpy")
+        return function(*arguments, **(named or {}))
+
+    def __enter__(self):
+        self._profiler.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self._profiler.__exit__(*error)
+
+    @property
+    def waits(self):
+        waiting = ("aten::_local_scalar_dense", "aten::nonzero")
+        inside = [one.count for one in self._profiler.key_averages() if one.key in waiting]
+        return self._called + sum(inside)
+
+
+@pytest.mark.parametrize("sampling", [SamplingRule(), SamplingRule(True, 0.8, 20, 0.95)])
+def test_the_host_waits_once_a_round(model, tokenizer, sampling):
+    config = GenerationConfig(40, 2, K, sampling)
+    generator = TextGenerator(model, tokenizer, "self_speculative", config, CAPACITY, True)
+    strategy, counts = generator.strategy, []
+    # As on CUDA, where no draft is looked at while others follow.
+    strategy.stop_rule.stop_token_ids = frozenset()
+    ordinary = strategy.round
+
+    def watched(output):
+        with CountedWaits() as counted:
+            ids = ordinary(output)
+        counts.append(counted.waits)
+        return ids
+
+    strategy.round = watched
+    generator.generate(PROMPT)
+    assert set(counts) == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+def test_what_cuda_is_given_computes_the_same(model, monkeypatch):
+    """torch.compile's programs, whose launches are captured there, called as they are."""
+    use_library_kernels(monkeypatch)
+    monkeypatch.setattr(programs, "_programs", {})
+    monkeypatch.setattr(programs, "_native", programs._captured_later)
+    engines = [CachedLlama(model, CAPACITY), CompiledLlama(model, CAPACITY, 2, K)]
+    ids = random_prompt(90, seed=3)
+    for logits in zip(*(list(passes(engine, ids)) for engine in engines), strict=True):
+        same(*logits)
+
+
+FAMILIES = {
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_compile(family, attention, tokenizer):
+    config_class, model_class, changes = FAMILIES[family]
+    config = config_class(**{**tiny_config().to_dict(), "model_type": family, **changes})
+    torch.manual_seed(1)
+    model = model_class._from_config(config, attn_implementation=attention).double().eval()
+    expected = decode(model, tokenizer, "autoregressive", False)
+    assert decode(model, tokenizer, "self_speculative", True, 2).output_ids == expected.output_ids
+
+
+@pytest.mark.slow
+def test_every_exit_layer_and_draft_length(model, tokenizer):
+    expected = decode(model, tokenizer, "autoregressive", False)
+    for exit_layer, k in itertools.product(range(1, LAYERS), range(1, 9)):
+        found = decode(model, tokenizer, "self_speculative", True, exit_layer, k)
+        assert found.output_ids == expected.output_ids, (exit_layer, k)

@@ -1,0 +1,108 @@
+"""A loss at every exit, documents that do not see each other, layers that are dropped."""
+
+import copy
+
+import pytest
+import torch
+
+from self_speculation.llama_model_utils import early_exit_view
+from tests.conftest import END, LAYERS, random_prompt
+from training.documents import UNLEARNED, Document, collate
+from training.early_exits import EarlyExits, Teacher, draw_kept
+
+ALL = range(1, LAYERS + 1)
+
+
+def document(length, seed=0, prompt=2):
+    ids = [*random_prompt(length - 1, seed), END]
+    return Document(ids, [False] * prompt + [True] * (length - prompt))
+
+
+@pytest.fixture(params=["sdpa", "eager"])
+def exits(model, request):
+    model.set_attn_implementation(request.param)
+    return EarlyExits(model)
+
+
+def losses(exits, documents, sequences, **arguments):
+    found = exits(collate(documents, sequences), ALL, **arguments)
+    return torch.stack([found[exit_layer] for exit_layer in ALL]).double()
+
+
+def close(one, other):
+    torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
+
+
+def test_each_exit_has_the_loss_of_a_model_that_ends_there(exits, model):
+    one = document(12)
+    found = losses(exits, [one], [(0,)])
+    labels = torch.tensor([one.ids]).where(torch.tensor([one.learned]), UNLEARNED)
+    plain = copy.deepcopy(model)
+    for layer in plain.model.layers:
+        layer._forward_hooks.clear()
+    for exit_layer in ALL:
+        view = early_exit_view(plain, exit_layer)
+        mean = view(input_ids=torch.tensor([one.ids]), labels=labels).loss
+        close(found[exit_layer - 1], mean.double() * one.targets)
+
+
+def test_padding_and_packing_change_nothing(exits):
+    documents = [document(12, 0), document(5, 1), document(9, 2, prompt=0)]
+    alone = sum(losses(exits, documents, [(index,)]) for index in range(3))
+    close(losses(exits, documents, [(0,), (1,), (2,)]), alone)
+    close(losses(exits, documents, [(0, 1), (2,)]), alone)
+    close(losses(exits, documents, [(2, 1, 0)]), alone)
+
+
+def test_a_dropped_layer_is_one_that_is_not_there(exits, model):
+    """In the first sequence alone, and for the exits from there on."""
+    documents = [document(8, 0), document(8, 1)]
+    kept = torch.ones(LAYERS, 2, dtype=torch.bool)
+    kept[3, 0] = False
+    both = losses(exits, documents, [(0,), (1,)], kept_LB=kept)
+    without = copy.deepcopy(model)
+    del without.model.layers[3]
+    for layer in without.model.layers:
+        layer._forward_hooks.clear()
+    shorter = EarlyExits(without)(collate(documents, [(0,)]), range(1, LAYERS))
+    second = losses(exits, documents, [(1,)])
+    for exit_layer in ALL:
+        position = exit_layer if exit_layer < 4 else exit_layer - 1
+        close(both[exit_layer - 1], shorter[position].double() + second[exit_layer - 1])
+
+
+def test_the_divergence_from_itself_is_nothing(exits, model):
+    documents = [document(12)]
+    teacher = Teacher(EarlyExits(copy.deepcopy(model)))
+    found = losses(exits, documents, [(0,)], teacher=teacher)
+    close(found[-1], torch.zeros((), dtype=torch.double))
+    assert (found[:-1] > 0.1).all()
+
+
+def test_scores_count_words_that_exits_agree_on(exits, model):
+    """A document that is what the model says is an exact match of the last layer."""
+    prompt = random_prompt(6)
+    said = model.generate(
+        torch.tensor([prompt]), max_new_tokens=8, do_sample=False, use_cache=False
+    )
+    ids = said[0].tolist()
+    learned = [False] * len(prompt) + [True] * (len(ids) - len(prompt))
+    wrong = [*ids[:-1], (ids[-1] + 1) % 256]
+    documents = [Document(ids, learned), Document(wrong, learned)]
+    scores = exits.scores(collate(documents, [(0,), (1,)]))
+    assert scores["exact"][-1] == 1
+    assert scores["accepted"][-1] == 2 * sum(learned)
+    assert (scores["accepted"][:-1] < 2 * sum(learned)).all()
+    close(scores["loss"].double(), losses(exits, documents, [(0,), (1,)]))
+
+
+def test_dropout_follows_rates_seed_and_step():
+    assert draw_kept([0.0, 0.0], 4, 0, 0) is None
+    kept = draw_kept([0.0, 0.5, 1.0], 4000, 0, 0)
+    shares = kept.float().mean(1)
+    assert shares[0] == 1
+    assert shares[2] == 0
+    assert shares[1] == pytest.approx(0.5, abs=0.05)
+    assert torch.equal(kept, draw_kept([0.0, 0.5, 1.0], 4000, 0, 0))
+    assert not torch.equal(kept, draw_kept([0.0, 0.5, 1.0], 4000, 0, 1))
+    assert not torch.equal(kept, draw_kept([0.0, 0.5, 1.0], 4000, 1, 0))

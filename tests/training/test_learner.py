@@ -1,0 +1,120 @@
+"""Training that goes on with a model: in full, by adapters, from a teacher."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from tests.conftest import END, LAYERS, tiny_config, write
+from tests.trainings import CONFIG, equal, lines, stop_at_step, weights
+
+
+def test_adapters_that_were_killed_end_as_unbroken_ones(train_further, monkeypatch):
+    flags = ["--lora_rank", "2", "--learning_rate", "0.01"]
+    _, whole = train_further(*flags, folder="whole")
+    for step in (1, 5):
+        stop_at_step(monkeypatch, step)
+        with pytest.raises(ZeroDivisionError):
+            train_further(*flags, folder="broken")
+        monkeypatch.undo()
+    _, broken = train_further(*flags, folder="broken")
+    assert equal(weights(broken), weights(whole))
+
+
+def test_adapters_alone_learn_and_are_merged(train_further, checkpoint, capsys):
+    code, out = train_further("--lora_rank", "2", "--learning_rate", "0.01")
+    assert code == 0
+    assert f"{LAYERS} layers, 5,568 parameters learn" in capsys.readouterr().out
+    before, after = load_file(checkpoint / "model.safetensors"), weights(out)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
+    assert changed
+    assert all("proj" in name for name in changed)
+
+
+def test_distillation_teaches_early_exits_what_the_last_layer_says(train_further):
+    flags = ["--distill", "true", "--learning_rate", "0.01", "--max_steps", "40"]
+    weights_flags = ["--early_exit_weights", "uniform", "--early_exit_curriculum", "none"]
+    code, out = train_further(*flags, *weights_flags, "--max_layer_dropout", "0")
+    assert code == 0
+    steps = lines(out, "step")
+    assert steps[0]["loss"][str(LAYERS)] == pytest.approx(0, abs=1e-4)
+    assert steps[-1]["loss"]["3"] < 0.8 * steps[0]["loss"]["3"]
+
+
+def test_a_teacher_of_its_own(train_further, train_anew, llama_config, tmp_path, capsys):
+    _, other = train_further("--learning_rate", "0.01", folder="other")
+    distill = ["--distill", "true", "--teacher"]
+    code, out = train_further(*distill, str(other / "checkpoint"))
+    assert code == 0
+    assert lines(out, "step")[0]["loss"][str(LAYERS)] > 0.01
+    _, third = train_further("--learning_rate", "0.02", folder="third")
+    capsys.readouterr()
+    assert train_further(*distill, str(third / "checkpoint"))[0] == 2
+    assert "holds a training whose teacher is files" in capsys.readouterr().err
+    assert train_anew(*distill, str(tmp_path / "none"), folder="scratch")[0] == 2
+    assert f"--teacher {tmp_path}/none: is no checkpoint folder" in capsys.readouterr().err
+    assert train_anew(*distill, str(other / "checkpoint"), folder="scratch")[0] == 2
+    assert "its vocab_size is 258, not 300" in capsys.readouterr().err
+    llama_config.write_text(json.dumps(CONFIG | {"vocab_size": 258}))
+    assert train_anew(*distill, str(other / "checkpoint"), folder="scratch")[0] == 2
+    assert "its tokens are not those of the model that learns" in capsys.readouterr().err
+
+
+def test_a_model_keeps_its_template_and_its_plan(train_further, train_anew, checkpoint):
+    _, first = train_anew()
+    model = first / "checkpoint"
+    (model / "prune_plan.json").write_text('{"method": "angular"}')
+    code, out = train_further("--save_dtype", "bfloat16", folder="further", model=model)
+    assert code == 0
+    (begun,) = lines(out, "start")
+    assert begun["arguments"]["data"]["template"] == r"{message}:\n"
+    for name in ("prompt_template.json", "prune_plan.json"):
+        kept, before = ((folder / name).read_text() for folder in (out / "checkpoint", model))
+        assert json.loads(kept) == json.loads(before)
+    assert weights(out)["model.norm.weight"].dtype == torch.bfloat16
+
+
+def test_a_model_with_settings_of_sampling_can_be_saved(train_further, checkpoint, tmp_path):
+    """transformers refuses to save such a generation configuration once it was changed."""
+    folder = tmp_path / "warm"
+    shutil.copytree(checkpoint, folder)
+    (folder / "generation_config.json").write_text('{"temperature": 0.9}')
+    code, out = train_further(model=folder)
+    assert code == 0
+    saved = json.loads((out / "checkpoint" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == END
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(train_further, checkpoint, tmp_path, capsys):
+    folder = tmp_path / "narrow"
+    shutil.copytree(checkpoint, folder)
+    narrow = LlamaForCausalLM(tiny_config(vocab_size=50, eos_token_id=None, pad_token_id=None))
+    narrow.save_pretrained(folder)
+    assert train_further(model=folder)[0] == 2
+    assert "its tokenizer makes token 256, the model's vocab_size is 50" in capsys.readouterr().err
+
+
+def test_texts_without_anything_to_learn_are_refused(train_further, tmp_path, capsys):
+    path = write(tmp_path / "empty.jsonl", [{"prompt": "", "response": ""} for _ in range(9)])
+    code, _ = train_further("--data_path", str(path), "--eval_samples", "0")
+    assert code == 2
+    assert "holds nothing to learn" in capsys.readouterr().err
+
+
+def test_adapters_switched_off_are_the_teacher(train_further):
+    code, out = train_further("--distill", "true", "--lora_rank", "2", "--max_layer_dropout", "0")
+    assert code == 0
+    first, last = lines(out, "step")[0], lines(out, "step")[-1]
+    assert first["loss"][str(LAYERS)] == pytest.approx(0, abs=1e-4)
+    assert last["loss"][str(LAYERS)] > 0
+
+
+def test_packed_batches_in_bfloat16(train_further):
+    code, out = train_further("--batching", "packed", "--mixed_precision", "bf16")
+    assert code == 0
+    assert all(math.isfinite(line["loss"][str(LAYERS)]) for line in lines(out, "step"))

@@ -1,0 +1,153 @@
+"""A Llama that learns at several depths: layer dropout within, a loss at every exit asked for.
+
+Elhoushi et al. 2024 (arXiv 2404.16710), section 4.1: all exits share the final norm and the head.
+
+Shapes: B sequences, T tokens, N learned positions, L layers, D hidden, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from self_speculation.sampling import seeded_generator
+from training.documents import UNLEARNED, Batch
+
+
+class EarlyExits(nn.Module):
+    """The causal model, with hooks on its decoder layers.
+
+    `forward` yields sums over positions, never means: they add up over parts of a batch.
+    """
+
+    def __init__(self, causal: nn.Module) -> None:
+        super().__init__()
+        self.causal = causal
+        self._states: dict[int, Tensor] = {}
+        self._kept_LB: Tensor | None = None
+        for index, layer in enumerate(causal.model.layers):
+            layer.register_forward_hook(self._after(index))
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.causal.model.layers)
+
+    def forward(
+        self,
+        batch: Batch,
+        exit_layers: Iterable[int],
+        kept_LB: Tensor | None = None,
+        teacher: "Teacher | None" = None,
+    ) -> dict[int, Tensor]:
+        """The loss of every exit layer asked for, 1 to L, summed over the learned positions.
+
+        `kept_LB` says which layers run for which sequence; the others pass their input on. The
+        loss is cross entropy, or with a teacher the divergence KL(teacher || exit), in nats.
+        """
+        learned_BT = batch.labels_BT != UNLEARNED
+        labels_N = batch.labels_BT[learned_BT]
+        target_NV = None if teacher is None else teacher.log_probabilities(batch, learned_BT)
+        states = self._run(batch, kept_LB)
+        losses = {}
+        for exit_layer in exit_layers:
+            logits_NV = self.logits(states[exit_layer][learned_BT])
+            if target_NV is None:
+                loss = functional.cross_entropy(logits_NV, labels_N, reduction="sum")
+            else:
+                loss = _divergence(target_NV, logits_NV)
+            losses[exit_layer] = loss
+        return losses
+
+    def logits(self, states_ND: Tensor) -> Tensor:
+        """What an exit says, (N, V), in float32."""
+        return self.causal.lm_head(self.causal.model.norm(states_ND)).float()
+
+    @torch.no_grad()
+    def scores(self, batch: Batch) -> dict[str, Tensor]:
+        """How every exit layer does on a batch: sums `loss`, `accepted` and `exact`, (L,) each.
+
+        `accepted`: positions at which it says what the last layer says. `exact`: sequences in
+        which it says all that is to be learned; greedy decoding would be an exact match.
+        """
+        learned_BT = batch.labels_BT != UNLEARNED
+        labels_N = batch.labels_BT[learned_BT]
+        row_N = learned_BT.nonzero()[:, 0]
+        states = self._run(batch, None)
+        said = {}
+        loss_L = torch.zeros(self.num_layers, device=labels_N.device)
+        exact_L = torch.zeros_like(loss_L)
+        for layer in range(self.num_layers):
+            logits_NV = self.logits(states[layer + 1][learned_BT])
+            loss_L[layer] = functional.cross_entropy(logits_NV, labels_N, reduction="sum")
+            said[layer] = logits_NV.argmax(-1)
+            wrong_B = torch.zeros(len(learned_BT), device=labels_N.device)
+            wrong_B.index_add_(0, row_N, (said[layer] != labels_N).float())
+            exact_L[layer] = ((wrong_B == 0) & learned_BT.any(1)).sum()
+        last = said[self.num_layers - 1]
+        accepted_L = torch.stack([(one == last).sum() for one in said.values()]).float()
+        return {"loss": loss_L, "accepted": accepted_L, "exact": exact_L}
+
+    def _run(self, batch: Batch, kept_LB: Tensor | None) -> dict[int, Tensor]:
+        """What every layer puts out, (B, T, D), by exit layer.
+
+        Without a mask, but with positions, transformers lets no document see another.
+        """
+        self._kept_LB, self._states = kept_LB, {}
+        self.causal.model(input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False)
+        states, self._states = self._states, {}
+        return states
+
+    def _after(self, index: int) -> Callable[..., Tensor]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if self._kept_LB is not None:
+                output = torch.where(self._kept_LB[index][:, None, None], output, inputs[0])
+            self._states[index + 1] = output
+            return output
+
+        return hook
+
+
+class Teacher:
+    """The last layer of an unchanged model, whose distribution is to be learned.
+
+    `unchanged` makes the model the teacher while it is entered, such as by adapters off.
+    """
+
+    def __init__(
+        self,
+        exits: EarlyExits,
+        unchanged: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        self._exits = exits
+        self._unchanged = unchanged
+
+    @torch.no_grad()
+    def log_probabilities(self, batch: Batch, learned_BT: Tensor) -> Tensor:
+        """(N, V), of the learned positions."""
+        exits = self._exits
+        learning = exits.training
+        exits.eval()
+        with self._unchanged():
+            states = exits._run(batch, None)[exits.num_layers]
+            exits.train(learning)
+            return exits.logits(states[learned_BT]).log_softmax(-1)
+
+
+def _divergence(target_NV: Tensor, logits_NV: Tensor) -> Tensor:
+    """KL(target || logits), summed."""
+    said_NV = logits_NV.log_softmax(-1)
+    return functional.kl_div(said_NV, target_NV, reduction="sum", log_target=True)
+
+
+def draw_kept(rates_L: list[float], sequences: int, seed: int, step: int) -> Tensor | None:
+    """Which layers run for which sequence, (L, B); None where all do.
+
+    Drawn for the whole batch, so that they are the same however many processes share it.
+    """
+    if not any(rates_L):
+        return None
+    generator = seeded_generator(torch.device("cpu"), seed, f"step {step}", "layer dropout")
+    draws_LB = torch.rand(len(rates_L), sequences, generator=generator)
+    return draws_LB >= torch.tensor(rates_L)[:, None]

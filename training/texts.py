@@ -1,0 +1,156 @@
+"""What is trained on, as texts: questions with answers, plain texts, or chats."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from command_line.script import reject
+from data import check_characters, content_key, get_split, shuffled
+from prompts.row_formats import Row, RowsError
+from prompts.rows import PathSource, field_names, named_split
+from training.arguments import TrainingDataArguments
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prompt, and the answer that is learned; `content` is the example's own."""
+
+    prompt: str
+    reference: str
+    content: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A text, all of which is learned."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Turns of role and content, of which the assistant's are learned.
+
+    `place` is where they stand, by flag, file and line.
+    """
+
+    place: str
+    turns: tuple[tuple[str, str], ...]
+
+
+TrainingText = Answer | Plain | Chat
+
+
+def get_training_texts(
+    arguments: TrainingDataArguments, seed: int
+) -> tuple[list[TrainingText], list[TrainingText]]:
+    """What is learned, and what is held out.
+
+    Held-out rows are drawn by `seed`. A text that is held out is not learned, however often it
+    occurs. Raises `UsageError` for rows that cannot be read or hold no text.
+    """
+    texts = _read(arguments, "data_path", "train")
+    if arguments.eval_path is not None:
+        held_out = _drawn(_read(arguments, "eval_path", "test"), arguments.eval_samples, seed)
+    else:
+        held_out = _drawn(texts, arguments.eval_samples, seed)
+    keys = set(map(_content, held_out))
+    learned = [text for text in texts if _content(text) not in keys][: arguments.num_samples]
+    if not learned:
+        reject("eval_samples", arguments.eval_samples, "leaves no row to train on")
+    return learned, held_out
+
+
+def _read(arguments: TrainingDataArguments, path_flag: str, split: str) -> list[TrainingText]:
+    path = getattr(arguments, path_flag)
+    if arguments.dataset is not None:
+        renamed = arguments.renamed_fields()
+        return [
+            Answer(arguments.filled_template(one.prompt), one.reference, one.content)
+            for one in get_split(arguments.dataset, path, renamed, path_flag, split)
+        ]
+    source = PathSource(Path(path))
+    try:
+        rows = source.rows(named_split(source, split))
+        if rows is None:
+            raise RowsError(f"has no {split} split; a file of rows would be any")
+        texts = [_text(row, f"--{path_flag} {path}: {row.place}") for row in rows]
+        if len(set(map(type, texts))) > 1:
+            raise RowsError("holds rows with a text and rows with messages")
+        return texts
+    except RowsError as error:
+        reject(path_flag, path, str(error))
+
+
+def _text(row: Row, place: str) -> Plain | Chat:
+    """What a row of text or messages says."""
+    try:
+        made = Chat(place, _turns(row)) if "messages" in row.values else _plain(row)
+        check_characters(*spoken([made]))
+    except RowsError as error:
+        raise RowsError(f"{row.place} {error}") from error
+    return made
+
+
+def _plain(row: Row) -> Plain:
+    text = row.values.get("text")
+    if not isinstance(text, str) or not text.strip():
+        found = field_names(row.values)
+        raise RowsError(f"has no text in a field text or messages; it has: {found}")
+    return Plain(text)
+
+
+def _turns(row: Row) -> tuple[tuple[str, str], ...]:
+    turns = row.values["messages"]
+    whole = isinstance(turns, list) and all(map(_is_turn, turns))
+    if not whole or not any(turn["role"] == "assistant" for turn in turns):
+        raise RowsError(
+            "must have in messages a list of turns with texts role and content, one of them an "
+            "assistant's"
+        )
+    return tuple((turn["role"], turn["content"]) for turn in turns)
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, dict) and all(isinstance(turn.get(k), str) for k in ("role", "content"))
+
+
+def _drawn(texts: list[TrainingText], count: int, seed: int) -> list[TrainingText]:
+    """`count` texts of different content, in an order that the seed settles."""
+    different: dict[str, TrainingText] = {}
+    for index in shuffled(len(texts), seed, "held out"):
+        different.setdefault(_content(texts[index]), texts[index])
+    return list(different.values())[:count]
+
+
+def _content(text: TrainingText) -> str:
+    """What texts share of which one would tell how to continue the other.
+
+    A conversation's is its beginning, which all its turns come after.
+    """
+    return content_key(_CONTENT[type(text)](text))
+
+
+_CONTENT: dict[type, Callable[[Any], str]] = {
+    Answer: lambda text: text.content or text.prompt,
+    Plain: lambda text: text.text,
+    Chat: lambda text: _asked_first(text.turns),
+}
+
+
+def _asked_first(turns: tuple[tuple[str, str], ...]) -> str:
+    """What stands before a chat's first answer, or the answer where nothing does."""
+    roles = [role for role, _ in turns]
+    return "\n".join(content for _, content in turns[: roles.index("assistant") or 1])
+
+
+def spoken(texts: Iterable[TrainingText]) -> Iterable[str]:
+    """All strings of some texts, in order."""
+    for text in texts:
+        if isinstance(text, Plain):
+            yield text.text
+        elif isinstance(text, Answer):
+            yield from (text.prompt, text.reference)
+        else:
+            yield from (content for _, content in text.turns)
