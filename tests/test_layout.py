@@ -34,7 +34,7 @@ ROWS = [
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 PRODUCT = [
     path
-    for room in ROW_OF
+    for room in sorted(ROW_OF)
     for path in (sorted((ROOT / room).glob("*.py")) or [ROOT / f"{room}.py"])
 ]
 
