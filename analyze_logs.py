@@ -8,15 +8,10 @@ from pathlib import Path
 from analysis.comparison import QUALITIES, compare, drifting_speedups, missing_baselines
 from analysis.logged_runs import Found, LoggedRun, find_logged_runs
 from analysis.tables import FORMATS, Table, make_tables
-from command_line.script import (
-    OneLineParser,
-    UsageError,
-    check_new_folder,
-    is_folder,
-    reject,
-    run_script,
-    warn,
-)
+from command_line.errors import UsageError, reject
+from command_line.flags import OneLineParser, check_new_folder, is_folder
+from command_line.messages import warn
+from command_line.script import run_script
 
 PLOTS = (
     "quality_by_layers_removed",

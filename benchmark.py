@@ -4,35 +4,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from arguments.run import CELL_GROUPS, CellArguments
-from command_line.script import (
-    EXIT_INTERRUPTED,
-    FailedError,
-    command_text,
-    parse,
-    run_script,
-    shown,
-    warn,
-)
+from arguments.run import RUN_GROUPS, RunArguments
+from command_line.errors import EXIT_INTERRUPTED, FailedError
+from command_line.flags import parse
+from command_line.messages import shown, warn
+from command_line.script import command_text, run_script
 from data import get_local_prompts
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = CellArguments(*parse(argv, __doc__, *CELL_GROUPS))
+    arguments = RunArguments(*parse(argv, __doc__, *RUN_GROUPS))
     # What needs neither torch nor a download comes first, so that it is refused within a second.
     prompts = get_local_prompts(arguments.data, arguments.prune, arguments.generation.seed)
 
     from processes.ranks import joined
     from runs import code_execution
-    from runs.definition import find_cell
-    from runs.experiment import run_cell
+    from runs.definition import define_run
+    from runs.experiment import perform_run
 
     command = command_text(argv)
     with joined().together():
-        cell = find_cell(arguments, prompts)
+        definition = define_run(arguments, prompts)
     if arguments.data.execute_code:
         warn(code_execution.warning())
-    record, path = run_cell(cell, command)
+    record, path = perform_run(definition, command)
     print_summary(record.to_dict(), path)
     if record.status != "complete":
         print("interrupted; the same command goes on", file=sys.stderr)

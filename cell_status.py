@@ -9,9 +9,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from arguments.run import CELL_GROUPS, CellArguments
-from command_line.script import UsageError, parse, run_script
-from runs.record import read_record, read_samples
+from arguments.run import RUN_GROUPS, RunArguments
+from command_line.errors import UsageError
+from command_line.flags import parse
+from command_line.script import run_script
+from runs.reader import read_record, read_samples
 
 UNIT, RECORD = "\037", "\036"
 Status = tuple[str, int, Any]
@@ -22,22 +24,22 @@ def main(argv: list[str] | None = None) -> int:
     status_of = make_status()
     for record in sys.stdin.read().split(RECORD)[:-1]:
         try:
-            status = status_of(CellArguments(*parse(record.split(UNIT)[:-1], "", *CELL_GROUPS)))
+            status = status_of(RunArguments(*parse(record.split(UNIT)[:-1], "", *RUN_GROUPS)))
         except UsageError as error:
             status = "error", 0, " ".join(str(error).split())
         print(*status, sep="\t", flush=True)
     return 0
 
 
-def make_status() -> Callable[[CellArguments], Status]:
+def make_status() -> Callable[[RunArguments], Status]:
     """A function from a cell to its status, which finds a model and reads examples but once."""
-    from runs.definition import cell_finder
+    from runs.definition import run_definer
     from runs.writer import find_run
 
-    find_cell = cell_finder()
+    define_run = run_definer()
 
-    def status_of(arguments: CellArguments) -> Status:
-        cell = find_cell(arguments)
+    def status_of(arguments: RunArguments) -> Status:
+        cell = define_run(arguments)
         path = find_run(arguments.log.output_dir, cell.run_id)
         count = len(cell.evaluated.examples)
         if path is None:

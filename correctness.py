@@ -4,17 +4,11 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from arguments.run import CELL_GROUPS, CellArguments
-from command_line.script import (
-    EXIT_INTERRUPTED,
-    FailedError,
-    command_text,
-    flag,
-    parse,
-    reject,
-    run_script,
-    shown,
-)
+from arguments.run import RUN_GROUPS, RunArguments
+from command_line.errors import EXIT_INTERRUPTED, FailedError, reject
+from command_line.flags import flag, parse
+from command_line.messages import shown
+from command_line.script import command_text, run_script
 from data import get_local_prompts
 
 DEFAULTS = {"generation_strategy": "self_speculative", "sample": False}
@@ -37,8 +31,8 @@ class CorrectnessArguments:
 
 
 def main(argv: list[str] | None = None) -> int:
-    *groups, checking = parse(argv, __doc__, *CELL_GROUPS, CorrectnessArguments, defaults=DEFAULTS)
-    arguments = CellArguments(*groups)
+    *groups, checking = parse(argv, __doc__, *RUN_GROUPS, CorrectnessArguments, defaults=DEFAULTS)
+    arguments = RunArguments(*groups)
     strategy = arguments.generation.generation_strategy
     if strategy != "self_speculative":
         reject("generation_strategy", strategy, "only self_speculative can be checked")
@@ -47,13 +41,13 @@ def main(argv: list[str] | None = None) -> int:
     prompts = get_local_prompts(arguments.data, arguments.prune, arguments.generation.seed)
 
     from processes.ranks import joined
-    from runs.definition import find_cell
-    from runs.lossless import check_cell
+    from runs.definition import define_run
+    from runs.lossless import check_run
 
     command = command_text(argv)
     with joined().together():
-        cell = find_cell(arguments, prompts)
-    log, path = check_cell(cell, checking.num_draws, command)
+        definition = define_run(arguments, prompts)
+    log, path = check_run(definition, checking.num_draws, command)
     print_summary(log)
     print(f"log       {path}")
     if log["summary"]["lossless"] is False:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from arguments.run import DataArguments, PromptArguments, PruneArguments
-from command_line.script import reject, warn
+from arguments.prompts import DataArguments, PromptArguments
+from arguments.pruning import PruneArguments
+from command_line.errors import reject
+from command_line.messages import warn
 from prompts.dataset_table import DATASETS, DataSet
 from prompts.row_formats import Row, RowsError
 from prompts.rows import PathSource, Source, field_names, named_split

@@ -4,7 +4,9 @@ import sys
 import typing
 from importlib.util import find_spec
 
-from command_line.script import UsageError, command_text, parse, run_script
+from command_line.errors import UsageError
+from command_line.flags import parse
+from command_line.script import command_text, run_script
 from harness.arguments import DEFAULTS, EvaluationArguments
 
 

@@ -6,23 +6,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from arguments.run import (
-    STREAMERS,
-    GenerationArguments,
-    ModelArguments,
-    PromptArguments,
-    PruneArguments,
-    with_stored_template,
-)
-from command_line.script import (
-    EXIT_INTERRUPTED,
-    UsageError,
-    flag,
-    parse,
-    print_error,
-    reject,
-    run_script,
-)
+from arguments.generation import STREAMERS, GenerationArguments
+from arguments.model import ModelArguments
+from arguments.prompts import PromptArguments, with_stored_template
+from arguments.pruning import PruneArguments
+from command_line.errors import EXIT_INTERRUPTED, UsageError, reject
+from command_line.flags import flag, parse
+from command_line.messages import print_error
+from command_line.script import run_script
 
 GROUPS = (ModelArguments, PruneArguments, GenerationArguments, PromptArguments)
 HELP = "An empty line or Ctrl-D sends a prompt, Ctrl-C stops an answer, Ctrl-D alone quits."

@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from arguments.run import PLAN_FILE, PruneArguments
-from command_line.script import UsageError, reject
+from arguments.pruning import PLAN_FILE, PruneArguments
+from command_line.errors import UsageError, reject
 from files.reading import read_settings
 from models.saved import write_checkpoint
 from processes.ranks import ALONE, Ranks

@@ -4,15 +4,18 @@ import sys
 import typing
 from pathlib import Path
 
-from command_line.script import EXIT_INTERRUPTED, command_text, parse, reject, run_script, warn
+from command_line.errors import EXIT_INTERRUPTED, reject
+from command_line.flags import parse
+from command_line.messages import warn
+from command_line.script import command_text, run_script
 from data import get_local_prompts
 from runs.sweep_grid import SweepArguments
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_sweep(argv)
-    for cell in arguments.baselines():
-        get_local_prompts(cell.data, cell.prune, cell.generation.seed)
+    for run in arguments.baselines():
+        get_local_prompts(run.data, run.prune, run.generation.seed)
 
     from processes.ranks import joined
     from runs import code_execution
@@ -30,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     outcome = runner.run(command)
     if ranks.leads:
         report(outcome.paths, Path(arguments.log.output_dir))
-    print(f"{len(outcome.paths)} of {runner.cells} cells are complete")
+    print(f"{len(outcome.paths)} of {runner.count} runs are complete")
     if outcome.short_of_memory:
         print(f"{outcome.short_of_memory} of them lack prompts for want of memory")
     if outcome.interrupted:
@@ -46,7 +49,7 @@ def parse_sweep(argv: list[str] | None) -> SweepArguments:
 
 
 def report(paths: list[Path], folder: Path) -> None:
-    """Prints the best cells, and writes table and heat maps of those that are complete."""
+    """Prints the best runs, and writes table and heat maps of those that are complete."""
     from analysis.comparison import SAME_PLAN, compare, drifting_speedups, missing_baselines
     from analysis.heat_maps import make_heat_maps
     from analysis.logged_runs import read_logged_runs

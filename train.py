@@ -3,8 +3,9 @@
 import os
 import sys
 
-from arguments.run import with_stored_template
-from command_line.script import command_text, parse, run_script
+from arguments.prompts import with_stored_template
+from command_line.flags import parse
+from command_line.script import command_text, run_script
 from training.arguments import (
     LearnerArguments,
     OptimizationArguments,

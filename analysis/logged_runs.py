@@ -14,12 +14,14 @@ from analysis.logged_examples import UNREADABLE, Examples, read_examples, reason
 from analysis.older_logs import OlderLog, UnknownLogError, is_console, read_console, read_objects
 from files.reading import (
     LOG_BYTES,
-    TwiceError,
+    DuplicateKeyError,
     parse_log,
     read_bounded,
     text_of,
 )
-from runs.record import RunRecord, check_kinds, check_metrics, read_samples, record_of
+from files.values import check_kinds
+from runs.reader import check_metrics, read_samples, record_of
+from runs.record import RunRecord
 
 # The fingerprint of every model of the hub in logs of a time: a hash of no files.
 _NO_FILES = "files e3b0c44298fc1c14"
@@ -210,7 +212,7 @@ def _read(path: Path) -> tuple[LoggedRun | None, list[str]]:
     content = read_bounded(path, LOG_BYTES)
     try:
         values = parse_log(content)
-    except TwiceError:
+    except DuplicateKeyError:
         raise
     except ValueError as error:
         if b'"schema_version"' in content:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from files.reading import LOG_BYTES, TwiceError, read_bounded, unique
-from runs.record import check_kinds, check_metrics
+from files.reading import LOG_BYTES, DuplicateKeyError, read_bounded, unique
+from files.values import check_kinds
+from runs.reader import check_metrics
 
 _CONSOLE = re.compile(
     r"(?P<dataset>.+)_results_(?:base(?:_\d+)?|angular_n(?P<n>\d+)|random_t(?P<t>\d*\.?\d+))"
@@ -133,7 +134,7 @@ def _objects(text: str) -> list[dict[str, Any]]:
         place += len(text[place:]) - len(text[place:].lstrip())
         try:
             found, place = decoder.raw_decode(text, place)
-        except TwiceError:
+        except DuplicateKeyError:
             raise
         except (ValueError, RecursionError) as error:
             raise ValueError(f"is cut off, or no JSON ({error})") from error

@@ -21,7 +21,7 @@ from analysis.comparison import (
 )
 from analysis.intervals import Interval
 from analysis.logged_runs import LoggedRun
-from arguments.run import SYNTHETIC
+from arguments.model import SYNTHETIC
 
 _STYLES = {"markdown": "pipe", "latex": "latex_booktabs"}
 FORMATS = (*_STYLES, "csv", "json")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from command_line.script import reject
+from command_line.errors import reject
 from files.reading import read_settings
 
 PROMPT_FILE = "prompt_template.json"  # beside the weights of one that was trained with a template

@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from command_line.script import check_new_folder, reject
+from command_line.errors import reject
+from command_line.flags import check_new_folder
 
 SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")

@@ -17,7 +17,9 @@ from itertools import islice, product
 from pathlib import Path
 
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan, random_plan
-from command_line.script import flag, parse, reject, run_script
+from command_line.errors import reject
+from command_line.flags import flag, parse
+from command_line.script import run_script
 from pruned_model import PrunePlan
 
 ROOT = Path(__file__).parent.parent

@@ -18,15 +18,19 @@ from typing import Any
 
 import torch
 
-from arguments.run import DataArguments, ModelArguments, PruneArguments
+from arguments.model import ModelArguments
+from arguments.prompts import DataArguments
+from arguments.pruning import PruneArguments
 from benchmarks.decoding_report import plot, table
-from command_line.script import flag, parse, reject, run_script
+from command_line.errors import reject
+from command_line.flags import flag, parse
+from command_line.script import run_script
 from data import get_calibration_data, get_data
+from files.commit import current_commit
 from models.loading import LoadedModel, load_model
 from models.runtime import start
 from pruned_model import PruneModel, angular_distances, make_plan, weight_bytes
 from runs.metrics import predicted_speedup
-from runs.record import current_commit
 from self_speculation.equality import first_difference, ties_allowed, verdict
 from self_speculation.generator_base import Generation, GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama

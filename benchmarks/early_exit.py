@@ -18,16 +18,21 @@ import numpy
 import torch
 
 from analysis.intervals import ratio_interval
-from arguments.run import DataArguments, ModelArguments, with_stored_template
+from arguments.model import ModelArguments
+from arguments.prompts import DataArguments, with_stored_template
 from benchmarks.peer_engines import OURS, Decoded, Engine, Setting, Side, build
 from benchmarks.peers import in_turn
 from benchmarks.results_files import write_results
-from command_line.script import flag, parse, reject, run_script, warn
+from command_line.errors import reject
+from command_line.flags import flag, parse
+from command_line.messages import warn
+from command_line.script import run_script
 from data import get_data
-from models.loading import find_checkpoint, read_model
+from files.commit import current_commit
+from models.checkpoint import find_checkpoint
+from models.loading import read_model
 from models.runtime import start
 from runs.prompt_encoding import encode
-from runs.record import current_commit
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.text_generator import WARM_UP_STEPS, TextGenerator
 from self_speculation.timing import now

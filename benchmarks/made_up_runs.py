@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from files.hashes import content_hash
 from pruned_model import PrunePlan
 from runs.metrics import summarize
-from runs.record import RunRecord, SampleRecord, content_hash
+from runs.record import RunRecord, SampleRecord
 from runs.writer import RunWriter
 
 LAYERS = 32

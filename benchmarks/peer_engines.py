@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from arguments.run import PruneArguments
+from arguments.pruning import PruneArguments
 from models.weight_layout import favour_single_rows
 from pruned_model import PruneModel, make_plan
 from self_speculation.generator_base import GenerationConfig

@@ -25,26 +25,22 @@ if not __package__:  # started as a file, whose own folder Python puts first
 
 import torch
 
-from arguments.run import DTYPES, DataArguments, ModelArguments
+from arguments.model import DTYPES, ModelArguments
+from arguments.prompts import DataArguments
 from benchmarks.bandwidth import Bandwidth, step_bytes
 from benchmarks.peer_engines import OURS, Decoded, Engine, Setting, Side, build
 from benchmarks.peers_report import plot, table
 from benchmarks.peers_summary import summarize
 from benchmarks.results_files import write_results
-from command_line.script import (
-    FailedError,
-    check_new_folder,
-    flag,
-    parse,
-    reject,
-    run_script,
-    warn,
-)
+from command_line.errors import FailedError, reject
+from command_line.flags import check_new_folder, flag, parse
+from command_line.messages import warn
+from command_line.script import run_script
 from data import get_data
+from files.commit import current_commit
 from models.loading import LoadedModel, load_model
 from models.runtime import Runtime, start_compiled
 from pruned_model import check_prune_n, weight_bytes
-from runs.record import current_commit
 from self_speculation.equality import first_difference, verdict
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.text_generator import WARM_UP_STEPS

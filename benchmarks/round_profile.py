@@ -21,12 +21,15 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from arguments.run import DataArguments, ModelArguments
-from command_line.script import flag, parse, reject, run_script
+from arguments.model import ModelArguments
+from arguments.prompts import DataArguments
+from command_line.errors import reject
+from command_line.flags import flag, parse
+from command_line.script import run_script
 from data import get_data
+from files.commit import current_commit
 from models.loading import load_model
 from models.runtime import start_compiled
-from runs.record import current_commit
 from self_speculation import compiled_llama, self_speculation_generator
 from self_speculation.generator_base import GenerationConfig, Output
 from self_speculation.programs import Program, program_of, tensors_of

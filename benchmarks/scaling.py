@@ -21,15 +21,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.results_files import write_results
-from command_line.script import FailedError, flag, parse, reject, run_script
-from runs.record import (
-    RunRecord,
-    content_hash,
-    current_commit,
-    find_runs,
-    read_record,
-    read_samples,
-)
+from command_line.errors import FailedError, reject
+from command_line.flags import flag, parse
+from command_line.script import run_script
+from files.commit import current_commit
+from files.hashes import content_hash
+from runs.reader import find_runs, read_record, read_samples
+from runs.record import RunRecord
 
 ROOT = Path(__file__).parent.parent
 

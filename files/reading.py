@@ -25,7 +25,7 @@ _LONG_NUMBER = re.compile(rb"\d{19}")
 _NAME = re.compile(rb'"\s*:')
 
 
-class TwiceError(ValueError):
+class DuplicateKeyError(ValueError):
     """A name that stands twice in one JSON object: which value counts is anybody's guess."""
 
 
@@ -66,8 +66,8 @@ def bounded_lines(file: BinaryIO) -> Iterator[bytes]:
 def parse_json(text: str | bytes) -> Any:
     """What JSON says. Raises ValueError where that is unclear.
 
-    Beside broken JSON, that is a name that stands twice (`TwiceError`), a number that is none, and
-    what is nested too deeply to be read.
+    Unclear are broken JSON, a name given twice in one object (`DuplicateKeyError`), a number that
+    is none, and values nested too deeply.
     """
     if isinstance(text, bytes):
         text = text_of(text)  # json itself would guess other encodings
@@ -111,7 +111,7 @@ def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise TwiceError(f"names a field twice: {name}")
+            raise DuplicateKeyError(f"names a field twice: {name}")
         found[name] = value
     return found
 

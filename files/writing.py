@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from command_line.script import BusyError, FailedError, reject
+from command_line.errors import BusyError, FailedError, reject
 
 
 @contextmanager

@@ -6,14 +6,13 @@ Nothing here imports torch or the harness, so that a mistyped flag is answered a
 import sys
 from dataclasses import dataclass
 
-from arguments.run import (
-    GenerationArguments,
-    LogArguments,
-    ModelArguments,
-    PromptArguments,
-    PruneArguments,
-)
-from command_line.script import flag, is_folder, reject
+from arguments.generation import GenerationArguments
+from arguments.model import ModelArguments
+from arguments.prompts import PromptArguments
+from arguments.pruning import PruneArguments
+from arguments.run import LogArguments
+from command_line.errors import reject
+from command_line.flags import flag, is_folder
 
 # The harness's own: no more than 256 tokens, greedily, and its seed of few-shot examples.
 _SEEDS = 2**32

@@ -12,8 +12,11 @@ import datasets
 import lm_eval
 from lm_eval.utils import handle_non_serializable, make_table
 
-from command_line.script import FailedError, InterruptedRunError, UsageError, warn
+from command_line.errors import FailedError, InterruptedRunError, UsageError
+from command_line.messages import warn
+from files.commit import current_commit
 from files.error_lines import error_line
+from files.hashes import tokens_hash
 from files.writing import kept_from_errors, replace_json
 from harness.arguments import EvaluationArguments
 from harness.model import HarnessModel, summarize_requests
@@ -26,12 +29,12 @@ from harness.tasks import (
     single_tasks,
     task_facts,
 )
-from models.loading import find_checkpoint
+from models.checkpoint import find_checkpoint
 from models.runtime import start
 from processes.ranks import joined
 from runs.definition import decoding_identity, engine_identity, plan_identity, selection_facts
 from runs.preparation import PreparedModel, exit_layer_facts, load_pruned, model_facts
-from runs.record import RunRecord, current_commit, tokens_hash
+from runs.record import RunRecord
 from runs.writer import begin_log, timestamp
 
 _SPECULATIVE_WARNING = (

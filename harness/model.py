@@ -11,8 +11,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 
-from arguments.run import GenerationArguments
-from command_line.script import UsageError
+from arguments.generation import GenerationArguments
+from command_line.errors import UsageError
 from harness.requests import decoding_of
 from models.tokens import without_added_ends
 from processes.progress import progress

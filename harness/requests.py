@@ -5,8 +5,8 @@ from typing import Any, NoReturn
 
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from arguments.run import GenerationArguments
-from command_line.script import UsageError
+from arguments.generation import GenerationArguments
+from command_line.errors import UsageError
 
 # Fields of GenerationArguments that tasks call by the same name, and how they are written.
 _SAME_NAME = {"top_p": float, "top_k": int, "no_repeat_ngram_size": int}

@@ -10,10 +10,11 @@ from datasets.exceptions import DatasetsError
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from command_line.script import UsageError, reject, warn
+from command_line.errors import UsageError, reject
+from command_line.messages import warn
 from files.error_lines import error_line
+from files.hashes import content_hash
 from files.hub_reasons import causes
-from runs.record import content_hash
 
 
 def find_tasks(names: list[str], include_path: str | None) -> TaskManager:

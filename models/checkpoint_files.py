@@ -15,7 +15,7 @@ from transformers.utils import (
 )
 
 from arguments.checkpoint_folders import SHIPPED
-from command_line.script import reject
+from command_line.errors import reject
 from files.reading import PART_BYTES, read_bounded, read_settings
 from models.embedded import EMBEDDED_MODEL, embedded_checkpoint
 

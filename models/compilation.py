@@ -7,7 +7,7 @@ import shutil
 
 import torch
 
-from arguments.run import ModelArguments
+from arguments.model import ModelArguments
 from self_speculation.llama_model_utils import COMPILED_ATTENTION, DEFAULT_ATTENTION
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from command_line.script import reject
+from command_line.errors import reject
 from self_speculation.llama_model_utils import MOST_LAYERS, SUPPORTED_MODEL_TYPES
 
 # LLM-Drop (arXiv 2406.15786): indices of layers, or true and false for every layer.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from command_line.script import reject
+from command_line.errors import reject
 from models.saved import write_checkpoint
 from self_speculation.user_cache import cache_folder
 

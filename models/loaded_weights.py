@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from command_line.script import reject
+from command_line.errors import reject
 
 # Constants that older releases of transformers stored with the weights, and recompute now.
 _OLD_BUFFERS = re.compile(

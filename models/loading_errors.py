@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
-from command_line.script import UsageError
+from command_line.errors import UsageError
 from files.error_lines import error_line
 from files.hub_reasons import Wanted, causes, hub_reason
 from models.embedded import EMBEDDED_MODEL

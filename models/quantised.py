@@ -15,7 +15,7 @@ from transformers.quantizers.auto import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from command_line.script import reject
+from command_line.errors import reject
 
 # Methods whose weights transformers 5.23 makes ordinary ones as it loads them, on every device.
 DEQUANTISED = ("fp8", "mxfp8", "compressed-tensors")

@@ -14,8 +14,9 @@ import torch
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
-from arguments.run import ModelArguments
-from command_line.script import FailedError, process_count, reject
+from arguments.model import ModelArguments
+from command_line.errors import FailedError, reject
+from command_line.messages import process_count
 from models.compilation import compile_obstacle
 from processes.ranks import ALONE, Ranks, joined
 

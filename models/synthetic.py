@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from arguments.run import SYNTHETIC
-from command_line.script import reject
+from arguments.model import SYNTHETIC
+from command_line.errors import reject
 
 DEFAULT_ACCEPTANCE = 0.7
 NUM_SPECULATIONS = 6  # of the rounds whose acceptance is chosen

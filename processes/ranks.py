@@ -22,15 +22,9 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, rendezvous
 
-from command_line.script import (
-    FailedError,
-    InterruptedRunError,
-    LostError,
-    UsageError,
-    at_success,
-    error_named,
-    process_count,
-)
+from command_line.errors import FailedError, InterruptedRunError, LostError, UsageError, error_named
+from command_line.messages import process_count
+from command_line.script import at_success
 from processes.heartbeat import Heartbeat
 
 _Item = TypeVar("_Item")

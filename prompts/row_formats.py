@@ -19,8 +19,8 @@ from files.reading import (
     ARRAY_BYTES,
     LINE_BYTES,
     PART_BYTES,
+    DuplicateKeyError,
     TooLargeError,
-    TwiceError,
     bounded_lines,
     opened,
     parse_json,
@@ -127,7 +127,7 @@ def _parsed(text: str, place: str, within: str = "") -> Any:
     """Return what JSON says. `place` begins an error's message, `within` its place in the text."""
     try:
         return parse_json(text)
-    except TwiceError as error:
+    except DuplicateKeyError as error:
         raise RowsError(f"{place}{error}") from error
     except json.JSONDecodeError as error:
         reason = f"{error.msg}, {within.format(error)}column {error.colno}"
@@ -152,7 +152,7 @@ def _parse_csv(file: BinaryIO) -> list[Row]:
         return [_csv_row(lines.line_num, header, values) for values in lines if _is_row(values)]
     except csv.Error as error:
         raise RowsError(f"line {lines.line_num} is not CSV ({error})") from error
-    except TwiceError as error:
+    except DuplicateKeyError as error:
         raise RowsError(f"line {lines.line_num} {error}") from error
     finally:
         csv.field_size_limit(limit)
@@ -216,7 +216,7 @@ def _table_rows(file: BinaryIO, kind: str, read: Callable[[BinaryIO], Any]) -> l
         table = read(file)
         unique((name, None) for name in table.column_names)
         rows = table.to_pylist()
-    except TwiceError as error:
+    except DuplicateKeyError as error:
         raise RowsError(str(error)) from error
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         # MemoryError: a damaged length asks for more than there is.

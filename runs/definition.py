@@ -1,4 +1,4 @@
-"""One cell of a study before its weights are read: what is to be run, and by which name.
+"""What defines a run, before its weights are read, and the name that follows from it.
 
 The name is the run id: a hash of all that defines the run, known before anything is decoded, so
 that a run that was broken off is found again.
@@ -12,21 +12,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from arguments.run import (
-    CellArguments,
-    DataArguments,
-    GenerationArguments,
-    ModelArguments,
-    PruneArguments,
-)
+from arguments.generation import GenerationArguments
+from arguments.model import ModelArguments
+from arguments.prompts import DataArguments
+from arguments.pruning import PruneArguments
+from arguments.run import RunArguments
 from data import Selection, get_prompts
-from models.loading import Checkpoint, find_checkpoint
+from files.hashes import content_hash, identity_hash, tokens_hash
+from models.checkpoint import Checkpoint, find_checkpoint
 from models.quantised import check_can_be_saved
 from models.runtime import Runtime, start
 from runs import code_execution
 from runs.metrics import scoring
 from runs.prompt_encoding import check_chat_template, encode_all
-from runs.record import content_hash, identity_hash, tokens_hash
 from self_speculation.generator_base import ENGINE_VERSION
 
 # Which of the folder's weights are read, and where they lie. What else --model_args may say is
@@ -35,13 +33,13 @@ _DECISIVE_MODEL_ARGS = ("variant", "device_map", "max_memory")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A cell whose model and examples are found.
+class RunDefinition:
+    """A run whose model and examples are found.
 
     `prompt_ids` and `calibration_ids` are the tokens of the examples, as the model reads them.
     """
 
-    arguments: CellArguments
+    arguments: RunArguments
     runtime: Runtime
     checkpoint: Checkpoint
     evaluated: Selection
@@ -137,7 +135,9 @@ def decoding_identity(flags: GenerationArguments, stop_words: tuple[str, ...]) -
     return dataclasses.asdict(flags) | dict.fromkeys(idle) | {"stop_words": stop_words}
 
 
-def find_cell(arguments: CellArguments, prompts: tuple[Selection, Selection | None] | None) -> Cell:
+def define_run(
+    arguments: RunArguments, prompts: tuple[Selection, Selection | None] | None
+) -> RunDefinition:
     """Settles the device and finds the model, and the examples unless they are local and known.
 
     The model comes first: one that is gated should not cost the download of a data set.
@@ -151,11 +151,11 @@ def find_cell(arguments: CellArguments, prompts: tuple[Selection, Selection | No
     seed = arguments.generation.seed
     found = prompts or get_prompts(arguments.data, arguments.prune, seed)
     ids = [encode_all(arguments.data, checkpoint, selection) for selection in found]
-    return Cell(arguments, runtime, checkpoint, *found, *ids)
+    return RunDefinition(arguments, runtime, checkpoint, *found, *ids)
 
 
-def cell_finder() -> Callable[[CellArguments], Cell]:
-    """A function that makes cells of many, and finds a model and reads examples but once."""
+def run_definer() -> Callable[[RunArguments], RunDefinition]:
+    """Return a function that defines runs; it finds each model and reads each example once."""
     checkpoint_of = functools.cache(find_checkpoint)
     prompts_of = functools.cache(get_prompts)
 
@@ -164,14 +164,14 @@ def cell_finder() -> Callable[[CellArguments], Cell]:
         checkpoint = checkpoint_of(model)
         return [encode_all(data, checkpoint, found) for found in prompts_of(data, *others)]
 
-    def find(arguments: CellArguments) -> Cell:
+    def find(arguments: RunArguments) -> RunDefinition:
         runtime = start(arguments.model, parallel=True)
         checkpoint = checkpoint_of(arguments.model)
         check_chat_template(arguments.data, checkpoint)
         calibration = _what_calibrates(arguments.prune)
         drawn_by = arguments.data, calibration, arguments.generation.seed
         found, ids = prompts_of(*drawn_by), ids_of(arguments.model, *drawn_by)
-        return Cell(arguments, runtime, checkpoint, *found, *ids)
+        return RunDefinition(arguments, runtime, checkpoint, *found, *ids)
 
     return find
 

@@ -5,7 +5,11 @@ from typing import TypeVar
 
 import torch
 
-from command_line.script import is_out_of_memory
+from arguments.generation import GenerationArguments
+from command_line.errors import FailedError, is_out_of_memory
+from runs.definition import RunDefinition
+from runs.encoding import EncodedExample
+from self_speculation.llama_model_utils import position_limit
 
 _Made = TypeVar("_Made")
 
@@ -43,3 +47,35 @@ def made_to_fit(sizes: list[int], make: Callable[[int], _Made]) -> _Made | None:
         else:
             failing = middle
     return within_memory(lambda: make(sizes[fitting - 1])) if fitting else None
+
+
+def fitted_to_memory(
+    definition: RunDefinition,
+    encoded: list[EncodedExample],
+    flags: GenerationArguments,
+    make: Callable[[int, list[int]], _Made],
+) -> _Made:
+    """What is made for the longest prompt for which memory suffices, given a prompt to warm up.
+
+    Raises `FailedError` where it suffices for none.
+    """
+    prompts = [item.prompt_ids for item in encoded if item.prompt_ids]
+    longest = {positions_for(definition, flags, ids): len(ids) for ids in sorted(prompts, key=len)}
+
+    def make_for(positions: int) -> _Made:
+        fitting = (ids for ids in prompts if positions_for(definition, flags, ids) <= positions)
+        return make(longest[positions], next(fitting))
+
+    made = made_to_fit(sorted(longest), make_for)
+    if made is None:
+        raise FailedError(
+            f"--model {definition.arguments.model.model}: out of memory with any prompt"
+        )
+    return made
+
+
+def positions_for(
+    definition: RunDefinition, flags: GenerationArguments, prompt_ids: list[int]
+) -> int:
+    """The tokens for which a cache must have room to decode the prompt."""
+    return min(len(prompt_ids) + flags.max_steps, position_limit(definition.checkpoint.config))

@@ -8,64 +8,58 @@ from pathlib import Path
 
 import torch
 
-from arguments.run import GenerationArguments
-from command_line.script import InterruptedRunError
+from arguments.generation import GenerationArguments
+from command_line.errors import InterruptedRunError
 from models.loading import LoadedModel
 from processes.progress import progress
 from pruned_model import PrunePlan
 from runs.check_log import CheckLog, Result
-from runs.definition import Cell
-from runs.experiment import (
-    EncodedExample,
-    check_alike,
-    encode_examples,
-    fitted_to_memory,
-    load_and_prune,
-    make_record,
-    positions_for,
-)
-from runs.fitting import within_memory
+from runs.definition import RunDefinition
+from runs.encoding import EncodedExample, encode_examples
+from runs.experiment import check_alike, load_and_prune
+from runs.fitting import fitted_to_memory, positions_for, within_memory
+from runs.measuring import make_record
 from runs.preparation import make_generator, save_as_asked
 from runs.record import RunRecord
+from self_speculation.distribution import ALPHA, chi_square, needed_tokens, sampled_law
 from self_speculation.equality import TIE_GAPS, first_difference, ties_allowed, verdict
-from self_speculation.law import ALPHA, chi_square, needed_tokens, sampled_law
 from self_speculation.output_text import OutputText
 from self_speculation.sampling import seeded_generator
 from self_speculation.text_generator import TextGenerator
 
 
-def check_cell(cell: Cell, draws: int, command: str) -> tuple[Result, Path]:
-    """Checks all prompts of a cell; returns the log, which is written anew after every one.
+def check_run(definition: RunDefinition, draws: int, command: str) -> tuple[Result, Path]:
+    """Checks all prompts of a run; returns the log, which is written anew after every one.
 
     Of several processes each checks its share, and the leading one writes the log.
     """
-    ranks = cell.runtime.ranks
+    ranks = definition.runtime.ranks
     with ranks.together():
-        check_alike(cell)
-        loaded, pruned = load_and_prune(cell)
-        encoded = encode_examples(cell)
+        check_alike(definition)
+        loaded, pruned = load_and_prune(definition)
+        encoded = encode_examples(definition)
         if ranks.leads:
-            save_as_asked(cell.arguments.prune, loaded, pruned)
-        record = make_record(cell, loaded, pruned.plan, command)
-        pair = DecoderPair(cell, loaded, pruned.plan, encoded)
-        is_sampled = cell.arguments.generation.sample
+            save_as_asked(definition.arguments.prune, loaded, pruned)
+        record = make_record(definition, loaded, pruned.plan, command)
+        pair = DecoderPair(definition, loaded, pruned.plan, encoded)
+        is_sampled = definition.arguments.generation.sample
         found = pair.sampled(draws) if is_sampled else pair.greedy()
         summarize = summarize_sampled if is_sampled else summarize_greedy
-        return _checked(cell, record, found, lambda all: summarize(all, loaded.model.dtype))
+        return _checked(definition, record, found, lambda all: summarize(all, loaded.model.dtype))
 
 
 def _checked(
-    cell: Cell,
+    definition: RunDefinition,
     record: RunRecord,
     found: Iterator[tuple[int, Result]],
     summarize: Callable[[list[Result]], Result],
 ) -> tuple[Result, Path]:
     """Takes the results in, and logs them as they come."""
-    ranks = cell.runtime.ranks
-    results = CheckLog(cell.arguments.log.output_dir, record, ranks)
+    ranks = definition.runtime.ranks
+    results = CheckLog(definition.arguments.log.output_dir, record, ranks)
     status = "failed"
     try:
-        with progress(ranks, len(cell.evaluated.examples)) as bar:
+        with progress(ranks, len(definition.evaluated.examples)) as bar:
             for index, result in found:
                 ranks.check()
                 results.add(index, result)
@@ -85,19 +79,23 @@ class DecoderPair:
     """Both decoders of one pruned model, and what is found of them on every prompt."""
 
     def __init__(
-        self, cell: Cell, loaded: LoadedModel, plan: PrunePlan, encoded: list[EncodedExample]
+        self,
+        definition: RunDefinition,
+        loaded: LoadedModel,
+        plan: PrunePlan,
+        encoded: list[EncodedExample],
     ) -> None:
-        self._cell, self._loaded, self._plan = cell, loaded, plan
+        self._definition, self._loaded, self._plan = definition, loaded, plan
         self._encoded = encoded
 
     def greedy(self) -> Iterator[tuple[int, Result]]:
         """The ids of both decoders, and where they part the model's gap between the tokens."""
-        flags = self._cell.arguments.generation
+        flags = self._definition.arguments.generation
         return self._found(flags, lambda item, *both: self._parted(item.prompt_ids, *both))
 
     def sampled(self, draws: int) -> Iterator[tuple[int, Result]]:
         """The law of what speculation draws, tested against the verifier's."""
-        flags = self._cell.arguments.generation
+        flags = self._definition.arguments.generation
         steps = max(flags.max_steps, needed_tokens(flags.num_speculations))
         flags = dataclasses.replace(flags, max_steps=steps)
         return self._found(flags, lambda item, *both: self._tested(item, *both, draws))
@@ -113,14 +111,14 @@ class DecoderPair:
                 one.warm_up(prompt)  # allocates the cache
             return both
 
-        both = fitted_to_memory(self._cell, self._encoded, flags, make)
-        for index, item in self._cell.runtime.ranks.share(list(enumerate(self._encoded))):
+        both = fitted_to_memory(self._definition, self._encoded, flags, make)
+        for index, item in self._definition.runtime.ranks.share(list(enumerate(self._encoded))):
             yield index, self._compared(item, flags, both, compare)
 
     def _generator(
         self, flags: GenerationArguments, longest: int, loaded: LoadedModel | None = None
     ) -> TextGenerator:
-        words = self._cell.arguments.stop_words
+        words = self._definition.arguments.stop_words
         return make_generator(flags, loaded or self._loaded, self._plan, words, longest)
 
     def _plain_generator(self, flags: GenerationArguments, longest: int) -> TextGenerator:
@@ -138,7 +136,7 @@ class DecoderPair:
         facts = {"example_id": item.example.example_id, "prompt_tokens": item.full_length}
         if not item.prompt_ids:
             return facts | {"verdict": "prompt_too_long"}
-        fits = positions_for(self._cell, flags, item.prompt_ids) <= both[0].engine.capacity
+        fits = positions_for(self._definition, flags, item.prompt_ids) <= both[0].engine.capacity
         found = within_memory(lambda: compare(item, *both)) if fits else None
         return facts | (found or {"verdict": "out_of_memory"})
 
@@ -170,7 +168,7 @@ class DecoderPair:
         needed = needed_tokens(strategy.config.num_speculations)
         if needed >= strategy.engine.room_after(len(ids)):
             return {"verdict": "prompt_too_long"}
-        seed, name = self._cell.arguments.generation.seed, item.example.example_id
+        seed, name = self._definition.arguments.generation.seed, item.example.example_id
         generator = seeded_generator(strategy.engine.device, seed, name, "law")
         observed, law = sampled_law(strategy, ids, generator, draws, plain.strategy)
         result = {

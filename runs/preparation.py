@@ -6,10 +6,14 @@ from typing import Any
 
 import torch
 
-from arguments.run import GenerationArguments, ModelArguments, PromptArguments, PruneArguments
-from command_line.script import FailedError, reject
+from arguments.generation import GenerationArguments
+from arguments.model import ModelArguments
+from arguments.prompts import PromptArguments
+from arguments.pruning import PruneArguments
+from command_line.errors import FailedError, reject
 from data import Selection, get_calibration_alone
-from models.loading import Checkpoint, LoadedModel, find_checkpoint, load_model
+from models.checkpoint import Checkpoint, find_checkpoint
+from models.loading import LoadedModel, load_model
 from models.quantised import check_can_be_saved
 from models.runtime import Runtime, start
 from processes.ranks import ALONE, Ranks

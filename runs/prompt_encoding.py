@@ -4,10 +4,11 @@ from typing import Any
 
 import jinja2
 
-from arguments.run import PromptArguments
-from command_line.script import UsageError, reject
+from arguments.prompts import PromptArguments
+from command_line.errors import UsageError, reject
 from data import Selection
-from models.loading import Checkpoint, LoadedModel
+from models.checkpoint import Checkpoint
+from models.loading import LoadedModel
 from models.tokens import text_ids
 
 

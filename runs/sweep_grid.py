@@ -1,21 +1,17 @@
-"""Which cells a sweep has: data sets x plans x exit layers x draft lengths."""
+"""Which runs a sweep has: data sets x plans x exit layers x draft lengths."""
 
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from arguments.run import (
-    PRUNE_METHODS,
-    CalibrationArguments,
-    CellArguments,
-    DataArguments,
-    GenerationArguments,
-    LogArguments,
-    ModelArguments,
-    PruneArguments,
-)
-from command_line.script import flag, is_folder, reject
+from arguments.generation import GenerationArguments
+from arguments.model import ModelArguments
+from arguments.prompts import DataArguments
+from arguments.pruning import PRUNE_METHODS, CalibrationArguments, PruneArguments
+from arguments.run import LogArguments, RunArguments
+from command_line.errors import reject
+from command_line.flags import flag, is_folder
 from prompts.dataset_table import DATASETS
 from prompts.row_formats import FORMATS
 
@@ -129,17 +125,17 @@ class SweepArguments:
     def datasets(self) -> list[str]:
         return list(dict.fromkeys(self.grid.datasets or [self.data.dataset]))
 
-    def baselines(self) -> Iterator[CellArguments]:
-        """The autoregressive cell of every plan and data set."""
+    def baselines(self) -> Iterator[RunArguments]:
+        """The autoregressive run of every plan and data set."""
         for dataset in self.datasets:
             path = self.data.data_path or self._rows_of(dataset)
             data = dataclasses.replace(self.data, dataset=dataset, data_path=path)
             data.check()
             for pruning in self._plans():
-                yield CellArguments(self.model, data, pruning, self.generation, self.log)
+                yield RunArguments(self.model, data, pruning, self.generation, self.log)
 
-    def speculative(self, baseline: CellArguments, exit_layer: int, drafts: int) -> CellArguments:
-        """The cell of the same plan and data set at one point of the grid."""
+    def speculative(self, baseline: RunArguments, exit_layer: int, drafts: int) -> RunArguments:
+        """The run of the same plan and data set at one point of the grid."""
         generation = dataclasses.replace(
             self.generation,
             generation_strategy="self_speculative",

@@ -1,26 +1,27 @@
-"""Runs the cells of a sweep with one model, loaded once and pruned plan by plan."""
+"""Runs the runs of a sweep with one model, loaded once and pruned plan by plan."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arguments.run import CellArguments
-from command_line.script import (
+from arguments.run import RunArguments
+from command_line.errors import (
     BusyError,
     FailedError,
     InterruptedRunError,
     LostError,
     UsageError,
-    print_error,
     reject,
 )
+from command_line.messages import print_error
+from files.hashes import tokens_hash
 from models.loading import LoadedModel, load_model
 from pruned_model import PruneModel, PrunePlan, check_prune_n, with_prune_n
-from runs.definition import Cell, cell_finder
-from runs.experiment import run_cell
+from runs.definition import RunDefinition, run_definer
+from runs.experiment import perform_run
 from runs.preparation import decide_plan
-from runs.record import RunRecord, tokens_hash
+from runs.record import RunRecord
 from runs.sweep_grid import GridArguments, SweepArguments
 
 
@@ -31,9 +32,9 @@ class Study:
     `skipped` says of every other exit layer why it cannot draft.
     """
 
-    baseline: Cell
+    baseline: RunDefinition
     plan: PrunePlan
-    speculative: list[CellArguments]
+    speculative: list[RunArguments]
     skipped: list[str]
 
     @property
@@ -43,7 +44,7 @@ class Study:
 
 @dataclass
 class Outcome:
-    """The files of the cells that are complete, and what became of the others.
+    """The files of the runs that are complete, and what became of the others.
 
     Of complete ones, `short_of_memory` counts those that lack prompts for it.
     """
@@ -59,26 +60,26 @@ class SweepRunner:
 
     def __init__(self, arguments: SweepArguments) -> None:
         self._arguments = arguments
-        self._find_cell = cell_finder()
-        baselines = [self._find_cell(one) for one in arguments.baselines()]
+        self._define_run = run_definer()
+        baselines = [self._define_run(one) for one in arguments.baselines()]
         first = baselines[0]
         _check_grid(arguments.grid, first.checkpoint.config.num_hidden_layers)
         self._measured: dict[str, PrunePlan] = {}
         self._loaded = load_model(first.arguments.model, first.runtime, first.checkpoint)
-        self.studies = [self._study(cell) for cell in baselines]
+        self.studies = [self._study(one) for one in baselines]
         if not any(study.speculative for study in self.studies):
             grid = arguments.grid
             reject("exit_layer_first", grid.exit_layer_first, self.studies[0].skipped[0])
 
     @property
-    def cells(self) -> int:
+    def count(self) -> int:
         return sum(1 + len(study.speculative) for study in self.studies)
 
     def run(self, command: str) -> Outcome:
-        """Runs all cells that are not complete yet; a cell that cannot run stops no other."""
+        """Runs all runs that are not complete yet; a run that cannot run stops no other."""
         outcome = Outcome()
         for number, (name, run) in enumerate(self._cells(command), start=1):
-            print(f"cell {number} of {self.cells}: {name}")
+            print(f"run {number} of {self.count}: {name}")
             try:
                 record, path = run()
             except (InterruptedRunError, LostError):
@@ -94,7 +95,7 @@ class SweepRunner:
             outcome.short_of_memory += record.failed_prompts > 0
         return outcome
 
-    def _study(self, baseline: Cell) -> Study:
+    def _study(self, baseline: RunDefinition) -> Study:
         arguments, model = baseline.arguments, self._loaded.model
         plan = self._plan(baseline)
         speculative, skipped = [], []
@@ -108,8 +109,8 @@ class SweepRunner:
                 speculative.append(self._arguments.speculative(arguments, exit_layer, drafts))
         return Study(baseline, plan, speculative, skipped)
 
-    def _plan(self, baseline: Cell) -> PrunePlan:
-        """The plan of a cell; texts that have calibrated one plan are not measured for another."""
+    def _plan(self, baseline: RunDefinition) -> PrunePlan:
+        """The plan of a run; texts that have calibrated one plan are not measured for another."""
         pruning, ids = baseline.arguments.prune, baseline.calibration_ids
         tokens = ids and tokens_hash(ids)
         if tokens in self._measured:
@@ -120,36 +121,39 @@ class SweepRunner:
         return plan
 
     def _cells(self, command: str) -> Iterator[tuple[str, Callable]]:
-        """Every cell with its name, while the model is pruned for it."""
+        """Every run with its name, while the model is pruned for it."""
         for study in self.studies:
             pruned = PruneModel(self._loaded.model, study.plan)
             with pruned.for_a_while():
                 print(pruned.report())
 
                 def prepare(
-                    cell: Cell, left: RunRecord | None, pruned: PruneModel = pruned
+                    definition: RunDefinition, left: RunRecord | None, pruned: PruneModel = pruned
                 ) -> tuple[LoadedModel, PruneModel]:
-                    _check_same_plan(cell, left, pruned.plan)
+                    _check_same_plan(definition, left, pruned.plan)
                     return self._loaded, pruned
 
                 for arguments in [study.baseline.arguments, *study.speculative]:
-                    cell = self._placed(self._find_cell(arguments), pruned)
-                    yield _name(study, arguments), lambda c=cell, p=prepare: run_cell(c, command, p)
+                    definition = self._placed(self._define_run(arguments), pruned)
+                    yield (
+                        _name(study, arguments),
+                        lambda c=definition, p=prepare: perform_run(c, command, p),
+                    )
 
-    def _placed(self, cell: Cell, pruned: PruneModel) -> Cell:
-        """The cell, knowing whether removed layers still share the memory of its model."""
+    def _placed(self, definition: RunDefinition, pruned: PruneModel) -> RunDefinition:
+        """The run, knowing whether removed layers still share the memory of its model."""
         holds_more = bool(pruned.plan.removed_layers) and not pruned.frees_memory
-        runtime = dataclasses.replace(cell.runtime, holds_more=holds_more)
-        return dataclasses.replace(cell, runtime=runtime)
+        runtime = dataclasses.replace(definition.runtime, holds_more=holds_more)
+        return dataclasses.replace(definition, runtime=runtime)
 
 
-def _check_same_plan(cell: Cell, left: RunRecord | None, plan: PrunePlan) -> None:
+def _check_same_plan(definition: RunDefinition, left: RunRecord | None, plan: PrunePlan) -> None:
     """Refuses to go on with a run that another plan began, as distances that tie may decide."""
     began = PrunePlan.from_dict(left.plan) if left else plan
     if began.kept_layers != plan.kept_layers:
         reject(
             "output_dir",
-            cell.arguments.log.output_dir,
+            definition.arguments.log.output_dir,
             f"run {left.run_id} was begun with layers {list(began.removed_layers)} removed, "
             f"where now {list(plan.removed_layers)} are; move its two files away to begin anew",
         )
@@ -164,7 +168,7 @@ def _check_grid(grid: GridArguments, layers: int) -> None:
         check_prune_n("prune_ns", count, layers)
 
 
-def _name(study: Study, arguments: CellArguments) -> str:
+def _name(study: Study, arguments: RunArguments) -> str:
     flags = arguments.generation
     if flags.exit_layer == -1:
         return f"{study.name}, autoregressive"
@@ -172,7 +176,7 @@ def _name(study: Study, arguments: CellArguments) -> str:
 
 
 def exit_code(outcome: Outcome) -> int:
-    """That of the worst cell: one that failed, one that lacks prompts, one that is held."""
+    """That of the worst run: one that failed, one that lacks prompts, one that is held."""
     other = [error for error in outcome.failed if not isinstance(error, BusyError)]
     if other:
         return other[0].exit_code

@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from command_line.script import reject, warn
+from command_line.errors import reject
+from command_line.messages import warn
 from files.writing import (
     LineFile,
     held_folder,
@@ -20,17 +21,8 @@ from files.writing import (
 )
 from processes.ranks import ALONE, Ranks
 from pruned_model import PrunePlan
-from runs.record import (
-    RunRecord,
-    SampleRecord,
-    part_path,
-    part_paths,
-    read_record,
-    read_samples,
-    record_of,
-    samples_path,
-    whole_samples,
-)
+from runs.reader import read_record, read_samples, record_of, whole_samples
+from runs.record import RunRecord, SampleRecord, part_path, part_paths, samples_path
 
 
 @contextmanager

@@ -21,11 +21,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import benchmark
 import sweep
 import train
-from arguments.run import DataArguments, PruneArguments
+from arguments.prompts import DataArguments
+from arguments.pruning import PruneArguments
 from command_line.script import run_script
 from data import get_calibration_data, get_data
-from runs import experiment
-from runs.record import find_runs, read_record, read_samples
+from runs import measuring
+from runs.reader import find_runs, read_record, read_samples
 from self_speculation import compiled_llama, programs
 from tests.trainings import CONFIG, OFTEN, SHORT, command
 
@@ -286,7 +287,7 @@ def chats(path, conversations):
 @pytest.fixture
 def stop_at(monkeypatch):
     """Makes the run stop with an error in the example after so many; returns how to undo it."""
-    ordinary = experiment.measure_example
+    ordinary = measuring.measure_example
 
     def stop(count, error):
         def stopped(arguments, generator, index, item):
@@ -294,8 +295,8 @@ def stop_at(monkeypatch):
                 raise error
             return ordinary(arguments, generator, index, item)
 
-        monkeypatch.setattr(experiment, "measure_example", stopped)
-        return lambda: monkeypatch.setattr(experiment, "measure_example", ordinary)
+        monkeypatch.setattr(measuring, "measure_example", stopped)
+        return lambda: monkeypatch.setattr(measuring, "measure_example", ordinary)
 
     return stop
 

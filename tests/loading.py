@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from arguments.run import ModelArguments
-from command_line.script import UsageError
+from arguments.model import ModelArguments
+from command_line.errors import UsageError
 from models.loading import LoadedModel, load_model
 from models.runtime import Runtime
 

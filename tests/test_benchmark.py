@@ -13,7 +13,7 @@ from prompts.row_formats import Row, RowsError
 from prompts.rows import HubSource
 from runs import experiment
 from runs.metrics import summarize, text_scores
-from runs.record import find_runs, read_record, read_samples
+from runs.reader import find_runs, read_record, read_samples
 from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, write
 
 ROOT = Path(__file__).parent.parent

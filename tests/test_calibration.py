@@ -2,8 +2,9 @@
 
 import pytest
 
-from arguments.run import DataArguments, PruneArguments
-from command_line.script import UsageError
+from arguments.prompts import DataArguments
+from arguments.pruning import PruneArguments
+from command_line.errors import UsageError
 from data import get_calibration_data, get_data, get_local_prompts, get_prompts
 from tests.conftest import MEASURED, calibration, chats, custom, numbered, write
 

@@ -6,7 +6,7 @@ import sys
 import benchmark
 import cell_status
 from command_line.script import run_script
-from runs.record import find_runs
+from runs.reader import find_runs
 
 
 def cell_flags(checkpoint, path, folder):

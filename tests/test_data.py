@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
-from arguments.run import DataArguments, PruneArguments
-from command_line.script import UsageError
+from arguments.prompts import DataArguments
+from arguments.pruning import PruneArguments
+from command_line.errors import UsageError
 from data import get_data, get_local_prompts
 from prompts.row_formats import Row
 from prompts.rows import HubSource, PathSource

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from arguments.run import GenerationArguments, ModelArguments, PruneArguments
+from arguments.generation import GenerationArguments
+from arguments.model import ModelArguments
+from arguments.pruning import PruneArguments
 from runs.preparation import load_pruned
-from runs.record import find_runs
+from runs.reader import find_runs
 from runs.writer import RunWriter, claimed
 from tests.runs.test_record import record, sample
 

@@ -11,7 +11,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import eval as script
-from command_line.script import UsageError, run_script
+from command_line.errors import UsageError
+from command_line.script import run_script
 from harness.evaluation import plain
 from tests.conftest import ANGULAR, SPECULATIVE, write
 from tests.ranked import scripts_in_ranks

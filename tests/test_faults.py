@@ -14,11 +14,13 @@ import torch.distributed
 
 import benchmark
 import correctness
-from command_line.script import FailedError, run_script
+from command_line.errors import FailedError
+from command_line.script import run_script
 from files import writing
-from runs import experiment
+from runs import measuring
 from runs.check_log import CheckLog
-from runs.record import find_runs, read_record, read_samples, samples_path
+from runs.reader import find_runs, read_record, read_samples
+from runs.record import samples_path
 from runs.writer import RunWriter
 from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, outputs
 from tests.ranked import in_ranks, scripts_in_ranks
@@ -142,7 +144,7 @@ def test_a_folder_removed_under_two_processes_is_written_again_by_both(
     words, tmp_path, monkeypatch, capsys, notices
 ):
     """The leading one does examples 0, 2 and 4, the other 1, 3 and 5."""
-    ordinary, folder = experiment.measure_example, tmp_path / "logs"
+    ordinary, folder = measuring.measure_example, tmp_path / "logs"
     finished = threading.Semaphore(0)
 
     def removing(cell, generator, index, item):
@@ -156,7 +158,7 @@ def test_a_folder_removed_under_two_processes_is_written_again_by_both(
         return ordinary(cell, generator, index, item)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "measure_example", removing)
+        patch.setattr(measuring, "measure_example", removing)
         codes = scripts_in_ranks(patch, 2, benchmark.main, words(*GREEDY, prompts=6))
     assert codes == [1, 1]
     assert "was removed during the run; what was finished is written" in capsys.readouterr().err
@@ -234,7 +236,7 @@ def test_a_torn_line_in_a_part_costs_only_its_own_example(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("gone", ["samples", "folder"])
 def test_what_is_removed_during_a_run_is_written_again(words, tmp_path, monkeypatch, capsys, gone):
-    ordinary, folder = experiment.measure_example, tmp_path / "logs"
+    ordinary, folder = measuring.measure_example, tmp_path / "logs"
 
     def removing(cell, generator, index, item):
         if index == 2 and gone == "folder":
@@ -244,7 +246,7 @@ def test_what_is_removed_during_a_run_is_written_again(words, tmp_path, monkeypa
         return ordinary(cell, generator, index, item)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "measure_example", removing)
+        patch.setattr(measuring, "measure_example", removing)
         assert run_script(benchmark.main, words(*GREEDY, prompts=5)) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert "was removed during the run; what was finished is written again" in line
@@ -259,7 +261,7 @@ def test_what_is_removed_during_a_run_is_written_again(words, tmp_path, monkeypa
 def test_a_folder_that_is_removed_and_cannot_be_made_again_is_one_line(
     words, tmp_path, monkeypatch, capsys
 ):
-    ordinary, folder = experiment.measure_example, tmp_path / "logs"
+    ordinary, folder = measuring.measure_example, tmp_path / "logs"
 
     def replaced_by_a_file(cell, generator, index, item):
         if index == 1:
@@ -267,7 +269,7 @@ def test_a_folder_that_is_removed_and_cannot_be_made_again_is_one_line(
             folder.write_text("")
         return ordinary(cell, generator, index, item)
 
-    monkeypatch.setattr(experiment, "measure_example", replaced_by_a_file)
+    monkeypatch.setattr(measuring, "measure_example", replaced_by_a_file)
     assert run_script(benchmark.main, words(*GREEDY)) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert "--output_dir" in line

@@ -13,15 +13,16 @@ import eval as harness
 import generate
 import sweep
 import train
-from arguments.run import CELL_GROUPS, CellArguments
-from command_line.script import UsageError, parse
+from arguments.run import RUN_GROUPS, RunArguments
+from command_line.errors import UsageError
+from command_line.flags import parse
 from harness.arguments import EvaluationArguments
 from runs.sweep_grid import SweepArguments
 from tests.fuzzing import FIXED
 from training.arguments import TrainingArguments
 
 ANSWER_GROUPS = (*generate.GROUPS, generate.AnswerArguments)
-CHECK_GROUPS = (*CELL_GROUPS, correctness.CorrectnessArguments)
+CHECK_GROUPS = (*RUN_GROUPS, correctness.CorrectnessArguments)
 
 
 def _groups(arguments: type) -> tuple[type, ...]:
@@ -30,7 +31,7 @@ def _groups(arguments: type) -> tuple[type, ...]:
 
 # Each script's flags, and what it makes of them before it reads a file.
 SCRIPTS = {
-    "benchmark": (CELL_GROUPS, lambda argv: CellArguments(*parse(argv, "", *CELL_GROUPS))),
+    "benchmark": (RUN_GROUPS, lambda argv: RunArguments(*parse(argv, "", *RUN_GROUPS))),
     "sweep": (_groups(SweepArguments), lambda argv: list(sweep.parse_sweep(argv).baselines())),
     "correctness": (CHECK_GROUPS, lambda argv: parse(argv, "", *CHECK_GROUPS)),
     "generate": (ANSWER_GROUPS, lambda argv: parse(argv, "", *ANSWER_GROUPS)),

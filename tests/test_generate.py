@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import generate
-from command_line.script import EXIT_CLOSED_PIPE, run_script
+from command_line.errors import EXIT_CLOSED_PIPE
+from command_line.script import run_script
 from runs import preparation
 from self_speculation import generator_base
 from self_speculation.llama_model_utils import CachedLlama, KeyValueCache

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runs.record import find_runs, read_record, read_samples
+from runs.reader import find_runs, read_record, read_samples
 from tests.conftest import ANGULAR, GREEDY
 from tests.hub_layouts import DATA_SETS, articles, converted
 from tests.hub_stand_in import NO_REVISION, Hub, Refusal

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import pruned_model
-from arguments.run import PLAN_FILE, PruneArguments
-from command_line.script import UsageError
+from arguments.pruning import PLAN_FILE, PruneArguments
+from command_line.errors import UsageError
 from pruned_model import (
     PruneModel,
     PrunePlan,

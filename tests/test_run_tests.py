@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from command_line.script import EXIT_BUSY, EXIT_INTERRUPTED
-from runs.record import find_runs, read_record, read_samples
+from command_line.errors import EXIT_BUSY, EXIT_INTERRUPTED
+from runs.reader import find_runs, read_record, read_samples
 from tests.conftest import write
 
 ROOT = Path(__file__).parent.parent

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from arguments.run import ModelArguments
+from arguments.model import ModelArguments
 from models.loading import load_model
 from models.runtime import Runtime
 from tests.conftest import rewritten

@@ -12,9 +12,10 @@ import pytest
 
 import benchmark
 import sweep
-from command_line.script import EXIT_INTERRUPTED, run_script
-from runs import experiment
-from runs.record import find_runs, read_record, read_samples
+from command_line.errors import EXIT_INTERRUPTED
+from command_line.script import run_script
+from runs import measuring
+from runs.reader import find_runs, read_record, read_samples
 from tests.conftest import GREEDY, SWEEP_GRID, outputs
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +31,7 @@ def _signals_as_in_a_terminal():
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_in_order(words, tmp_path, monkeypatch, capsys, sent):
-    ordinary = experiment.measure_example
+    ordinary = measuring.measure_example
 
     def interrupted(cell, generator, index, item):
         if index == 2:
@@ -38,7 +39,7 @@ def test_a_signal_ends_a_run_in_order(words, tmp_path, monkeypatch, capsys, sent
         return ordinary(cell, generator, index, item)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "measure_example", interrupted)
+        patch.setattr(measuring, "measure_example", interrupted)
         assert run_script(benchmark.main, words(*GREEDY, prompts=5)) == EXIT_INTERRUPTED
     assert "interrupted; the same command goes on" in capsys.readouterr().err
     (path,) = find_runs(tmp_path / "logs")

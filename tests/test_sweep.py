@@ -6,9 +6,10 @@ import pytest
 
 import pruned_model
 import sweep
-from command_line.script import BusyError, UsageError, run_script
-from runs import experiment, sweep_runs
-from runs.record import find_runs, read_record, read_samples
+from command_line.errors import BusyError, UsageError
+from command_line.script import run_script
+from runs import experiment, measuring, sweep_runs
+from runs.reader import find_runs, read_record, read_samples
 from runs.sweep_grid import GridArguments
 from runs.sweep_runs import Outcome
 from tests.conftest import SWEEP_GRID, SWEEP_PLANS, SWEEP_POINTS, numbered, rewritten
@@ -129,7 +130,7 @@ def test_a_sweep_that_was_stopped_goes_on(run_sweep, stop_at, capsys):
 
 def test_complete_cells_are_not_run_again(run_sweep, monkeypatch):
     run_sweep()
-    monkeypatch.setattr(experiment, "measure_example", None)
+    monkeypatch.setattr(measuring, "measure_example", None)
     assert run_sweep()[0] == 0
 
 
@@ -183,14 +184,14 @@ def test_a_run_that_another_plan_began_is_not_taken_up(run_sweep, stop_at, capsy
 
 
 def test_a_cell_that_fails_stops_no_other(run_sweep, monkeypatch, capsys):
-    ordinary = sweep_runs.run_cell
+    ordinary = sweep_runs.perform_run
 
     def failing(cell, command, prepare):
         if cell.arguments.generation.exit_layer == 2:
             raise UsageError("this one cannot run")
         return ordinary(cell, command, prepare)
 
-    monkeypatch.setattr(sweep_runs, "run_cell", failing)
+    monkeypatch.setattr(sweep_runs, "perform_run", failing)
     code, folder = run_sweep()
     assert code == 2
     assert cells(folder) == [("base", *point) for point in [(0, 0), (4, 1), (4, 3)]]

@@ -6,8 +6,10 @@ Nothing here imports torch, so that a mistyped flag is answered at once.
 import math
 from dataclasses import dataclass
 
-from arguments.run import DTYPES, PromptArguments
-from command_line.script import check_new_folder, flag, reject
+from arguments.model import DTYPES
+from arguments.prompts import PromptArguments
+from command_line.errors import reject
+from command_line.flags import check_new_folder, flag
 from data import check_renamed
 from prompts.dataset_table import DATASETS
 from training.layerskip_recipe import (

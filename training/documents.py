@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from command_line.script import UsageError, reject, warn
+from command_line.errors import UsageError, reject
+from command_line.messages import warn
 from data import drawn_order
 from models.tokens import continuation_ids, text_ids
 from runs.prompt_encoding import TemplateError, chat_ids

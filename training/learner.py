@@ -12,19 +12,20 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from arguments.run import ModelArguments
-from command_line.script import UsageError, reject
+from arguments.model import ModelArguments
+from command_line.errors import UsageError, reject
 from files.error_lines import error_line
+from files.hashes import content_hash
 from files.hub_reasons import Wanted, hub_reason
 from files.reading import read_settings
 from files.writing import written_whole
+from models.checkpoint import Checkpoint, find_checkpoint
 from models.configurations import unread_setting
-from models.loading import Checkpoint, find_checkpoint, plan_beside, read_model
+from models.loading import plan_beside, read_model
 from models.loading_errors import tokenizer_reason
 from models.quantised import check_can_be_saved
 from models.runtime import Runtime
 from models.saved import DifferentError, check_tokenizer, write_checkpoint
-from runs.record import content_hash
 from self_speculation.llama_model_utils import MOST_LAYERS, SUPPORTED_MODEL_TYPES
 from training.arguments import TRAIN_TOKENIZER, LearnerArguments
 from training.early_exits import EarlyExits, Teacher

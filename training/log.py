@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures import save_figure
-from command_line.script import reject, warn
+from command_line.errors import reject
+from command_line.messages import warn
 from files.reading import TooLargeError, bounded_lines, opened
 
 LOG_NAME = "training.jsonl"

@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from command_line.script import FailedError, shown
+from command_line.errors import FailedError
+from command_line.messages import shown
 from training.arguments import TrainingArguments
 from training.documents import UNLEARNED, Batch, BatchPlan, Document, Sequences, collate
 from training.early_exits import EarlyExits, draw_kept

@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from arguments.checkpoint_folders import PROMPT_FILE
-from arguments.run import PLAN_FILE
-from command_line.script import EXIT_INTERRUPTED, FailedError, UsageError, reject
+from arguments.pruning import PLAN_FILE
+from command_line.errors import EXIT_INTERRUPTED, FailedError, UsageError, reject
+from files.commit import current_commit
 from files.reading import read_settings
 from files.writing import held_folder
 from models.runtime import Runtime, device_type, quieten_libraries
-from runs.record import current_commit
 from training.arguments import TrainingArguments
 from training.documents import Document, check_vocabulary, encode_texts
 from training.learner import Learner, make_learner

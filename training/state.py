@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from command_line.script import UsageError
+from command_line.errors import UsageError
 from files.reading import read_settings
+from files.values import check_kinds
 from files.writing import written_whole
-from runs.record import check_kinds
 from training.optimizers import learning
 
 _WEIGHTS = "weights.safetensors"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from command_line.script import reject
+from command_line.errors import reject
 from data import check_characters, content_key, get_split, shuffled
 from prompts.row_formats import Row, RowsError
 from prompts.rows import PathSource, field_names, named_split

@@ -13,7 +13,8 @@ from analysis.logged_runs import read_logged_runs
 from analysis.older_logs import read_console, read_objects
 from analysis.tables import make_tables
 from benchmarks.made_up_runs import MadeUpRun, angular_plan
-from runs.record import read_record, read_samples, samples_path, whole_samples
+from runs.reader import read_record, read_samples, whole_samples
+from runs.record import samples_path
 from tests.analysis.test_older_logs import METRICS, four
 from tests.fuzzing import FIXED, JSON
 

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.logged_runs import find_logged_runs
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, random_plan
-from runs.record import read_samples
+from runs.reader import read_samples
 from tests.analysis.test_older_logs import console, four
 from tests.made_up import AUTOREGRESSIVE, SPECULATIVE
 

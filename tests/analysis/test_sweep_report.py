@@ -4,7 +4,7 @@ import csv
 
 import matplotlib.image
 
-from runs.record import find_runs, read_record
+from runs.reader import find_runs, read_record
 from tests.conftest import SWEEP_PLANS, SWEEP_POINTS, rewritten
 
 MAPS = ("sweep_tokens_per_second", "sweep_speedup", "sweep_acceptance")

@@ -9,9 +9,14 @@ import pytest
 import benchmark
 import pruned_model
 import self_speculation
-from arguments import run
-from arguments.run import DataArguments, GenerationArguments, ModelArguments, PruneArguments
-from command_line.script import UsageError, parse, run_script
+from arguments import generation, pruning
+from arguments.generation import GenerationArguments
+from arguments.model import ModelArguments
+from arguments.prompts import DataArguments
+from arguments.pruning import PruneArguments
+from command_line.errors import UsageError
+from command_line.flags import parse
+from command_line.script import run_script
 from self_speculation import speculative_streamer
 
 ROOT = Path(__file__).parents[2]
@@ -20,9 +25,9 @@ SPECULATIVE = ["--generation_strategy", "self_speculative"]
 
 
 def test_choices_are_the_tables_keys():
-    assert tuple(pruned_model.CRITERIA) == run.PRUNE_METHODS
-    assert tuple(self_speculation.STRATEGIES) == run.GENERATION_STRATEGIES
-    assert tuple(speculative_streamer.STREAMERS) == run.STREAMERS
+    assert tuple(pruned_model.CRITERIA) == pruning.PRUNE_METHODS
+    assert tuple(self_speculation.STRATEGIES) == generation.GENERATION_STRATEGIES
+    assert tuple(speculative_streamer.STREAMERS) == generation.STREAMERS
 
 
 def test_defaults_are_those_of_layerskip():

@@ -7,15 +7,13 @@ import pytest
 
 import generate
 from arguments.checkpoint_folders import PROMPT_FILE, stored_template
-from arguments.run import (
-    CellArguments,
-    DataArguments,
-    GenerationArguments,
-    LogArguments,
-    ModelArguments,
-    PruneArguments,
-)
-from command_line.script import UsageError, run_script
+from arguments.generation import GenerationArguments
+from arguments.model import ModelArguments
+from arguments.prompts import DataArguments
+from arguments.pruning import PruneArguments
+from arguments.run import LogArguments, RunArguments
+from command_line.errors import UsageError
+from command_line.script import run_script
 from tests.conftest import write
 
 
@@ -33,7 +31,7 @@ def trained(checkpoint, tmp_path):
 def filled(model, **data):
     data = DataArguments(**{"dataset": "custom_jsonl", "data_path": "x"} | data)
     groups = ModelArguments(model=str(model)), data, PruneArguments(), GenerationArguments()
-    return CellArguments(*groups, LogArguments()).data.filled_template("hi")
+    return RunArguments(*groups, LogArguments()).data.filled_template("hi")
 
 
 def test_the_stored_template_is_used_with_its_data_set_alone(trained, checkpoint):

@@ -15,7 +15,8 @@ from benchmarks.peer_engines import OURS, Decoded, Engine, Setting, Side, build
 from benchmarks.peers import Comparison, PeersArguments, in_turn, sides_of
 from benchmarks.peers_report import table
 from benchmarks.peers_summary import floors_of_turns, paired_ratio, summarize
-from command_line.script import EXIT_USAGE, run_script
+from command_line.errors import EXIT_USAGE
+from command_line.script import run_script
 from runs.metrics import predicted_speedup
 from tests.conftest import END, random_prompt, tiny_config
 

@@ -4,7 +4,8 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from benchmarks import round_profile
-from command_line.script import EXIT_USAGE, run_script
+from command_line.errors import EXIT_USAGE
+from command_line.script import run_script
 from tests.conftest import LAYERS, tiny_config
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from files import reading
 from files.reading import (
+    DuplicateKeyError,
     TooLargeError,
-    TwiceError,
     bounded_lines,
     parse_json,
     parse_log,
@@ -92,7 +92,7 @@ UNCLEAR = [
 def test_what_is_unclear_is_a_value_error(parse, text):
     with pytest.raises(ValueError) as caught:
         parse(text)
-    assert isinstance(caught.value, TwiceError) == (text in TWICE)
+    assert isinstance(caught.value, DuplicateKeyError) == (text in TWICE)
     assert str(caught.value) == TWICE.get(text, str(caught.value))
 
 

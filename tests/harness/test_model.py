@@ -6,8 +6,10 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from arguments.run import GenerationArguments, ModelArguments, PruneArguments
-from command_line.script import UsageError
+from arguments.generation import GenerationArguments
+from arguments.model import ModelArguments
+from arguments.pruning import PruneArguments
+from command_line.errors import UsageError
 from harness.model import HarnessModel, summarize_requests, unique_names
 from harness.requests import decoding_of
 from runs.preparation import load_pruned

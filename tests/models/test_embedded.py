@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from arguments.run import DataArguments, ModelArguments, PruneArguments
-from command_line.script import UsageError
+from arguments.model import ModelArguments
+from arguments.prompts import DataArguments
+from arguments.pruning import PruneArguments
+from command_line.errors import UsageError
 from data import get_data
 from models import embedded
 from models.embedded import embedded_checkpoint

@@ -9,8 +9,8 @@ from huggingface_hub import errors
 from huggingface_hub.utils import httpx
 from safetensors.torch import load_file, save_file
 
-from arguments.run import ModelArguments
-from command_line.script import UsageError
+from arguments.model import ModelArguments
+from command_line.errors import UsageError
 from files.error_lines import error_line
 from files.hub_reasons import Wanted, hub_reason
 from models import checkpoint_files, loading

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from command_line.script import UsageError
+from command_line.errors import UsageError
 from files.reading import read_settings
 from models.quantised import check_can_be_saved
 from tests.conftest import ANGULAR, GREEDY, tiny_config

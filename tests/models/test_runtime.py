@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from arguments.run import ModelArguments
-from command_line.script import UsageError
+from arguments.model import ModelArguments
+from command_line.errors import UsageError
 from models import runtime
 from models.runtime import Runtime, start
 from processes.ranks import Ranks

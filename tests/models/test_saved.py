@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from command_line.script import UsageError
+from command_line.errors import UsageError
 from files.reading import read_settings
 from models import embedded, saved
 from models.saved import DifferentError, write_checkpoint

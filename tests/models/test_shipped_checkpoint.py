@@ -7,8 +7,9 @@ import pytest
 
 import benchmark
 from arguments.checkpoint_folders import SHIPPED, stored_template
-from command_line.script import run_script, unescaped
-from runs.record import find_runs, read_record, read_samples
+from command_line.flags import unescaped
+from command_line.script import run_script
+from runs.reader import find_runs, read_record, read_samples
 from tests.test_layout import ROOT
 
 NAME = "layerskip-topv2-5m"

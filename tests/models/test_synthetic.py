@@ -7,10 +7,12 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from arguments.run import ModelArguments, PruneArguments
-from command_line.script import UsageError
+from arguments.model import ModelArguments
+from arguments.pruning import PruneArguments
+from command_line.errors import UsageError
 from models import synthetic
-from models.loading import find_checkpoint, load_model
+from models.checkpoint import find_checkpoint
+from models.loading import load_model
 from models.runtime import start
 from models.synthetic import (
     NUM_SPECULATIONS,

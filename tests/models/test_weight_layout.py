@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from arguments.run import ModelArguments
+from arguments.model import ModelArguments
 from models.loading import load_model
 from models.runtime import start
 from models.weight_layout import favour_single_rows

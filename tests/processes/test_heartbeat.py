@@ -6,7 +6,7 @@ import time
 import pytest
 import torch.distributed
 
-from command_line.script import LostError
+from command_line.errors import LostError
 from processes import heartbeat, ranks
 from processes.heartbeat import Heartbeat
 from processes.ranks import Ranks

@@ -16,9 +16,11 @@ import benchmark
 import correctness
 import pruned_model
 import sweep
-from command_line.script import EXIT_INTERRUPTED, run_script
-from runs import experiment
-from runs.record import find_runs, part_path, part_paths, read_record, read_samples, samples_path
+from command_line.errors import EXIT_INTERRUPTED
+from command_line.script import run_script
+from runs import experiment, measuring
+from runs.reader import find_runs, read_record, read_samples
+from runs.record import part_path, part_paths, samples_path
 from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, SWEEP_GRID, SWEEP_PLANS, timeless
 from tests.ranked import scripts_in_ranks
 
@@ -67,7 +69,7 @@ def test_any_number_of_processes_says_the_same(
 
 def interrupt(monkeypatch, *indices):
     """Makes a rank stop at each of these examples, once the others have written something."""
-    ordinary = experiment.measure_example
+    ordinary = measuring.measure_example
 
     def stopped(cell, generator, index, item):
         if index in indices:
@@ -75,8 +77,8 @@ def interrupt(monkeypatch, *indices):
             raise KeyboardInterrupt
         return ordinary(cell, generator, index, item)
 
-    monkeypatch.setattr(experiment, "measure_example", stopped)
-    return lambda: monkeypatch.setattr(experiment, "measure_example", ordinary)
+    monkeypatch.setattr(measuring, "measure_example", stopped)
+    return lambda: monkeypatch.setattr(measuring, "measure_example", ordinary)
 
 
 @pytest.mark.parametrize(("first", "second"), [(3, 2), (2, 3), (3, 1), (1, 2)])
@@ -123,13 +125,13 @@ def test_parts_on_the_disk_of_another_machine_are_taken_in(words, tmp_path, monk
 
     monkeypatch.setattr(experiment.RunWriter, "_begin_run", hidden)
     decoded = []
-    measured = experiment.measure_example
+    measured = measuring.measure_example
 
     def counted(cell, generator, index, item):
         decoded.append(index)
         return measured(cell, generator, index, item)
 
-    monkeypatch.setattr(experiment, "measure_example", counted)
+    monkeypatch.setattr(measuring, "measure_example", counted)
     assert scripts_in_ranks(monkeypatch, 2, benchmark.main, flags) == [0, 0]
     assert sorted(decoded) == [1, 2, 4]
     assert said(tmp_path / "logs")[1] == expected[1]

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from command_line.script import BusyError, FailedError, InterruptedRunError, LostError, UsageError
+from command_line.errors import BusyError, FailedError, InterruptedRunError, LostError, UsageError
 from processes import ranks
 from processes.ranks import ALONE, Ranks
 from tests.ranked import in_ranks

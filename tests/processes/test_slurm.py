@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line.script import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_USAGE
+from command_line.errors import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_USAGE
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "sweep.slurm"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from arguments.run import DataArguments
+from arguments.prompts import DataArguments
 from data import get_data
 from prompts.dataset_table import DATASETS, DataSet, plain_shot
 from prompts.row_formats import RowsError

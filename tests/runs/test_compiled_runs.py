@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from arguments.run import ModelArguments
-from command_line.script import FailedError
+from arguments.model import ModelArguments
+from command_line.errors import FailedError
 from models import compilation, runtime
 from models.loading import load_model
 from models.runtime import start

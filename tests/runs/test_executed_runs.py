@@ -14,7 +14,7 @@ from benchmarks.made_up_runs import MadeUpRun, angular_plan, random_plan
 from command_line.script import run_script
 from runs import experiment
 from runs.metrics import summarize
-from runs.record import read_record, read_samples
+from runs.reader import read_record, read_samples
 from self_speculation.text_generator import TextGenerator
 from tests.conftest import GREEDY, SPECULATIVE, write
 from tests.made_up import AUTOREGRESSIVE, read

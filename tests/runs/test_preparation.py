@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from arguments.run import GenerationArguments, ModelArguments, PromptArguments, PruneArguments
-from command_line.script import UsageError
+from arguments.generation import GenerationArguments
+from arguments.model import ModelArguments
+from arguments.prompts import PromptArguments
+from arguments.pruning import PruneArguments
+from command_line.errors import UsageError
 from runs import preparation
 from runs.preparation import load_pruned, make_generator
 from self_speculation.text_generator import WARM_UP_STEPS

@@ -5,17 +5,11 @@ import subprocess
 
 import pytest
 
-from command_line.script import FailedError, UsageError
+from command_line.errors import FailedError, UsageError
 from files import writing
-from runs.record import (
-    RunRecord,
-    SampleRecord,
-    current_commit,
-    find_runs,
-    read_record,
-    read_samples,
-    samples_path,
-)
+from files.commit import current_commit
+from runs.reader import find_runs, read_record, read_samples
+from runs.record import RunRecord, SampleRecord, samples_path
 from runs.writer import RunWriter
 
 
@@ -134,7 +128,7 @@ def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
     def git(*command):
         subprocess.run(["git", "-C", tmp_path, *command], check=True, capture_output=True)
 
-    monkeypatch.setattr("runs.record.__file__", str(tmp_path / "record.py"))
+    monkeypatch.setattr("files.commit.__file__", str(tmp_path / "commit.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert current_commit() is None
     git("init", "-q")

@@ -13,9 +13,11 @@ from filelock import FileLock
 
 import benchmark
 import pruned_model
-from command_line.script import EXIT_BUSY, EXIT_INTERRUPTED, run_script
+from command_line.errors import EXIT_BUSY, EXIT_INTERRUPTED
+from command_line.script import run_script
 from runs import experiment, writer
-from runs.record import find_runs, read_record, read_samples, samples_path
+from runs.reader import find_runs, read_record, read_samples
+from runs.record import samples_path
 from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, timeless
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ import torch.distributed
 import benchmark
 import correctness
 from command_line.script import run_script
-from runs import experiment
-from runs.record import find_runs, read_record, read_samples
+from runs import experiment, measuring
+from runs.reader import find_runs, read_record, read_samples
 from self_speculation.llama_model_utils import KeyValueCache
 from tests.conftest import GREEDY, write
 
@@ -130,6 +130,6 @@ def test_other_errors_are_not_taken_for_want_of_memory(words, monkeypatch):
     def fails(*_):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(experiment, "_decode", fails)
+    monkeypatch.setattr(measuring, "_decode", fails)
     with pytest.raises(RuntimeError, match="something else"):
         run_script(benchmark.main, words(*GREEDY))

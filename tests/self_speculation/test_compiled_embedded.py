@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from arguments.run import DataArguments, ModelArguments, PruneArguments
+from arguments.model import ModelArguments
+from arguments.prompts import DataArguments
+from arguments.pruning import PruneArguments
 from data import get_data
 from models import embedded
 from models.loading import load_model

@@ -11,13 +11,16 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import correctness
 import generate
-from arguments.run import GenerationArguments, ModelArguments, PruneArguments
-from command_line.script import UsageError, run_script
+from arguments.generation import GenerationArguments
+from arguments.model import ModelArguments
+from arguments.pruning import PruneArguments
+from command_line.errors import UsageError
+from command_line.script import run_script
 from models.loading import load_model
 from models.runtime import Runtime
 from pruned_model import PruneModel, PrunePlan, angular_distances
 from runs.preparation import load_pruned
-from runs.record import find_runs, read_record, read_samples
+from runs.reader import find_runs, read_record, read_samples
 from self_speculation import offloading
 from self_speculation.equality import first_difference
 from self_speculation.llama_model_utils import CachedLlama
@@ -241,11 +244,10 @@ def test_prompts_in_a_terminal_are_answered_from_disk(checkpoint, capsys):
 @pytest.mark.parametrize("placement", [HALF, ALL_ON_DISK])
 def test_the_harness_scores_what_lies_on_disk(checkpoint, decoder, placement):
     pytest.importorskip("lm_eval")
+    from harness.model import HarnessModel
     from tests.harness.test_model import EARLY, texts
     from tests.harness.test_model import GREEDY as PLAIN
     from tests.harness.test_model import scores as scores_of
-
-    from harness.model import HarnessModel
 
     flags = EARLY if decoder == "early" else PLAIN
     plan = PruneArguments(prune_method="random", dropout_threshold=0.3, prune_seed=1)

@@ -12,7 +12,9 @@ from lm_eval.api.instance import Instance
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 import generate
-from arguments.run import GenerationArguments, ModelArguments, PruneArguments
+from arguments.generation import GenerationArguments
+from arguments.model import ModelArguments
+from arguments.pruning import PruneArguments
 from command_line.script import run_script
 from harness.model import HarnessModel
 from models.tokens import continuation_ids, text_ids

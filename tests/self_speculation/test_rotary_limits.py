@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from arguments.run import GenerationArguments, ModelArguments, PruneArguments
+from arguments.generation import GenerationArguments
+from arguments.model import ModelArguments
+from arguments.pruning import PruneArguments
 from harness.model import HarnessModel
 from runs.preparation import load_pruned
 from self_speculation.generator_base import GenerationConfig

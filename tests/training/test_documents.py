@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from command_line.script import UsageError
+from command_line.errors import UsageError
 from tests.conftest import END, write
 from training.arguments import TrainingDataArguments
 from training.documents import BATCHINGS, UNLEARNED, BatchPlan, Document, collate, encode_texts

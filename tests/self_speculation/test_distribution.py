@@ -5,12 +5,12 @@ from collections import Counter
 
 import pytest
 import torch
+from self_speculation.law import LENGTH, ChiSquare, chi_square, sampled_law
 
 from self_speculation import law as law_module
 from self_speculation import sampling as sampling_module
 from self_speculation import self_speculation_generator
 from self_speculation.generator_base import GenerationConfig
-from self_speculation.law import LENGTH, ChiSquare, chi_square, sampled_law
 from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
 from tests.conftest import END, random_prompt

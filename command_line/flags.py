@@ -1,0 +1,137 @@
+"""From a command line to checked dataclasses.
+
+Nothing here imports torch, so that a mistyped flag is answered at once.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import os
+import re
+import sys
+import types
+import typing
+from dataclasses import field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from command_line.errors import UsageError, reject
+
+
+def is_folder(name: str) -> bool:
+    """Whether there is such a folder; no name is too odd to be asked for."""
+    return os.path.isdir(name)  # noqa: PTH112  Path's own raises where a name is too long
+
+
+def check_new_folder(name: str, value: str, may_exist: bool) -> None:
+    """Refuses a folder that cannot be made or written, before anything is computed for it."""
+    try:
+        if Path(value).exists() and not may_exist:
+            reject(name, value, "exists already; name a new folder")
+        nearest = next(path for path in (Path(value), *Path(value).parents) if path.exists())
+    except OSError as error:
+        reject(name, value, f"is no possible folder ({error.strerror})")
+    if not nearest.is_dir():
+        reject(name, value, f"{nearest} is a file; name a folder")
+    if not os.access(nearest, os.W_OK):
+        reject(name, value, f"{nearest} may not be written")
+
+
+def unescaped(text: str) -> str:
+    r"""The text with \n, \t and \\ read as a shell's user means them."""
+    named = {"n": "\n", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\([nt\\])", lambda match: named[match[1]], text)
+
+
+def flag(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that is a command-line flag."""
+    metadata = {"help": help, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Raises a one-line `UsageError` where argparse would print its usage and exit."""
+
+    def parse_known_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
+        for text in sys.argv[1:] if args is None else args:
+            if text != text.encode(errors="replace").decode():
+                shown = text.encode(errors="backslashreplace").decode()
+                raise UsageError(f"{shown}: is not UTF-8 text")
+            if "\0" in text:
+                raise UsageError(f"{text!r}: holds a null, which no path or text may")
+        return super().parse_known_args(args, namespace)
+
+    def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
+        values, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            raise UsageError(_unknown_message(unknown[0], vars(values)))
+        return values
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
+def parse(
+    argv: list[str] | None,
+    description: str,
+    *groups: type,
+    defaults: dict[str, Any] | None = None,
+) -> list[Any]:
+    """Parses `argv` (default: the process's own) into one checked instance of each dataclass.
+
+    `defaults` are a script's own, in place of the fields'. Raises `UsageError` for anything that
+    no model is needed to see.
+    """
+    parser = OneLineParser(description=description, allow_abbrev=False)
+    for group in groups:
+        section = parser.add_argument_group(group.__doc__.rstrip("."))
+        for item in dataclasses.fields(group):
+            hint = typing.get_type_hints(group)[item.name]
+            _add_flag(section, item, hint, (defaults or {}).get(item.name, _default(item)))
+    values = parser.parse_args(argv)
+    instances = [
+        group(**{item.name: getattr(values, item.name) for item in dataclasses.fields(group)})
+        for group in groups
+    ]
+    for instance in instances:
+        instance.check()
+    return instances
+
+
+def _unknown_message(unknown: str, known: dict[str, Any]) -> str:
+    name = unknown.partition("=")[0]
+    close = difflib.get_close_matches(name.lstrip("-"), known, n=1)
+    hint = f"; did you mean --{close[0]}?" if close and name.startswith("-") else ""
+    return f"{name}: no such flag{hint}"
+
+
+def _default(item: dataclasses.Field) -> Any:
+    made = item.default_factory is not dataclasses.MISSING
+    return item.default_factory() if made else item.default
+
+
+def _add_flag(section: Any, item: dataclasses.Field, hint: Any, default: Any) -> None:
+    kind, many = hint, False
+    if isinstance(kind, types.UnionType):
+        (kind,) = (option for option in typing.get_args(kind) if option is not type(None))
+    if typing.get_origin(kind) is list:
+        (kind,), many = typing.get_args(kind), True
+    shown = "" if default in (None, "", []) else f" (default: {default})"
+    section.add_argument(
+        f"--{item.name}",
+        type=_boolean if kind is bool else kind,
+        nargs="+" if many else None,
+        default=default,
+        choices=item.metadata["choices"],
+        help=item.metadata["help"].replace("%", "%%") + shown,
+        metavar=None if item.metadata["choices"] else kind.__name__.upper(),
+    )
+
+
+def _boolean(text: str) -> bool:
+    choices = {"true": True, "false": False}
+    if text.lower() not in choices:
+        raise argparse.ArgumentTypeError(f"must be true or false, not {text!r}")
+    return choices[text.lower()]

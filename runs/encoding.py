@@ -1,0 +1,55 @@
+"""Examples with the tokens of their prompts."""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from command_line.errors import UsageError
+from command_line.messages import warn
+from data import EvaluationExample
+from runs.definition import RunDefinition
+from runs.prompt_encoding import fitted, longest_prompt
+from self_speculation.llama_model_utils import position_limit
+
+_Made = TypeVar("_Made")
+
+
+@dataclass
+class EncodedExample:
+    """An example with its prompt as the model reads it; None where it exceeds the positions."""
+
+    example: EvaluationExample
+    full_length: int
+    prompt_ids: list[int] | None
+
+
+def encode_examples(definition: RunDefinition) -> list[EncodedExample]:
+    """Examples with their prompts' tokens; a prompt that exceeds the model's positions is marked.
+
+    With `--truncate_prompt` it is cut to its tail instead, as is one that leaves less room than
+    `--max_steps` asks for.
+    """
+    data, steps = definition.arguments.data, definition.arguments.generation.max_steps
+    limit = position_limit(definition.checkpoint.config)
+    longest = longest_prompt(data, steps, limit)
+    pairs = zip(definition.evaluated.examples, definition.prompt_ids, strict=True)
+    encoded = [EncodedExample(one, len(ids), fitted(data, ids, longest)) for one, ids in pairs]
+    _warn_of_changing_factors(definition, encoded, limit)
+    if all(item.prompt_ids is None for item in encoded):
+        raise UsageError(
+            f"--dataset {data.dataset}: every prompt exceeds the model's {limit} positions; "
+            "--truncate_prompt true keeps their tails"
+        )
+    return encoded
+
+
+def _warn_of_changing_factors(
+    definition: RunDefinition, encoded: list[EncodedExample], limit: int
+) -> None:
+    """Says how many answers end where LongRoPE changes its factors, instead of later."""
+    config, steps = definition.checkpoint.config, definition.arguments.generation.max_steps
+    lengths = [len(item.prompt_ids) for item in encoded if item.prompt_ids]
+    ends = [(position_limit(config, length), length + steps - 1) for length in lengths]
+    earlier = [end for end, wanted in ends if end < min(wanted, limit)]
+    if earlier:
+        changes = f"at {earlier[0]} tokens, where the factors of LongRoPE change"
+        warn(f"--max_steps {steps}: {len(earlier)} of {len(encoded)} answers end {changes}")
