@@ -1,15 +1,16 @@
 """The processes that torchrun started for one run: which one this is, and how they agree.
 
 They exchange small values (verdicts, plans, finished examples) as JSON through torchrun's store.
-Collectives of a gloo group (torch 2.13; accelerate uses the same) were tried instead, and lose:
-- News of an error. A collective ends when all processes have joined it: two processes waited 15 s
-  for a third, busy process after a fourth had failed, and read "connection closed" instead of the
-  error. The next collective of the failed process was paired with that earlier one, without an
-  error. A store for errors and a new group per section mend this, in as many lines as these.
-- An end to waiting. Nothing was noticed within TODO of a machine that had lost its network, and
-  Ctrl-C worked only after the wait, unless a loop asks again and again. `monitored_barrier` names
-  a late process to one process only, and breaks the group for all.
-- The shared count of the progress bar, to which each process adds when it has something to add.
+Collectives of a gloo group were tried instead (torch 2.13; accelerate uses the same), and lose:
+- News of an error. A collective ends only when all processes have joined it: while a second process
+  was busy for 15 s, a waiting one learned nothing of the third one's error, and then read
+  "connection closed". The failed process's next collective was paired with the one that the others
+  were in, and returned wrong values. The cure is to report errors through the store and to make a
+  new group for each section, in no fewer lines than are here.
+- The end of a wait. A process that waited for a machine without network had not noticed after
+  20 minutes, and Ctrl-C came through only after the wait unless a loop polls. `monitored_barrier`
+  names the late process after a time fixed before, and on one process only.
+- The count of the progress bar, to which each process adds at any time.
 """
 
 import _thread
