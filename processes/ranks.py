@@ -8,7 +8,7 @@ Collectives of a gloo group were tried instead (torch 2.13; accelerate uses the 
   were in, and returned wrong values. The cure is to report errors through the store and to make a
   new group for each section, in no fewer lines than are here.
 - The end of a wait. A process that waited for a machine without network had not noticed after
-  20 minutes, and Ctrl-C came through only after the wait unless a loop polls. `monitored_barrier`
+  35 minutes, and Ctrl-C came through only after the wait unless a loop polls. `monitored_barrier`
   names the late process after a time fixed before, and on one process only.
 - The count of the progress bar, to which each process adds at any time.
 """

@@ -19,6 +19,7 @@ import sweep
 from command_line.errors import EXIT_INTERRUPTED
 from command_line.script import run_script
 from runs import experiment, measuring
+from runs.lossless import DecoderPair
 from runs.reader import find_runs, read_record, read_samples
 from runs.record import part_path, part_paths, samples_path
 from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, SWEEP_GRID, SWEEP_PLANS, timeless
@@ -127,16 +128,12 @@ def test_parts_on_the_disk_of_another_machine_are_taken_in(words, tmp_path, monk
         part_path(path, 1, "earlier").write_text(json.dumps(lines[3]) + "\n" + '{"index": 4, "exam')
 
     monkeypatch.setattr(experiment.RunWriter, "_begin_run", hidden)
-    decoded = []
-    measured = measuring.measure_example
-
-    def counted(cell, generator, index, item):
-        decoded.append(index)
-        return measured(cell, generator, index, item)
-
-    monkeypatch.setattr(measuring, "measure_example", counted)
     assert scripts_in_ranks(monkeypatch, 2, benchmark.main, flags) == [0, 0]
-    assert sorted(decoded) == [1, 2, 4]
+    assert {line["index"] for line in run_of(tmp_path / "logs")[1] if line["ranks"] == 2} == {
+        1,
+        2,
+        4,
+    }
     assert said(tmp_path / "logs")[1] == expected[1]
 
 
@@ -221,15 +218,15 @@ def test_correctness_of_many_is_that_of_one(words, tmp_path, monkeypatch, kind):
 
 
 def test_an_interrupted_check_keeps_what_all_have_found(words, tmp_path, monkeypatch):
-    from runs.lossless import DecoderPair
-
-    ordinary = DecoderPair._compared
+    ordinary, compared = DecoderPair._compared, []
 
     def stopped(pair, item, *rest):
         if item.example is pair._encoded[4].example:
-            time.sleep(0.5)
+            wait_for(lambda: len(compared) >= 4)
             raise KeyboardInterrupt
-        return ordinary(pair, item, *rest)
+        result = ordinary(pair, item, *rest)
+        compared.append(item)
+        return result
 
     monkeypatch.setattr(DecoderPair, "_compared", stopped)
     flags = ["--exit_layer", "3", "--num_speculations", "2", "--max_steps", "8"]
@@ -243,16 +240,12 @@ def test_an_interrupted_check_keeps_what_all_have_found(words, tmp_path, monkeyp
 
 
 def test_processes_that_see_other_files_are_told(words, monkeypatch, capsys):
-    ordinary = benchmark.get_local_prompts
-    first = []
+    ordinary, sizes = benchmark.get_local_prompts, [5, 3]
 
     def differing(data, pruning, seed):
-        found = ordinary(data, pruning, seed)
-        if not first:
-            first.append(found)
-            return found
-        (evaluated, calibration) = found
-        return dataclasses.replace(evaluated, examples=evaluated.examples[:3]), calibration
+        evaluated, calibration = ordinary(data, pruning, seed)
+        examples = evaluated.examples[: sizes.pop()]
+        return dataclasses.replace(evaluated, examples=examples), calibration
 
     monkeypatch.setattr(benchmark, "get_local_prompts", differing)
     assert scripts_in_ranks(monkeypatch, 2, benchmark.main, words(*GREEDY)) == [1, 1]

@@ -130,7 +130,7 @@ def test_bad_settings_are_one_line(cluster, tmp_path):
     refused = [
         (cluster.submit(*FLAGS, SLURM_JOB_ID=None), "is for sbatch"),
         (cluster.submit(*FLAGS, folder=tmp_path), "is not this project's folder"),
-        (cluster.submit(), "wants the flags of sweep.py"),
+        (cluster.submit(), "give the flags of sweep.py"),
     ]
     for done, reason in refused:
         assert done.returncode == EXIT_USAGE
