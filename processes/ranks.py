@@ -2,11 +2,11 @@
 
 They exchange small values (verdicts, plans, finished examples) as JSON through torchrun's store.
 Collectives of a gloo group were tried instead (torch 2.13; accelerate uses the same), and lose:
-- News of an error. A collective ends only when all processes have joined it: while a second process
-  was busy for 15 s, a waiting one learned nothing of the third one's error, and then read
-  "connection closed". The failed process's next collective was paired with the one that the others
-  were in, and returned wrong values. The cure is to report errors through the store and to make a
-  new group for each section, in no fewer lines than are here.
+- Errors of others. A collective ends only when all processes have joined it. In a trial of three,
+  the third failed and the second was busy for 15 s: the first, which waited, learned nothing until
+  the second came, and then only "connection closed". The next collective of the failed process was
+  paired with the one that the others were in, and returned wrong values. The cure for both is this
+  store again, and a new group for each section.
 - The end of a wait. A process that waited for a machine without network had not noticed after
   35 minutes, and Ctrl-C came through only after the wait unless a loop polls. `monitored_barrier`
   names the late process after a time fixed before, and on one process only.
