@@ -1,61 +1,63 @@
-"""Signs of life among processes on several machines, where no launcher sees all of them end."""
+"""Signs of life among the processes of several machines.
+
+torchrun's own keep-alive only counts machines for its next start (torch 2.13). When one of two
+machines had lost its network, or both torchrun and the process had been killed there, torchrun and
+the process of the other ran on for the 9 minutes that were watched. The heartbeat takes 15 s.
+"""
 
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
-BEAT_SECONDS = 1.0
-# So many beats of its own a process waits for one of its neighbour's. Seconds would not do: a whole
-# job may be suspended for a while.
+from torch.distributed import Store
+
+# A process counts its own beats while its neighbour is silent, not seconds: a whole job may be
+# suspended for a while.
 PATIENCE = 15
-_FIRST_PATIENCE = 600  # until its first, while it may still read what it needs
+FIRST_PATIENCE = 600  # before the neighbour's first beat: it may still read what it needs
 
 
 class Heartbeat(threading.Thread):
-    """Beats for this process, and watches the next one of the ring.
+    """Beats for this process, and watches the next process of the ring.
 
-    Of neighbours that are gone, some process still there watches the first, and all others hear of
-    it. `lost` is called once with the number of a process that was lost, or None where the store
-    that all write to cannot be reached any more.
+    If several vanish, a process that is still there watches the first of them and tells the rest.
+    Calls `lost` once, with the number of the lost process, or None if the store is out of reach.
     """
 
     def __init__(
-        self, store: Any, rank: int, count: int, lost: Callable[[int | None], None]
+        self,
+        store: Store,
+        rank: int,
+        count: int,
+        lost: Callable[[int | None], None],
+        beat_seconds: float = 1.0,
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
+        self.over = threading.Event()  # set: beat no more
         self._store, self._rank, self._next = store, rank, (rank + 1) % count
-        self._lost = lost
-        self._over = threading.Event()
+        self._lost, self._beat_seconds = lost, beat_seconds
         self._latest, self._silence = 0, 0
 
     def run(self) -> None:
-        while not self._over.wait(BEAT_SECONDS):
-            try:
-                found = self._beat()
-            except RuntimeError:
-                self._lost(None)
-                return
-            if found is not None:
-                self._lost(found)
-                return
+        try:
+            while not self.over.wait(self._beat_seconds):
+                self._beat()
+                if self._store.check(["lost"]):
+                    self._lost(int(self._store.get("lost")))
+                    return
+        except RuntimeError:
+            self._lost(None)
 
     def stop(self) -> None:
-        """No more beats, and nobody will miss them."""
-        self.fall_silent()
-        with suppress(RuntimeError):  # the store is gone, and with it whoever could miss them
+        """Beat no more, and tell the watcher not to wait for this process."""
+        self.over.set()
+        with suppress(RuntimeError):  # the store is gone, and so is the watcher's
             self._store.set(f"has left {self._rank}", "")
 
-    def fall_silent(self) -> None:
-        """No more beats."""
-        self._over.set()
-
-    def _beat(self) -> int | None:
-        """Beats, and returns the number of a process that is lost."""
+    def _beat(self) -> None:
         self._store.add(f"beat {self._rank}", 1)
         beats = self._store.add(f"beat {self._next}", 0)
         heard = beats != self._latest or self._store.check([f"has left {self._next}"])
         self._latest, self._silence = beats, 0 if heard else self._silence + 1
-        if self._silence >= (PATIENCE if beats else _FIRST_PATIENCE):
+        if self._silence >= (PATIENCE if beats else FIRST_PATIENCE):
             self._store.set("lost", str(self._next))
-        return int(self._store.get("lost")) if self._store.check(["lost"]) else None

@@ -1,10 +1,14 @@
-"""Several processes as threads of one, which talk through a store in memory."""
+"""Several processes of a run: as threads that share a store in memory, or under torchrun."""
 
+import multiprocessing
+import os
+import sys
 import threading
 from importlib import import_module
 from importlib.util import find_spec
 
 import torch.distributed
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from command_line.script import run_script
 from models import runtime
@@ -14,7 +18,7 @@ from runs import experiment, preparation, sweep_runs
 
 
 def in_ranks(count, work, store=None):
-    """What `work(ranks)` returned in each of `count` ranks, or the error that it raised."""
+    """Return what `work(ranks)` returns, or the error that it raises, in each of `count` ranks."""
     store, found = store or torch.distributed.HashStore(), [None] * count
 
     def run(rank):
@@ -33,7 +37,7 @@ def in_ranks(count, work, store=None):
 
 
 def scripts_in_ranks(monkeypatch, count, main, argv):
-    """The exit codes of a script that `count` ranks run together."""
+    """Return the exit codes of a script that `count` ranks run together."""
     mine, loading = threading.local(), threading.Lock()
     modules = [ranks, runtime]
     if find_spec("lm_eval"):
@@ -51,10 +55,41 @@ def scripts_in_ranks(monkeypatch, count, main, argv):
 
 
 def _one_by_one(load, lock):
-    """Loading sets the process's default dtype for a while."""
+    """Let no two threads load at once: loading sets the process's default dtype for a while."""
 
     def loaded(*arguments):
         with lock:
             return load(*arguments)
 
     return loaded
+
+
+class Torchrun:
+    """A script under torchrun, in processes forked from this one: they need not import again."""
+
+    def __init__(self, folder, count, main, argv):
+        self._outputs = {name: folder / name for name in ("stdout", "stderr")}
+        arguments = (self._outputs, count, main, argv)
+        self._process = multiprocessing.get_context("fork").Process(target=_launch, args=arguments)
+        self._process.start()
+
+    def wait(self, seconds=60):
+        """Return the exit code, and the texts of stdout and stderr."""
+        self._process.join(seconds)
+        assert self._process.exitcode is not None
+        return self._process.exitcode, *(path.read_text() for path in self._outputs.values())
+
+
+def _launch(outputs, count, main, argv):
+    for name, path in outputs.items():
+        file = path.open("w", buffering=1)
+        os.dup2(file.fileno(), getattr(sys, f"__{name}__").fileno())
+        setattr(sys, name, file)
+    where = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "test"}
+    config = LaunchConfig(1, 1, count, **where, max_restarts=0, start_method="fork")
+    elastic_launch(config, _run)(main, argv)
+
+
+def _run(main, argv):
+    sys.argv = [f"{main.__module__}.py"]
+    sys.exit(run_script(main, argv))

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent.parent
 # A file imports from rows below its own, and from its own package or script.
 ROWS = [
     {"self_speculation", "command_line"},
-    {"files", "processes"},
-    {"prompts"},
+    {"files"},
+    {"processes", "prompts"},
     {"arguments"},
     {"data", "models"},
     {"pruned_model"},

@@ -4,11 +4,10 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -16,7 +15,7 @@ import benchmark
 import train
 from command_line.script import run_script
 from tests.conftest import SPECULATIVE, write
-from tests.test_layout import ROOT
+from tests.ranked import Torchrun
 from tests.trainings import (
     CONFIG,
     assert_alike,
@@ -94,22 +93,13 @@ def test_parts_of_a_batch_add_up(train_anew):
     assert_alike(whole, parts)
 
 
-@pytest.mark.parametrize("parts", ["1", "3"])
-def test_two_processes_learn_what_one_does(
-    tmp_path, training_rows, llama_config, train_anew, parts
-):
+def test_two_processes_learn_what_one_does(tmp_path, training_rows, llama_config, train_anew):
     _, one = train_anew("--max_layer_dropout", "0.5", folder="one")
-    flags = ["--max_layer_dropout", "0.5", "--gradient_accumulation", parts]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    flags = ["--max_layer_dropout", "0.5", "--gradient_accumulation", "3"]
     flags = command(tmp_path, training_rows, llama_config, *flags, folder="two")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--no-python"]
-        + ["--standalone", sys.executable, ROOT / "train.py", *flags],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    code, _, errors = Torchrun(tmp_path, 2, train.main, flags).wait(120)
+    assert code == 0, errors
     assert_alike(one, tmp_path / "two")
     ends = [lines(folder, "eval")[-1]["loss"] for folder in (one, tmp_path / "two")]
     assert ends[0] == pytest.approx(ends[1], abs=1e-3)

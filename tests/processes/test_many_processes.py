@@ -19,10 +19,11 @@ import sweep
 from command_line.errors import EXIT_INTERRUPTED
 from command_line.script import run_script
 from runs import experiment, measuring
+from runs.lossless import DecoderPair
 from runs.reader import find_runs, read_record, read_samples
 from runs.record import part_path, part_paths, samples_path
 from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, SWEEP_GRID, SWEEP_PLANS, timeless
-from tests.ranked import scripts_in_ranks
+from tests.ranked import Torchrun, scripts_in_ranks
 
 ROOT = Path(__file__).parents[2]
 SAMPLED = ["--sample", "true", "--top_p", "0.95", "--max_steps", "16"]
@@ -33,78 +34,81 @@ KINDS = {
 }
 
 
+# Flags of sweep.py that make three points.
+SMALL_GRID = [*SWEEP_GRID, "--num_speculations_last", "1"]
+
+
 def run_of(folder):
-    """The one run in a folder, which holds its two files and nothing else, and its samples."""
+    """Return the record and samples of the only run in a folder, which holds its two files."""
     (path,) = find_runs(folder)
-    assert {found.name for found in folder.iterdir()} == {path.name, samples_path(path).name}
+    assert {file.name for file in folder.iterdir()} == {path.name, samples_path(path).name}
     lines = [json.loads(line) for line in samples_path(path).read_text().splitlines()]
     return read_record(path), lines
 
 
 def said(folder):
-    """All that a run's files say, apart from clocks and the number of processes."""
+    """Return all that a run's files say, apart from clocks and the number of processes."""
     record, lines = run_of(folder)
     values = timeless(record.to_dict())
     del values["runtime"]["ranks"], values["timed"]
     return values, [timeless(line) | {"ranks": None, "threads": None} for line in lines]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("count", "prompts"), [(2, 5), (3, 5), (3, 2)])
-def test_any_number_of_processes_says_the_same(
-    words, tmp_path, monkeypatch, capsys, kind, count, prompts
-):
-    assert run_script(benchmark.main, words(*KINDS[kind], folder="one", prompts=prompts)) == 0
-    capsys.readouterr()
-    many = words(*KINDS[kind], folder="many", prompts=prompts)
-    assert scripts_in_ranks(monkeypatch, count, benchmark.main, many) == [0] * count
-    assert said(tmp_path / "many") == said(tmp_path / "one")
-    record, lines = run_of(tmp_path / "many")
-    assert record.runtime["ranks"] == record.metrics["timed"]["ranks"] == count
-    assert {line["ranks"] for line in lines} == {count}
-    assert record.metrics["throughput"]["prompts"] == prompts
-    # One bar, which counts the prompts of all.
-    assert f"{prompts}/{prompts}" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("kind", "prompts"), [*((kind, 5) for kind in KINDS), ("autoregressive", 2)]
+)
+def test_any_number_of_processes_says_the_same(words, tmp_path, monkeypatch, capsys, kind, prompts):
+    assert run_script(benchmark.main, words(*KINDS[kind], folder="1", prompts=prompts)) == 0
+    for count in (2, 3):
+        capsys.readouterr()
+        flags = words(*KINDS[kind], folder=str(count), prompts=prompts)
+        assert scripts_in_ranks(monkeypatch, count, benchmark.main, flags) == [0] * count
+        assert f"{prompts}/{prompts}" in capsys.readouterr().err  # one bar, for all
+        assert said(tmp_path / str(count)) == said(tmp_path / "1")
+        record, lines = run_of(tmp_path / str(count))
+        assert record.runtime["ranks"] == record.metrics["timed"]["ranks"] == count
+        assert {line["ranks"] for line in lines} == {count}
+        assert record.metrics["throughput"]["prompts"] == prompts
 
 
-def interrupt(monkeypatch, *indices):
-    """Makes a rank stop at each of these examples, once the others have written something."""
-    ordinary = measuring.measure_example
+def interrupt_at(monkeypatch, stop):
+    """Interrupt a rank at this example, once another one is done."""
+    measured, ordinary = set(), measuring.measure_example
 
-    def stopped(cell, generator, index, item):
-        if index in indices:
-            time.sleep(0.5)
+    def stopped(definition, generator, index, item):
+        if index == stop:
+            wait_for(lambda: measured)
             raise KeyboardInterrupt
-        return ordinary(cell, generator, index, item)
+        measured.add(index)
+        return ordinary(definition, generator, index, item)
 
     monkeypatch.setattr(measuring, "measure_example", stopped)
-    return lambda: monkeypatch.setattr(measuring, "measure_example", ordinary)
 
 
-@pytest.mark.parametrize(("first", "second"), [(3, 2), (2, 3), (3, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_processes(
-    words, tmp_path, monkeypatch, first, second
-):
+@pytest.mark.parametrize("counts", [(3, 2, 1), (1, 2, 3)])
+def test_a_run_goes_on_with_another_number_of_processes(words, tmp_path, monkeypatch, counts):
     flags = words(*KINDS["greedy, pruned"], prompts=9)
-    undo = interrupt(monkeypatch, 4)
-    codes = scripts_in_ranks(monkeypatch, first, benchmark.main, flags)
-    assert set(codes) == {EXIT_INTERRUPTED}
-    undo()
-    (path,) = find_runs(tmp_path / "logs")
-    done = [sample.index for sample in read_samples(path)]
-    assert done == sorted(set(done))
-    assert {0, 1} <= set(done) < set(range(9))
-    record = read_record(path)
-    assert (record.status, record.metrics["counts"]["prompts"]) == ("interrupted", len(done))
-    with monkeypatch.context() as patch:
-        patch.setattr(pruned_model, "angular_distances", None)  # the plan stays
-        codes = scripts_in_ranks(monkeypatch, second, benchmark.main, flags)
-    assert codes == [0] * second
+    done = {}
+    for count in counts[:2]:
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 4)
+            if done:
+                patch.setattr(pruned_model, "angular_distances", None)  # the plan stays
+            codes = scripts_in_ranks(patch, count, benchmark.main, flags)
+        assert codes == [EXIT_INTERRUPTED] * count
+        (path,) = find_runs(tmp_path / "logs")
+        samples = read_samples(path)
+        assert len({sample.index for sample in samples}) == len(samples) < 9
+        record = read_record(path)
+        # A process may finish its example after the leading one has written this.
+        assert len(done) <= record.metrics["counts"]["prompts"] <= len(samples)
+        assert record.status == "interrupted"
+        done = {sample.index: count for sample in samples} | done
+    assert scripts_in_ranks(monkeypatch, counts[2], benchmark.main, flags) == [0] * counts[2]
+    assert done.items() <= {sample.index: sample.ranks for sample in read_samples(path)}.items()
     one = words(*KINDS["greedy, pruned"], folder="one", prompts=9)
     assert run_script(benchmark.main, one) == 0
     assert said(tmp_path / "logs")[1] == said(tmp_path / "one")[1]
-    kept = {sample.index for sample in read_samples(path) if sample.ranks == first}
-    assert kept == set(done)
 
 
 def test_parts_on_the_disk_of_another_machine_are_taken_in(words, tmp_path, monkeypatch):
@@ -113,7 +117,7 @@ def test_parts_on_the_disk_of_another_machine_are_taken_in(words, tmp_path, monk
     expected = said(tmp_path / "logs")
     record, lines = run_of(tmp_path / "logs")
     (path,) = find_runs(tmp_path / "logs")
-    # As if it had stopped, with the example of rank 1 where the leading one cannot see it.
+    # As if it had stopped, with an example of rank 1 out of the leading process's sight.
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"status": "running"}))
     samples_path(path).write_text(json.dumps(lines[0]) + "\n")
@@ -124,16 +128,12 @@ def test_parts_on_the_disk_of_another_machine_are_taken_in(words, tmp_path, monk
         part_path(path, 1, "earlier").write_text(json.dumps(lines[3]) + "\n" + '{"index": 4, "exam')
 
     monkeypatch.setattr(experiment.RunWriter, "_begin_run", hidden)
-    decoded = []
-    measured = measuring.measure_example
-
-    def counted(cell, generator, index, item):
-        decoded.append(index)
-        return measured(cell, generator, index, item)
-
-    monkeypatch.setattr(measuring, "measure_example", counted)
     assert scripts_in_ranks(monkeypatch, 2, benchmark.main, flags) == [0, 0]
-    assert sorted(decoded) == [1, 2, 4]
+    assert {line["index"] for line in run_of(tmp_path / "logs")[1] if line["ranks"] == 2} == {
+        1,
+        2,
+        4,
+    }
     assert said(tmp_path / "logs")[1] == expected[1]
 
 
@@ -149,7 +149,7 @@ def test_every_process_calibrates_on_its_share(words, tmp_path, monkeypatch):
     assert scripts_in_ranks(monkeypatch, 3, benchmark.main, words(*flags)) == [0] * 3
     assert len(measured) == len(set(measured)) == 5
     assert run_script(benchmark.main, words(*flags, folder="one")) == 0
-    # The sums, and with them all that the plan says, are equal to the last bit.
+    # The sums, and so the plan, are equal to the last bit.
     assert run_of(tmp_path / "logs")[0].plan == run_of(tmp_path / "one")[0].plan
 
 
@@ -161,20 +161,20 @@ def test_a_complete_run_is_complete_for_all(words, tmp_path, monkeypatch, capsys
     assert "is complete; another --output_dir" in capsys.readouterr().out
 
 
+def ids_of_runs(folder):
+    return {
+        read_record(path).run_id: [sample.output_ids for sample in read_samples(path)]
+        for path in find_runs(folder)
+    }
+
+
 def test_a_sweep_of_many_is_the_sweep_of_one(words, tmp_path, monkeypatch):
-    grid = [*SWEEP_GRID, *SWEEP_PLANS]
-    assert run_script(sweep.main, words(*grid, folder="one", prompts=3)) == 0
-    many = words(*grid, folder="many", prompts=3)
+    grid = [*SMALL_GRID, "--exit_layer_last", "2", *SWEEP_PLANS]
+    assert run_script(sweep.main, words(*grid, folder="one", prompts=2)) == 0
+    many = words(*grid, folder="many", prompts=2)
     assert scripts_in_ranks(monkeypatch, 2, sweep.main, many) == [0, 0]
-    found = [
-        {
-            read_record(path).run_id: [sample.output_ids for sample in read_samples(path)]
-            for path in find_runs(tmp_path / name)
-        }
-        for name in ("one", "many")
-    ]
-    assert found[0] == found[1]
-    assert len(found[0]) == 10
+    assert ids_of_runs(tmp_path / "many") == ids_of_runs(tmp_path / "one")
+    assert len(ids_of_runs(tmp_path / "one")) == 4
     assert (tmp_path / "many" / "sweep.csv").exists()
 
 
@@ -187,10 +187,10 @@ def test_a_cell_that_fails_in_one_process_stops_no_other(words, tmp_path, monkey
         ordinary(writer, sample)
 
     monkeypatch.setattr(experiment.RunWriter, "add", failing)
-    flags = words(*SWEEP_GRID, prompts=4)
+    flags = words(*SMALL_GRID, prompts=3)
     assert scripts_in_ranks(monkeypatch, 2, sweep.main, flags) == [1, 1]
     statuses = [read_record(path).status for path in find_runs(tmp_path / "logs")]
-    assert sorted(statuses) == ["complete"] * 3 + ["failed"] * 2
+    assert sorted(statuses) == ["complete"] * 2 + ["failed"]
     monkeypatch.setattr(experiment.RunWriter, "add", ordinary)
     assert scripts_in_ranks(monkeypatch, 3, sweep.main, flags) == [0] * 3
     assert {read_record(path).status for path in find_runs(tmp_path / "logs")} == {"complete"}
@@ -198,15 +198,17 @@ def test_a_cell_that_fails_in_one_process_stops_no_other(words, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "kind", [["--sample", "false"], ["--sample", "true", "--num_draws", "100"]]
+    "kind",
+    [
+        ["--sample", "false", "--max_steps", "8"],
+        ["--sample", "true", "--num_draws", "100", "--max_steps", "2"],
+    ],
 )
 def test_correctness_of_many_is_that_of_one(words, tmp_path, monkeypatch, kind):
-    flags = [*kind, "--exit_layer", "3", "--num_speculations", "2", "--max_steps", "8"]
-    code = run_script(correctness.main, words(*flags, folder="one", prompts=3))
-    codes = scripts_in_ranks(
-        monkeypatch, 2, correctness.main, words(*flags, folder="many", prompts=3)
-    )
-    assert codes == [code] * 2
+    flags = [*kind, "--exit_layer", "3", "--num_speculations", "2"]
+    code = run_script(correctness.main, words(*flags, folder="one", prompts=2))
+    many = words(*flags, folder="many", prompts=2)
+    assert scripts_in_ranks(monkeypatch, 2, correctness.main, many) == [code] * 2
     logs = []
     for name in ("one", "many"):
         (path,) = (tmp_path / name).iterdir()
@@ -216,15 +218,15 @@ def test_correctness_of_many_is_that_of_one(words, tmp_path, monkeypatch, kind):
 
 
 def test_an_interrupted_check_keeps_what_all_have_found(words, tmp_path, monkeypatch):
-    from runs.lossless import DecoderPair
-
-    ordinary = DecoderPair._compared
+    ordinary, compared = DecoderPair._compared, []
 
     def stopped(pair, item, *rest):
         if item.example is pair._encoded[4].example:
-            time.sleep(0.5)
+            wait_for(lambda: len(compared) >= 4)
             raise KeyboardInterrupt
-        return ordinary(pair, item, *rest)
+        result = ordinary(pair, item, *rest)
+        compared.append(item)
+        return result
 
     monkeypatch.setattr(DecoderPair, "_compared", stopped)
     flags = ["--exit_layer", "3", "--num_speculations", "2", "--max_steps", "8"]
@@ -238,39 +240,23 @@ def test_an_interrupted_check_keeps_what_all_have_found(words, tmp_path, monkeyp
 
 
 def test_processes_that_see_other_files_are_told(words, monkeypatch, capsys):
-    ordinary = benchmark.get_local_prompts
-    first = []
+    ordinary, sizes = benchmark.get_local_prompts, [5, 3]
 
     def differing(data, pruning, seed):
-        found = ordinary(data, pruning, seed)
-        if not first:
-            first.append(found)
-            return found
-        (evaluated, calibration) = found
-        return dataclasses.replace(evaluated, examples=evaluated.examples[:3]), calibration
+        evaluated, calibration = ordinary(data, pruning, seed)
+        examples = evaluated.examples[: sizes.pop()]
+        return dataclasses.replace(evaluated, examples=examples), calibration
 
     monkeypatch.setattr(benchmark, "get_local_prompts", differing)
     assert scripts_in_ranks(monkeypatch, 2, benchmark.main, words(*GREEDY)) == [1, 1]
     assert "processes 0 and 1 differ in data_fingerprint" in capsys.readouterr().err
 
 
-def torchrun(count, *command, **options):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    return subprocess.Popen(
-        [sys.executable, *launcher, *command],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
 def test_torchrun_runs_as_one_process_does(words, tmp_path):
     flags = KINDS["greedy, pruned"]
-    with torchrun(2, "benchmark.py", *words(*flags, folder="many")) as started:
-        out, err = started.communicate(timeout=120)
-    assert started.returncode == 0, err
+    started = Torchrun(tmp_path, 2, benchmark.main, words(*flags, folder="many"))
+    code, out, err = started.wait()
+    assert code == 0, err
     assert out.count("complete: 5 prompts") == 1
     assert "tokens/s of 2 processes" in out
     assert run_script(benchmark.main, words(*flags, folder="one")) == 0
@@ -280,25 +266,24 @@ def test_torchrun_runs_as_one_process_does(words, tmp_path):
 @pytest.mark.slow
 def test_a_sweep_under_torchrun_is_the_sweep_of_one(words, tmp_path):
     grid = [*SWEEP_GRID, *SWEEP_PLANS]
-    with torchrun(2, "sweep.py", *words(*grid, folder="many", prompts=3)) as started:
-        out, err = started.communicate(timeout=120)
-    assert started.returncode == 0, err
-    assert out.count("10 of 10 cells are complete") == 1
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "sweep.py", *words(*grid, folder="many", prompts=3)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("10 of 10 cells are complete") == 1
     assert run_script(sweep.main, words(*grid, folder="one", prompts=3)) == 0
-    found = [
-        {
-            read_record(path).run_id: [sample.output_ids for sample in read_samples(path)]
-            for path in find_runs(tmp_path / name)
-        }
-        for name in ("one", "many")
-    ]
-    assert found[0] == found[1]
+    assert ids_of_runs(tmp_path / "many") == ids_of_runs(tmp_path / "one")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", ["killed", "refused"])
 def test_machines_end_a_sweep_together(words, tmp_path, lost):
-    """Two launchers stand for two machines; of the second a process is killed, or never begins."""
+    """Two launchers act as two machines; the second's process is killed, or refuses its flags."""
     flags = words(*SWEEP_GRID, "--max_steps", "200", prompts=8)
     bad = words(*SWEEP_GRID, "--model", str(tmp_path / "not here"))
     address = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{free_port()}"]
@@ -334,33 +319,24 @@ def free_port():
         return found.getsockname()[1]
 
 
-def test_bad_flags_of_many_processes_are_one_line(words):
-    with torchrun(2, "benchmark.py", *words("--top_p", "2")) as started:
-        out, err = started.communicate(timeout=120)
-    assert started.returncode != 0
-    assert err.count("benchmark.py: error: --top_p 2") == 1
-
-
 def test_a_killed_process_ends_the_run_and_what_was_finished_is_kept(words, tmp_path):
-    flags = words(*KINDS["greedy, pruned"], "--max_steps", "200", prompts=8)
-    with torchrun(2, "benchmark.py", *flags) as started:
-        part, *_ = wait_for(lambda: [p for p in parts(tmp_path / "logs") if p.stat().st_size])
-        os.kill(process_that_writes(part), signal.SIGKILL)
-        killed = time.monotonic()
-        out, err = started.communicate(timeout=60)
-    assert time.monotonic() - killed < 30
-    assert started.returncode != 0
-    # Of torchrun there is a traceback, and of this project's code none.
+    flags = words(*KINDS["greedy, pruned"], "--max_steps", "100", prompts=5)
+    started = Torchrun(tmp_path, 2, benchmark.main, flags)
+    part, *_ = wait_for(lambda: [p for p in parts(tmp_path / "logs") if p.stat().st_size])
+    os.kill(process_that_writes(part), signal.SIGKILL)
+    code, _, err = started.wait(30)
+    assert code != 0
+    # torchrun prints a traceback of its own, without this project's code.
     assert str(ROOT / "benchmark.py") not in err
     assert err.count("benchmark.py: ") == 1
     (path,) = find_runs(tmp_path / "logs")
     done = [sample.index for sample in read_samples(path)]
-    assert {1} <= set(done) < set(range(8))
+    assert {1} <= set(done) < set(range(5))
     assert read_record(path).status in ("interrupted", "running")
     assert run_script(benchmark.main, flags) == 0
     kept = [sample.index for sample in read_samples(path) if sample.ranks == 2]
     assert kept == done
-    assert [sample.index for sample in read_samples(path)] == list(range(8))
+    assert [sample.index for sample in read_samples(path)] == list(range(5))
 
 
 def parts(folder):
@@ -376,7 +352,7 @@ def wait_for(look, seconds=60):
 
 
 def process_that_writes(path):
-    """The process that holds a file open."""
+    """Return the process that holds a file open."""
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             if link.readlink() == path:
