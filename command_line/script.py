@@ -42,17 +42,17 @@ def run_script(main: Callable[[list[str] | None], int], argv: list[str] | None =
     prints its output, and the first process to meet an error prints it.
     """
     try:
-        with _interruptible(), _one_voice():
+        with _interruptible(), _only_leading_prints():
             code = main(argv)
             while _at_success:
                 _at_success.pop()()
             return code
     except UsageError as error:
-        if not error.told and _is_first_to_tell():
+        if not error.told and _is_first_to_report():
             print_line(error)
         return error.exit_code
     except KeyboardInterrupt:
-        if _is_first_to_tell():
+        if _is_first_to_report():
             print(f"{script_name()}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -61,7 +61,7 @@ def run_script(main: Callable[[list[str] | None], int], argv: list[str] | None =
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CLOSED_PIPE
     except Exception as error:
-        if _is_first_to_tell():
+        if _is_first_to_report():
             if not is_out_of_memory(error):
                 raise
             reason = str(error) or type(error).__name__
@@ -101,7 +101,7 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _one_voice() -> Iterator[None]:
+def _only_leading_prints() -> Iterator[None]:
     """Silence the output of all processes except the leading one."""
     if is_leading():
         yield
@@ -110,7 +110,7 @@ def _one_voice() -> Iterator[None]:
         yield
 
 
-def _is_first_to_tell() -> bool:
+def _is_first_to_report() -> bool:
     """Return whether no other process on this machine has printed how the run ended."""
     if process_count() == 1:
         return True

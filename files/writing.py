@@ -160,14 +160,12 @@ def kept_from_errors(
     except FileNotFoundError as error:
         gone = f"--output_dir {output_dir}: was removed during the run"
         try:
-            (write_again or _give_up)()
+            if write_again is None:
+                raise
+            write_again()
         except OSError as again:
             raise FailedError(f"{gone} and cannot be written again ({again.strerror})") from error
         raise FailedError(f"{gone}; what was finished is written again") from error
     except OSError as error:
         reason = f"cannot be written ({error.strerror}); what was finished before is kept"
         raise FailedError(f"--output_dir {output_dir}: {reason}") from error
-
-
-def _give_up() -> None:
-    raise FileNotFoundError(errno.ENOENT, "nothing is left of it")

@@ -210,7 +210,7 @@ def test_a_model_nowhere_to_be_found_says_that_the_hub_is_out_of_reach(hub, benc
 
 
 def whole(home):
-    """Whether every file of the cache holds all of its bytes."""
+    """Return whether every file of the cache holds all of its bytes."""
     blobs = [path for path in home.glob("hub/*/blobs/*") if path.is_file()]
     digests = {40: hashlib.sha1, 64: hashlib.sha256}
     return bool(blobs) and all(
