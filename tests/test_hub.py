@@ -75,6 +75,10 @@ def held(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
+def outputs_of(path):
+    return [sample.output_ids for sample in read_samples(path)]
+
+
 def only_error(code, err):
     """Return the one error line of a start that was refused."""
     assert code == 2
@@ -90,9 +94,7 @@ def test_a_model_of_the_hub_runs_and_is_named_by_its_commit(hub, benchmark, chec
     commit = tiny.commit(tiny.revisions["main"])
     assert read_record(path).model["fingerprint"] == f"commit {commit}"
     _, _, same = benchmark(checkpoint, local)
-    assert [one.output_ids for one in read_samples(path)] == [
-        one.output_ids for one in read_samples(same)
-    ]
+    assert outputs_of(path) == outputs_of(same)
 
 
 def test_two_models_of_the_hub_are_not_taken_for_one_run(hub, start, checkpoint, local, tmp_path):
@@ -136,9 +138,7 @@ def test_a_model_once_downloaded_runs_without_the_hub(hub, benchmark, checkpoint
         code, err, second = benchmark(name, local)
     assert code == 0, err
     assert read_record(first).run_id == read_record(second).run_id
-    assert [one.output_ids for one in read_samples(first)] == [
-        one.output_ids for one in read_samples(second)
-    ]
+    assert outputs_of(first) == outputs_of(second)
 
 
 def test_shards_with_an_index_are_one_model(hub, benchmark, _pristine, checkpoint, local, tmp_path):
@@ -150,9 +150,7 @@ def test_shards_with_an_index_are_one_model(hub, benchmark, _pristine, checkpoin
     code, err, path = benchmark("someone/sharded", local)
     assert code == 0, err
     _, _, same = benchmark(checkpoint, local)
-    assert [one.output_ids for one in read_samples(path)] == [
-        one.output_ids for one in read_samples(same)
-    ]
+    assert outputs_of(path) == outputs_of(same)
 
 
 REFUSED_MODELS = {
