@@ -12,6 +12,7 @@ from command_line.errors import UsageError, reject
 from command_line.flags import OneLineParser, check_new_folder, is_folder
 from command_line.messages import warn
 from command_line.script import run_script
+from files.writing import replace_text
 
 PLOTS = (
     "quality_by_layers_removed",
@@ -64,7 +65,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no_plots", action="store_true", help="write tables alone, which takes a second less"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.read(argv)
     for folder in arguments.log_dirs:
         if not is_folder(folder):
             raise UsageError(f"log_dirs {folder}: is no folder")
@@ -105,7 +106,7 @@ def _write(arguments: argparse.Namespace, runs: list[LoggedRun], tables: list[Ta
         for name in WRITTEN:  # those of an earlier study, of which this one may write fewer
             (folder / name).unlink(missing_ok=True)
         for table in tables:
-            (folder / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+            replace_text(folder / f"{table.name}.csv", table.csv())
         if arguments.no_plots:
             return []
         # Imported here: it takes a second, which --no_plots saves.

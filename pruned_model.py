@@ -2,7 +2,6 @@
 
 import math
 import random
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from arguments.pruning import PLAN_FILE, PruneArguments
 from command_line.errors import UsageError, reject
 from files.reading import read_settings
+from files.writing import whole_folder
 from models.saved import write_checkpoint
 from processes.ranks import ALONE, Ranks
 from self_speculation.offloading import forget_offloaded, input_device
@@ -185,11 +185,9 @@ class PruneModel:
         target = Path(folder)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                checkpoint = Path(scratch) / target.name
+            with whole_folder(target) as partial:
                 origin = self.plan.to_dict() | {"model_fingerprint": fingerprint}
-                write_checkpoint(self.model, tokenizer, checkpoint, {PLAN_FILE: origin})
-                checkpoint.rename(target)
+                write_checkpoint(self.model, tokenizer, partial, {PLAN_FILE: origin})
         except (OSError, SafetensorError) as error:
             reject("save_pruned", folder, f"cannot be written ({error})")
 

@@ -9,6 +9,7 @@ from command_line.flags import parse
 from command_line.messages import warn
 from command_line.script import command_text, run_script
 from data import get_local_prompts
+from files.writing import replace_text
 from runs.sweep_grid import SweepArguments
 
 
@@ -66,7 +67,7 @@ def report(paths: list[Path], folder: Path) -> None:
     for line in missing_baselines(comparisons, [SAME_PLAN]) + drifting_speedups(comparisons):
         print(f"note: {line}", file=sys.stderr)
     try:
-        (folder / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+        replace_text(folder / f"{table.name}.csv", table.csv())
         make_heat_maps(comparisons, folder)
     except OSError as error:
         reject("output_dir", str(folder), f"{error.filename} cannot be written ({error.strerror})")

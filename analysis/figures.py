@@ -16,6 +16,7 @@ from matplotlib.transforms import Bbox
 
 from analysis.comparison import telling
 from analysis.logged_runs import LoggedRun
+from files.writing import whole_file
 
 PANELS = 12  # in one figure
 LABELLED = 12  # points in one panel, at most
@@ -166,8 +167,9 @@ def _square(middle: numpy.ndarray, half: float) -> Bbox:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes PNG and PDF."""
-    figure.savefig(path.with_suffix(".png"), dpi=150)
-    figure.savefig(path.with_suffix(".pdf"))
+    for format in ("png", "pdf"):
+        with whole_file(path.with_suffix(f".{format}")) as partial:
+            figure.savefig(partial, dpi=150, format=format)
 
 
 def group_titles(runs: Runs) -> dict[str, str]:

@@ -12,13 +12,7 @@ import numpy
 
 from analysis.logged_examples import UNREADABLE, Examples, read_examples, reason
 from analysis.older_logs import OlderLog, UnknownLogError, is_console, read_console, read_objects
-from files.reading import (
-    LOG_BYTES,
-    DuplicateKeyError,
-    parse_log,
-    read_bounded,
-    text_of,
-)
+from files.reading import LOG_BYTES, parse_log, read_bounded, text_of
 from files.values import check_kinds
 from runs.reader import check_metrics, read_samples, record_of
 from runs.record import RunRecord
@@ -212,8 +206,6 @@ def _read(path: Path) -> tuple[LoggedRun | None, list[str]]:
     content = read_bounded(path, LOG_BYTES)
     try:
         values = parse_log(content)
-    except DuplicateKeyError:
-        raise
     except ValueError as error:
         if b'"schema_version"' in content:
             raise ValueError(f"is cut off, or no JSON ({error})") from error

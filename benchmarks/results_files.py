@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from files.writing import replace_text
+
 
 def write_results(path: Path, results: dict[str, Any], page: str) -> None:
     """Writes `path`.json and `path`.md."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    path.with_suffix(".md").write_text(page)
+    replace_text(path.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
+    replace_text(path.with_suffix(".md"), page)

@@ -10,48 +10,47 @@ _CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 class UsageError(ValueError):
-    """Input that cannot work; the message names the flag, the value and what is allowed."""
+    """Input that cannot work; the message names the flag, the value and the allowed values."""
 
     exit_code = EXIT_USAGE
-    told = False  # whether another process says it
+    told = False  # whether another process prints the message
 
 
 class FailedError(UsageError):
-    """A run that broke down on its way; what it had is in its log."""
+    """A run broke down; its log keeps the results so far."""
 
     exit_code = 1
 
 
 class BusyError(UsageError):
-    """Another process is at it."""
+    """Another process holds the run or the folder."""
 
     exit_code = EXIT_BUSY
 
 
 class InterruptedRunError(UsageError):
-    """A signal ended the run in another process."""
+    """A signal ended another process of the run."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 class LostError(FailedError):
-    """Another process is gone, and nothing more can be done together with it."""
+    """Another process of the run is gone, so the run cannot go on."""
 
 
 def error_named(name: str) -> type[UsageError]:
-    """The kind of error that another process raised."""
+    """Return the class of an error that another process raised."""
     kinds = (UsageError, FailedError, BusyError, InterruptedRunError, LostError)
     return {kind.__name__: kind for kind in kinds}.get(name, FailedError)
 
 
 def reject(flag: str, value: object, allowed: str) -> NoReturn:
-    """Raises the `UsageError` that every bad flag gets."""
+    """Raise the `UsageError` of a bad flag."""
     shown = "" if value is None else f" {value}"
     raise UsageError(f"--{flag}{shown}: {allowed}")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or this machine lacked memory, in torch's words or Python's."""
-    # torch's own class has this name; it is not imported for it.
+    """Return whether a device or this machine lacked memory, without importing torch."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return bool(kinds & {"OutOfMemoryError", "MemoryError"}) or _CPU_MEMORY in str(error)

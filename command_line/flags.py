@@ -1,6 +1,6 @@
-"""From a command line to checked dataclasses.
+"""Parse a command line into checked dataclasses.
 
-Nothing here imports torch, so that a mistyped flag is answered at once.
+This module does not import torch, so a mistyped flag is reported at once.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from command_line.errors import UsageError, reject
 
 
 def is_folder(name: str) -> bool:
-    """Whether there is such a folder; no name is too odd to be asked for."""
-    return os.path.isdir(name)  # noqa: PTH112  Path's own raises where a name is too long
+    """Return whether the folder exists, for any name at all."""
+    return os.path.isdir(name)  # noqa: PTH112  Path.is_dir raises for long names
 
 
 def check_new_folder(name: str, value: str, may_exist: bool) -> None:
-    """Refuses a folder that cannot be made or written, before anything is computed for it."""
+    """Reject a folder that cannot be made or written, before any computation."""
     try:
         if Path(value).exists() and not may_exist:
             reject(name, value, "exists already; name a new folder")
@@ -34,17 +34,17 @@ def check_new_folder(name: str, value: str, may_exist: bool) -> None:
     if not nearest.is_dir():
         reject(name, value, f"{nearest} is a file; name a folder")
     if not os.access(nearest, os.W_OK):
-        reject(name, value, f"{nearest} may not be written")
+        reject(name, value, f"{nearest} is not writable")
 
 
 def unescaped(text: str) -> str:
-    r"""The text with \n, \t and \\ read as a shell's user means them."""
+    r"""Return the text with \n, \t and \\ replaced by the characters they stand for."""
     named = {"n": "\n", "t": "\t", "\\": "\\"}
     return re.sub(r"\\([nt\\])", lambda match: named[match[1]], text)
 
 
 def flag(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that is a command-line flag."""
+    """Return a dataclass field that is a command-line flag."""
     metadata = {"help": help, "choices": choices}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -52,19 +52,18 @@ def flag(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Raises a one-line `UsageError` where argparse would print its usage and exit."""
+    """A parser that raises a one-line `UsageError` instead of printing its usage and exiting."""
 
-    def parse_known_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
-        for text in sys.argv[1:] if args is None else args:
+    def read(self, argv: list[str] | None) -> argparse.Namespace:
+        """Return the flags of `argv`, by default of the process."""
+        words = sys.argv[1:] if argv is None else argv
+        for text in words:
             if text != text.encode(errors="replace").decode():
                 shown = text.encode(errors="backslashreplace").decode()
                 raise UsageError(f"{shown}: is not UTF-8 text")
             if "\0" in text:
-                raise UsageError(f"{text!r}: holds a null, which no path or text may")
-        return super().parse_known_args(args, namespace)
-
-    def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> Any:
-        values, unknown = self.parse_known_args(args, namespace)
+                raise UsageError(f"{text!r}: holds a null character")
+        values, unknown = self.parse_known_args(words)
         if unknown:
             raise UsageError(_unknown_message(unknown[0], vars(values)))
         return values
@@ -79,18 +78,18 @@ def parse(
     *groups: type,
     defaults: dict[str, Any] | None = None,
 ) -> list[Any]:
-    """Parses `argv` (default: the process's own) into one checked instance of each dataclass.
+    """Parse `argv` (default: of the process) into one checked instance per dataclass.
 
-    `defaults` are a script's own, in place of the fields'. Raises `UsageError` for anything that
-    no model is needed to see.
+    `defaults` replace those of the fields. Raise `UsageError` for any error that can be seen
+    without a model.
     """
     parser = OneLineParser(description=description, allow_abbrev=False)
     for group in groups:
-        section = parser.add_argument_group(group.__doc__.rstrip("."))
+        section = parser.add_argument_group((group.__doc__ or "").rstrip("."))
         for item in dataclasses.fields(group):
             hint = typing.get_type_hints(group)[item.name]
             _add_flag(section, item, hint, (defaults or {}).get(item.name, _default(item)))
-    values = parser.parse_args(argv)
+    values = parser.read(argv)
     instances = [
         group(**{item.name: getattr(values, item.name) for item in dataclasses.fields(group)})
         for group in groups
@@ -108,8 +107,9 @@ def _unknown_message(unknown: str, known: dict[str, Any]) -> str:
 
 
 def _default(item: dataclasses.Field) -> Any:
-    made = item.default_factory is not dataclasses.MISSING
-    return item.default_factory() if made else item.default
+    if item.default_factory is not dataclasses.MISSING:
+        return item.default_factory()
+    return item.default
 
 
 def _add_flag(section: Any, item: dataclasses.Field, hint: Any, default: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a script says on stderr, from one process of several."""
+"""Messages on stderr, from one process of a run."""
 
 import os
 import sys
@@ -8,12 +8,12 @@ from command_line.errors import UsageError
 
 
 def process_count() -> int:
-    """How many processes torchrun started for this run; 1 without it."""
+    """Return the number of processes that torchrun started for this run; 1 without torchrun."""
     return _launched("WORLD_SIZE", 1)
 
 
 def is_leading() -> bool:
-    """Whether this process speaks for all that torchrun started."""
+    """Return whether this process prints for all processes of the run."""
     return process_count() == 1 or _launched("RANK", 0) == 0
 
 
@@ -23,24 +23,24 @@ def _launched(name: str, default: int) -> int:
 
 
 def warn(message: str) -> None:
-    """Says on stderr what the user should know of a run that goes on; one process says it."""
+    """Print a warning on stderr, from the leading process only."""
     if is_leading():
         print(f"warning: {message}", file=sys.stderr)
 
 
 def shown(value: float | None, form: str) -> str:
-    """A number as a summary prints it, which may not have been measured."""
+    """Format a number of a summary; `none` if it was not measured."""
     return "none" if value is None else format(value, form)
 
 
 def print_error(error: UsageError) -> None:
-    """Says on stderr what went wrong where the script goes on; one process says it."""
+    """Print an error after which the script goes on, from the leading process only."""
     if is_leading():
         print_line(error)
 
 
 def print_line(error: UsageError) -> None:
-    """One line on stderr, under the script's name."""
+    """Print an error as one line on stderr, after the script's name."""
     line = " ".join(str(error).split())
     print(f"{script_name()}: error: {line}", file=sys.stderr)
 

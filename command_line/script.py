@@ -1,4 +1,4 @@
-"""The life of a script: signals, several processes, and from an error to an exit code."""
+"""The life of a script: signals, several processes, errors and exit codes."""
 
 import math
 import os
@@ -7,8 +7,7 @@ import signal
 import sys
 import threading
 import time
-import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -23,51 +22,46 @@ from command_line.errors import (
 from command_line.messages import is_leading, print_line, process_count, script_name
 
 _ECHO_SECONDS = 2
-_at_success: list[typing.Callable[[], None]] = []
+_at_success: list[Callable[[], None]] = []
 
 
-def at_success(call: typing.Callable[[], None]) -> None:
-    """Has `run_script` call this once the script has returned, and not where an error ends it.
-
-    What was given last is called first.
-    """
+def at_success(call: Callable[[], None]) -> None:
+    """Make `run_script` call this after the script returns without an error; last in, first out."""
     _at_success.append(call)
 
 
 def command_text(argv: list[str] | None) -> str:
-    """The command as a log tells it, of a script that was called with `argv`."""
+    """Return the command line of a script that was called with `argv`."""
     return shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])
 
 
-def run_script(
-    main: typing.Callable[[list[str] | None], int], argv: list[str] | None = None
-) -> int:
-    """Calls `main`; a `UsageError` becomes one line on stderr and its exit code, mostly 2.
+def run_script(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
+    """Call `main` and return the exit code; print a `UsageError` as one line on stderr.
 
-    SIGTERM interrupts as Ctrl-C does. Of several processes the leading one has the terminal, and
-    an error is shown by the first that meets it.
+    SIGTERM interrupts as Ctrl-C does. In a run of several processes only the leading process
+    prints its output, and the first process to meet an error prints it.
     """
     try:
-        with _interruptible(), _one_voice():
+        with _interruptible(), _only_leading_prints():
             code = main(argv)
             while _at_success:
                 _at_success.pop()()
             return code
     except UsageError as error:
-        if not error.told and _is_first_to_tell():
+        if not error.told and _is_first_to_report():
             print_line(error)
         return error.exit_code
     except KeyboardInterrupt:
-        if _is_first_to_tell():
+        if _is_first_to_report():
             print(f"{script_name()}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output, such as `head`, has seen enough. Python would try to write the
-        # rest at its end, and complain.
+        # The reader of the output, such as `head`, has left. Without this, Python would complain
+        # at its end when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CLOSED_PIPE
     except Exception as error:
-        if _is_first_to_tell():
+        if _is_first_to_report():
             if not is_out_of_memory(error):
                 raise
             reason = str(error) or type(error).__name__
@@ -77,10 +71,10 @@ def run_script(
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Makes SIGTERM a KeyboardInterrupt too.
+    """Raise KeyboardInterrupt on SIGTERM too.
 
-    A Ctrl-C comes from the terminal, and once more, as either signal, from torchrun: what follows
-    another within a moment is ignored there.
+    Under torchrun a Ctrl-C arrives twice, from the terminal and from torchrun, so a second signal
+    within a moment is ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -107,8 +101,8 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _one_voice() -> Iterator[None]:
-    """Keeps what all processes print alike to the leading one."""
+def _only_leading_prints() -> Iterator[None]:
+    """Silence the output of all processes except the leading one."""
     if is_leading():
         yield
         return
@@ -116,11 +110,11 @@ def _one_voice() -> Iterator[None]:
         yield
 
 
-def _is_first_to_tell() -> bool:
-    """Whether no other process of this machine has said yet how the run ended."""
+def _is_first_to_report() -> bool:
+    """Return whether no other process on this machine has printed how the run ended."""
     if process_count() == 1:
         return True
-    # torchrun makes a folder for each of its processes, all in one.
+    # torchrun makes a folder per process, all in one common folder.
     folder = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not folder:
         return is_leading()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def current_commit() -> str | None:
-    """The commit of this code, `+changes` where files differ; None outside a checkout."""
+    """Return the commit, with `+changes` if files differ from it; None outside a checkout."""
     folder = Path(__file__).parent
     try:
         commit = _git(folder, "rev-parse", "HEAD")

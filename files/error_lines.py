@@ -1,15 +1,15 @@
-"""One line for an error of a library."""
+"""One line per error of a library."""
 
 import itertools
 import textwrap
 
-_LONGEST_REASON = 400  # characters, of a reason that takes several lines
+_LONGEST_REASON = 400  # characters of a reason that spans several lines
 
 
 def error_line(error: BaseException) -> str:
-    """Return an error's type, and the first line of its message.
+    """Return an error's type and the first line of its message.
 
-    Where that only announces the reason, as in "Validation error for field 'x':", the rest of the
+    If the line only announces the reason, as in "Validation error for field 'x':", the rest of the
     paragraph follows.
     """
     lines = [line.strip() for line in str(error).splitlines()]

@@ -1,4 +1,4 @@
-"""Short hashes of what a log must tell apart without holding it."""
+"""Short hashes, by which a log tells contents apart without holding them."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def content_hash(*texts: str) -> str:
-    """A short hash of texts in order, for what a log must be able to tell apart but not hold."""
+    """Return a short hash of texts in order."""
     digest = hashlib.sha256()
     for text in texts:
         encoded = text.encode()
@@ -21,6 +21,6 @@ def tokens_hash(sequences: Iterable[list[int]]) -> str:
 
 
 def identity_hash(identity: dict[str, Any]) -> str:
-    """The run id that an identity has."""
+    """Return the run id of an identity."""
     canonical = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Why the hub did not hand over what was asked for, in one line."""
+"""One line for the reason why files of the hub cannot be had."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from files.error_lines import error_line
 
 @dataclass(frozen=True)
 class Wanted:
-    """A repository of this kind that was asked for.
+    """A repository on the hub: a `kind` such as model, tokenizer or data set.
 
-    `name` is said where the flag's value does not say it. `otherwise` says what helps where the hub
-    is out of reach.
+    `name` is set if the flag's value does not name the repository. `otherwise` says what else the
+    user can do if the hub cannot deliver it.
     """
 
     kind: str
@@ -24,9 +24,9 @@ class Wanted:
 
 
 def hub_reason(error: BaseException, wanted: Wanted) -> str | None:
-    """Says what kept the repository's files away; None for an error that the hub has no part in.
+    """Return why the hub did not deliver the repository; None for an error without the hub.
 
-    Its client's errors are looked for among the causes, as other libraries raise theirs from them.
+    Other libraries raise their errors from those of the hub's client, so all causes are searched.
     """
     chain = list(causes(error))
     for kind, reason in _REASONS.items():
@@ -37,14 +37,14 @@ def hub_reason(error: BaseException, wanted: Wanted) -> str | None:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and whatever it was raised from."""
+    """Yield the error and every error that it was raised from."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _is(error: BaseException, kind: type[BaseException]) -> bool:
-    """Whether it is of the kind; an HTTP status, only where the client knows no narrower one."""
+    """Return whether the error is of the kind; a bare HTTP error must match exactly."""
     return type(error) is kind if kind is errors.HfHubHTTPError else isinstance(error, kind)
 
 
@@ -66,8 +66,8 @@ _REFUSED = (401, 403)
 _UNREACHABLE = "the hub cannot be reached, and the local cache lacks it"
 
 
-# In this order: a gated repository is also one that was not found, and an entry that the cache
-# lacks follows the hub's refusal of it.
+# The order counts: a gated repository's error is also a not-found error, and a refusal by the hub
+# causes the error of an entry that the cache lacks.
 _REASONS: dict[type[BaseException], str] = {
     errors.GatedRepoError: "{name}is gated; accept its licence on the hub and set HF_TOKEN",
     errors.RepositoryNotFoundError: "{name}is neither a folder here nor a {kind} on the hub",
@@ -77,7 +77,7 @@ _REASONS: dict[type[BaseException], str] = {
     errors.OfflineModeIsEnabled: "{name}is not in the local cache, and offline mode is on",
     errors.HfHubHTTPError: "the hub answers with HTTP status {status}, and the local cache "
     "lacks it; {advice}",
-    errors.FileMetadataError: "what HF_ENDPOINT names is no hub, and the local cache lacks it",
+    errors.FileMetadataError: "HF_ENDPOINT names no hub, and the local cache lacks it",
     errors.LocalEntryNotFoundError: _UNREACHABLE,
     httpx.ConnectError: _UNREACHABLE,
     httpx.ConnectTimeout: _UNREACHABLE,

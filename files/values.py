@@ -1,6 +1,5 @@
-"""Dataclasses made of what a JSON file holds."""
+"""Dataclasses from the values in a JSON file."""
 
-import dataclasses
 import functools
 import types
 import typing
@@ -8,38 +7,33 @@ from typing import Any
 
 
 def made_of(record: type, values: Any, **others: Any) -> Any:
-    """The record that has these values. Raises ValueError where they are not those of one."""
-    if not isinstance(values, dict):
-        raise ValueError("holds no object")
-    known = {item.name: item for item in dataclasses.fields(record)}
-    for name in values:
-        if name not in known:
-            raise ValueError(f"holds {name}, which no {record.__name__} has")
-    for name, item in known.items():
-        has_none = item.default is item.default_factory is dataclasses.MISSING
-        if has_none and name not in values:
-            raise ValueError(f"lacks {name}, a part of every {record.__name__}")
-    made = record(**values, **others)
+    """Return a `record` with these values. Raise ValueError for missing, unknown or wrong ones."""
+    try:
+        made = record(**values, **others)
+    except TypeError as error:
+        what = str(error).removeprefix(f"{record.__name__}.__init__() ")
+        raise ValueError(f"holds no {record.__name__} ({what})") from error
     check_kinds(made)
     return made
 
 
-def check_kinds(record: Any) -> None:
-    """Raises ValueError for a field of a log that holds another kind of value than it may."""
-    for name, kinds in _kinds(type(record)).items():
+def check_kinds(record: object) -> None:
+    """Raise ValueError for a field whose value is not of the annotated type."""
+    # mypy 1.x takes a class's own __hash__ for that of its instances.
+    for name, kinds in _kinds(type(record)).items():  # type: ignore[arg-type]
         if not isinstance(getattr(record, name), kinds):
             raise ValueError(f"has {kind_of(getattr(record, name))} for {name}")
 
 
 def kind_of(value: Any) -> str:
-    """What JSON calls a value's kind."""
+    """Return JSON's word for the value's type, or the value itself if it is short."""
     names = {list: "a list", dict: "an object", str: "a text", type(None): "null"}
     return names.get(type(value), repr(value))
 
 
 @functools.cache
 def _kinds(record: type) -> dict[str, tuple[type, ...]]:
-    """What a JSON file may hold in each field of a dataclass, in Python's types."""
+    """Return the Python types that JSON may hold for each field of a dataclass."""
     found = {}
     for name, hint in typing.get_type_hints(record).items():
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

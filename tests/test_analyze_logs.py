@@ -263,7 +263,7 @@ def test_a_folder_that_cannot_be_written_is_refused(logs, tmp_path, analyze, mon
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "replace", full)
     code, _, err = analyze()
     assert code == 2
     assert "out: cannot be written (No space left on device)" in err

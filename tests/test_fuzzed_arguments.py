@@ -1,4 +1,4 @@
-"""Whatever stands on a command line: it is parsed, or refused by one `UsageError`."""
+"""Any command line is parsed, or refused by one `UsageError`."""
 
 import dataclasses
 import typing
@@ -29,7 +29,7 @@ def _groups(arguments: type) -> tuple[type, ...]:
     return tuple(typing.get_type_hints(arguments).values())
 
 
-# Each script's flags, and what it makes of them before it reads a file.
+# The flags of each script, and how it parses them before it reads a file.
 SCRIPTS = {
     "benchmark": (RUN_GROUPS, lambda argv: RunArguments(*parse(argv, "", *RUN_GROUPS))),
     "sweep": (_groups(SweepArguments), lambda argv: list(sweep.parse_sweep(argv).baselines())),
@@ -46,14 +46,14 @@ ODD = [
     *("self_speculative", "angular", "random", "base", "custom_jsonl", "human_eval", "bpe", "cpu"),
     *("a,b", "dtype=float32", "dtype=,=", "synthetic:llama2-7b", "/dev/null", "/proc/self/mem"),
 ]
-# -h prints the help and leaves.
+# -h prints the help and exits.
 WORDS = st.one_of(st.sampled_from(ODD), st.text(max_size=8), st.integers().map(str)).filter(
     lambda word: not word.startswith(("-h", "--help"))
 )
 
 
 def _lines(groups: tuple[type, ...]) -> st.SearchStrategy[list[str]]:
-    """Flags with values after them, and what else somebody may type."""
+    """Flags with values, and stray words."""
     names = [f"--{item.name}" for group in groups for item in dataclasses.fields(group)]
     flag = st.sampled_from(names or ["--output_dir", "--format", "--no_plots", "--quality"])
     choices = [

@@ -18,7 +18,7 @@ from files.error_lines import error_line
 from files.hashes import content_hash
 from files.hub_reasons import Wanted, hub_reason
 from files.reading import read_settings
-from files.writing import written_whole
+from files.writing import whole_folder
 from models.checkpoint import Checkpoint, find_checkpoint
 from models.configurations import unread_setting
 from models.loading import plan_beside, read_model
@@ -64,8 +64,7 @@ class Learner:
         merged = merged.to(dtype)
         merged.config._attn_implementation = None
         _declare_end(merged.generation_config, self.tokenizer.eos_token_id)
-        partial = folder.with_name(f"{folder.name}.partial")
-        with written_whole(folder, partial):
+        with whole_folder(folder, folder.with_name(f"{folder.name}.partial")) as partial:
             write_checkpoint(merged, self.tokenizer, partial, files)
 
 

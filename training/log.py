@@ -12,6 +12,7 @@ from analysis.figures import save_figure
 from command_line.errors import reject
 from command_line.messages import warn
 from files.reading import TooLargeError, bounded_lines, opened
+from files.writing import replace_text
 
 LOG_NAME = "training.jsonl"
 PLOT_NAME = "training"
@@ -55,19 +56,15 @@ class TrainingLog:
 
     def _write(self, line: dict[str, Any] | None = None) -> None:
         """Appends a line; where an earlier one could not be written, all of them anew."""
-        partial = self._path.with_suffix(".jsonl.partial")
         try:
             if self._whole:
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(_dump(line))
                 return
-            partial.write_text("".join(map(_dump, self.lines)), encoding="utf-8")
-            partial.replace(self._path)
+            replace_text(self._path, "".join(map(_dump, self.lines)))
             self._whole = True
         except OSError as error:
             self._whole = False
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
             warn(f"--output_dir {self._path.parent}: the log lacks a line ({error.strerror})")
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from command_line.errors import UsageError
 from files.reading import read_settings
 from files.values import check_kinds
-from files.writing import written_whole
+from files.writing import whole_folder
 from training.optimizers import learning
 
 _WEIGHTS = "weights.safetensors"
@@ -60,9 +60,8 @@ class TrainingState:
         target = self._folder / _NAME.format(progress.step)
         if target.exists():
             return
-        partial = self._folder / "state.partial"
         try:
-            with written_whole(target, partial):
+            with whole_folder(target, self._folder / "state.partial") as partial:
                 partial.mkdir()
                 save_file(_learned(self._model), partial / _WEIGHTS)
                 for number, optimizer in enumerate(self._optimizers):

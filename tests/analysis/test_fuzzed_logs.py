@@ -1,4 +1,4 @@
-"""Whatever a log holds: it is read, or named as what cannot be; whole lines are never lost."""
+"""Any log is read, or named as one that cannot be read; whole lines are never lost."""
 
 import json
 import operator
@@ -23,14 +23,14 @@ EXAMPLES = 4
 
 @pytest.fixture
 def made(tmp_path):
-    """A run's file; its samples lie beside it."""
+    """A run's file, beside its samples."""
     return MadeUpRun(
         plan=angular_plan(2), examples=EXAMPLES, tokens=8, exit_layer=8, num_speculations=3
     ).write(tmp_path)
 
 
 def places(values) -> list[tuple]:
-    """The paths to all that some JSON holds."""
+    """Return the paths to all values in some JSON."""
     found = [()]
     if isinstance(values, dict | list):
         pairs = values.items() if isinstance(values, dict) else enumerate(values)
@@ -40,7 +40,7 @@ def places(values) -> list[tuple]:
 
 @st.composite
 def changed(draw, text: str):
-    """Some JSON in which a few values became others, or went."""
+    """JSON with one or two values changed or removed."""
     values = json.loads(text)
     for _ in range(draw(st.integers(1, 2))):
         place = draw(st.sampled_from(places(values)))
@@ -55,7 +55,7 @@ def changed(draw, text: str):
 
 
 def damaged(text: bytes):
-    """A text of which bytes were lost, doubled or replaced; or something else altogether."""
+    """A text with bytes lost, doubled or replaced; or any other text."""
 
     def spliced(cut: tuple[int, int, bytes]) -> bytes:
         start, end = sorted(place % (len(text) + 1) for place in cut[:2])
@@ -68,7 +68,7 @@ def damaged(text: bytes):
 
 
 def reads(path) -> None:
-    """Reads a run's files in every way there is, as far as they can be read."""
+    """Read a run's files with every reader; errors are one line."""
     for reader in (read_record, read_samples):
         try:
             reader(path)
@@ -115,7 +115,7 @@ def test_whole_lines_before_a_torn_one_survive(made):
     def check(length):
         path.write_bytes(text[:length])
         kept, whole = whole_samples(samples_path(made))
-        # A line that lacks its end alone is whole.
+        # A line that lacks only its line end is whole.
         count = text[:length].count(b"\n") + (text[length : length + 1] == b"\n")
         assert kept == samples[:count]
         assert whole == len(b"".join(text.splitlines(keepends=True)[:count])[:length])

@@ -91,7 +91,7 @@ def test_a_copied_file_counts_once(tmp_path):
             json.dumps({"predicted_text": {}}),
             "is no log of this project nor of the known older format",
         ),
-        (json.dumps({"schema_version": 1}), "lacks identity, a part of every RunRecord"),
+        (json.dumps({"schema_version": 1}), "holds no RunRecord (missing 7 required"),
         ("[]", "is no log of this project nor of the known older format"),
         ("", "neither one object nor the four of an older log"),
         ("\udcff", "is not UTF-8 text (byte 0)"),

@@ -1,26 +1,19 @@
 """A run that is killed at any moment goes on, and ends as if it had never been."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 import benchmark
 import pruned_model
-from command_line.errors import EXIT_BUSY, EXIT_INTERRUPTED
+from command_line.errors import EXIT_BUSY
 from command_line.script import run_script
 from runs import experiment, writer
 from runs.reader import find_runs, read_record, read_samples
 from runs.record import samples_path
 from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, timeless
 
-ROOT = Path(__file__).parents[2]
 SPOKEN = [*GREEDY, *ANGULAR, *SPECULATIVE, "--exit_layer", "5"]
 
 
@@ -106,17 +99,6 @@ def test_a_complete_run_still_saves_its_model(start, tmp_path, checkpoint):
     assert log(tmp_path / "logs") == log(tmp_path / "unbroken")
 
 
-def test_an_interrupted_run_goes_on(start, stop_at, tmp_path):
-    undo = stop_at(1, KeyboardInterrupt)
-    assert start() == EXIT_INTERRUPTED
-    (path,) = find_runs(tmp_path / "logs")
-    assert read_record(path).status == "interrupted"
-    undo()
-    assert start() == 0
-    assert start(folder="unbroken") == 0
-    assert log(tmp_path / "logs") == log(tmp_path / "unbroken")
-
-
 @pytest.mark.parametrize("torn", ['{"index": 3, "example_id": "li', "\0\0\0", '{"index": 3}'])
 def test_a_damaged_last_line_is_dropped_with_a_warning(start, killed_twice, tmp_path, capsys, torn):
     with samples_path(killed_twice).open("a") as file:
@@ -188,27 +170,6 @@ def test_another_release_goes_on_with_a_warning(start, killed_twice, monkeypatch
 def test_a_run_that_cannot_begin_leaves_no_folder(start, tmp_path):
     assert start("--prune_n", "5") == 2
     assert not (tmp_path / "logs").exists()
-
-
-def test_sigkill_costs_the_example_in_progress(start, checkpoint, rows, tmp_path):
-    command = [sys.executable, "benchmark.py", "--model", checkpoint, "--dtype", "float64"]
-    command += ["--dataset", "custom_jsonl", "--data_path", rows, "--num_samples", "5", *SPOKEN]
-    command += ["--max_steps", "200", "--output_dir", tmp_path / "logs"]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("logs/*.samples.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert start("--max_steps", "200") == 0
-    assert start("--max_steps", "200", folder="unbroken") == 0
-    assert log(tmp_path / "logs") == log(tmp_path / "unbroken")
 
 
 def test_a_complete_run_does_not_pass_for_another_models_saved_one(start, tmp_path, checkpoint):
