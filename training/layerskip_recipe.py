@@ -1,14 +1,14 @@
-"""The LayerSkip recipe as numbers: which layer is dropped how often, which exit weighs how much.
+"""The LayerSkip recipe as numbers: dropout rates of layers and weights of exits.
 
 Elhoushi et al. 2024 (arXiv 2404.16710), section 4.1. Layers l are 0-based, L of them; exit layer
-l + 1 reads what layer l puts out. `progress` is t / (T - 1) at step t of T: 0 first, 1 at the last.
+l + 1 reads the output of layer l. `progress` is t / (T - 1) at step t of T: from 0 to 1.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# S(t): how much of the dropout's final rate holds.
+# S(t): the share of the dropout's final rate.
 DROPOUT_CURRICULA: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "exponential": lambda progress: math.exp(progress * math.log(2)) - 1,
@@ -16,14 +16,14 @@ DROPOUT_CURRICULA: dict[str, Callable[[float], float]] = {
 
 
 def paper_weight(layer: int, layers: int, scale: float) -> float:
-    """e(l): the sum 0 + 1 + ... + l, scaled; the last layer's, unscaled, stays above all."""
+    """Return e(l): 0 + 1 + ... + l, scaled; the last layer's weight, unscaled, stays above all."""
     if layer < layers - 1:
         return scale * layer * (layer + 1) / 2
     return layers - 1 + scale * (layers - 2) * (layers - 1) / 2
 
 
 def uniform_weight(layer: int, layers: int, scale: float) -> float:
-    """The same for every early exit, 1 for the last layer."""
+    """Return the same for every early exit, 1 for the last layer."""
     return scale if layer < layers - 1 else 1.0
 
 
@@ -35,7 +35,7 @@ EARLY_EXIT_WEIGHTS: dict[str, Callable[[int, int, float], float]] = {
 
 @dataclass(frozen=True)
 class Moment:
-    """A step of training, counted from 0, of how many."""
+    """A step of training, counted from 0."""
 
     step: int
     total_steps: int
@@ -46,17 +46,17 @@ class Moment:
 
 
 def all_exits(layers: int, moment: Moment, interval: int) -> list[int]:
-    """Every layer, at every step."""
+    """Return every layer, at every step."""
     return list(range(layers))
 
 
 def rotational(layers: int, moment: Moment, interval: int) -> list[int]:
-    """C_rot: every `interval`-th layer, moving on by one with every step."""
+    """Return C_rot: every `interval`-th layer, moving on by one with every step."""
     return [layer for layer in range(layers) if (layer - moment.step) % interval == 0]
 
 
 def gradual(layers: int, moment: Moment, interval: int) -> list[int]:
-    """C_grad: from the last layer down, one more with every T / 2L steps."""
+    """Return C_grad: layers from the last down, one more with every T / 2L steps."""
     joined = moment.step * 2 * layers // moment.total_steps
     return list(range(max(layers - 1 - joined, 0), layers))
 
@@ -70,7 +70,7 @@ EARLY_EXIT_CURRICULA: dict[str, Callable[[int, Moment, int], list[int]]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """The recipe's settings; `--help` of train.py tells what each does."""
+    """The recipe's settings; `--help` of train.py explains them."""
 
     max_layer_dropout: float = 0.1
     layer_dropout_curriculum: str = "constant"
@@ -80,20 +80,20 @@ class Recipe:
     rotation_interval: int = 8
 
     def dropout_rates(self, layers: int, progress: float) -> list[float]:
-        """p(l, t) = S(t) D(l) p_max with D(l) = exp(l ln 2 / (L - 1)) - 1, one for every layer."""
+        """Return p(l, t) = S(t) D(l) p_max for every layer; D(l) = exp(l ln 2 / (L - 1)) - 1."""
         now = DROPOUT_CURRICULA[self.layer_dropout_curriculum](progress) * self.max_layer_dropout
         step = math.log(2) / max(layers - 1, 1)
         return [now * (math.exp(layer * step) - 1) for layer in range(layers)]
 
     def exit_weights(self, layers: int, moment: Moment) -> dict[int, float]:
-        """Each exit layer that learns at this step, 1 to L, with its share of the loss.
+        """Return the exit layers that learn at this step, 1 to L, with their shares of the loss.
 
         Shares are above 0 and sum to 1. The last layer always learns.
         """
         enabled = EARLY_EXIT_CURRICULA[self.early_exit_curriculum]
         weight = EARLY_EXIT_WEIGHTS[self.early_exit_weights]
         if layers == 1:
-            return {1: 1.0}  # the paper's weight of an only layer would be 0
+            return {1: 1.0}  # the paper's weight of a single layer would be 0
         learning = {*enabled(layers, moment, self.rotation_interval), layers - 1}
         weights = {
             layer + 1: weight(layer, layers, self.early_exit_scale) for layer in sorted(learning)
