@@ -4,8 +4,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -17,7 +15,6 @@ import train
 from command_line.script import run_script
 from tests import trainings
 from tests.conftest import SPECULATIVE, write
-from tests.test_layout import ROOT
 from tests.trainings import (
     after_step,
     assert_alike,
@@ -25,7 +22,6 @@ from tests.trainings import (
     equal,
     kill,
     lines,
-    scratch_flags,
     starts,
     weights,
 )
@@ -66,7 +62,8 @@ def test_a_training_from_scratch_learns_and_leaves_a_checkpoint(train_anew):
     flags = ["--max_steps", "60", "--early_exit_weights", "uniform", "--max_layer_dropout", "0.1"]
     code, out = train_anew(*flags)
     assert code == 0
-    assert sorted(path.name for path in out.iterdir()) == ["checkpoint", "training.jsonl"]
+    left = ["checkpoint", "training.jsonl", "training.png"]
+    assert sorted(path.name for path in out.iterdir()) == left
     steps, evaluations = lines(out, "step"), lines(out, "eval")
     assert [line["step"] for line in steps] == list(range(1, 61))
     assert steps[-1]["loss"]["4"] < 0.7 * steps[0]["loss"]["4"]
@@ -116,21 +113,12 @@ def test_parts_of_a_batch_add_up(train_anew, whole):
 
 
 def test_two_processes_learn_what_one_does(place, whole):
-    flags = scratch_flags(place, "--gradient_accumulation", "3", folder="two")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--no-python"]
-        + ["--standalone", sys.executable, ROOT / "train.py", *flags],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    two = place / "two"
+    parts = ["--gradient_accumulation", "3"]
+    codes, two = trainings.train_in_processes(2, place, *parts, folder="two")
+    assert codes == [0, 0]
     assert_alike(whole, two)
     ends = [lines(folder, "eval")[-1]["loss"] for folder in (whole, two)]
     assert ends[0] == pytest.approx(ends[1], abs=1e-3)
-    assert (two / "training.png").stat().st_size and (two / "training.pdf").stat().st_size
 
 
 def test_ctrl_c_keeps_the_step_that_was_reached(train_anew, whole, monkeypatch, capsys):

@@ -1,6 +1,10 @@
 """What tests of train.py share: short trainings, and what they left."""
 
 import json
+import multiprocessing
+import os
+import socket
+import sys
 
 import pytest
 import torch
@@ -40,17 +44,6 @@ def write_config(place, **changes):
     return path
 
 
-def scratch_flags(place, *flags, folder="out"):
-    """Return the flags of a training from scratch on the rows of a folder."""
-    model = ["--config", str(place / "config.json"), "--tokenizer", "bpe"]
-    return [
-        *model,
-        *["--template", r"{message}:\n", "--learning_rate", "0.01", "--max_layer_dropout", "0.5"],
-        *_short(place, folder),
-        *flags,
-    ]
-
-
 def _short(place, folder):
     data = ["--dataset", "custom_jsonl", "--data_path", str(place / "rows.jsonl")]
     size = ["--max_length", "32", "--batch_tokens", "128", "--eval_samples", "10"]
@@ -61,7 +54,10 @@ def _short(place, folder):
 
 def train_anew(place, *flags, folder="out"):
     """Run train.py from scratch; return the exit code and the folder."""
-    return _run(scratch_flags(place, *flags, folder=folder)), place / folder
+    model = ["--config", str(place / "config.json"), "--tokenizer", "bpe"]
+    recipe = ["--template", r"{message}:\n", "--learning_rate", "0.01"]
+    dropout = ["--max_layer_dropout", "0.5"]
+    return _run([*model, *recipe, *dropout, *_short(place, folder), *flags]), place / folder
 
 
 def train_further(place, model, *flags, folder="out"):
@@ -70,11 +66,44 @@ def train_further(place, model, *flags, folder="out"):
 
 
 def _run(words):
-    """Run train.py without plots, which take most of the time of a short training."""
+    """Run train.py with empty plots, which would take most of the time of a short training."""
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.log.save_figure", lambda *_: None)
+        patch.setattr("training.log.save_figure", lambda _, path: path.with_suffix(".png").touch())
         return run_script(train.main, words)
+
+
+def train_in_processes(count, place, *flags, folder="out"):
+    """Run train.py from scratch in processes, as torchrun does; return exit codes and folder."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        launched = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
+        launched["MASTER_PORT"] = free.getsockname()[1]
+    # A server imports the slow modules once, and forks each process.
+    context = multiprocessing.get_context("forkserver")
+    slow = ["training.run", "transformers.models.llama.modeling_llama", "tests.trainings"]
+    context.set_forkserver_preload(slow)
+    processes = [
+        context.Process(
+            target=_train_as,
+            args=(launched | {"RANK": rank, "LOCAL_RANK": rank}, place, flags, folder),
+        )
+        for rank in range(count)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout=120)
+        return [process.exitcode for process in processes], place / folder
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def _train_as(launched, place, flags, folder):
+    os.environ |= {name: str(value) for name, value in launched.items()}
+    torch.set_num_threads(1)
+    sys.exit(train_anew(place, *flags, folder=folder)[0])
 
 
 def after_step(monkeypatch, number, act):

@@ -96,8 +96,8 @@ def _chat(chat: Chat, tokenizer: Any) -> Document:
         answered = _templated(chat.place, turns[:count], tokenizer, False)
         if ids[: len(answered)] != answered or answered[: len(asked)] != asked:
             raise UsageError(
-                f"{chat.place}: with the tokenizer's template, the tokens of a chat's first turns "
-                "are no beginning of those of all turns"
+                f"{chat.place}: in the tokenizer's template, later turns change the tokens of "
+                "earlier turns"
             )
         learned += [False] * (len(asked) - len(learned))
         learned += [True] * (len(answered) - len(learned))

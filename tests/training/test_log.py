@@ -1,4 +1,4 @@
-"""A training's log has all its lines in the end, and makes a plot."""
+"""A training's log has all its lines in the end, and draws a plot."""
 
 import pytest
 
@@ -40,6 +40,16 @@ def test_a_removed_log_comes_back_with_all_its_lines(log, tmp_path, capsys):
     assert "the log lacks a line (was removed during the run)" in capsys.readouterr().err
     log.add("step", step=3)
     assert steps(tmp_path) == [1, 2, 3]
+
+
+def test_the_plot_is_written_as_png_and_pdf(log, tmp_path):
+    log.plot()
+    assert [path.name for path in tmp_path.iterdir()] == [LOG_NAME]
+    for step in (1, 2):
+        log.add("step", step=step, tokens=9 * step, loss={"1": 2.5, "2": 2.0})
+    log.add("eval", step=2, tokens=18, acceptance=[0.5, 1.0])
+    log.plot()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl", ".pdf", ".png"}
 
 
 def test_a_log_goes_on_after_an_incomplete_line_and_without_later_steps(tmp_path):
