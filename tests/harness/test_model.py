@@ -150,7 +150,7 @@ def test_what_texts_took_is_summed_up(make):
 
 
 def test_a_task_that_leaves_no_room_for_prompts_is_refused(make):
-    with pytest.raises(UsageError, match="--tasks long: asks for 256 tokens, which leaves nothing"):
+    with pytest.raises(UsageError, match="--tasks long: asks for 256 tokens, which leaves none"):
         make().generate_until(texts(task="long", until=[], max_gen_toks=256), True)
 
 
@@ -178,7 +178,7 @@ def test_arguments_of_a_task_replace_the_flags(asked, changes):
     [
         ({"num_beams": 4}, "num_beams 4: only 1 is supported"),
         ({"repetition_penalty": 1.2}, "repetition_penalty 1.2: only 1 is supported"),
-        ({"penalty_alpha": 0.6}, "penalty_alpha 0.6: no such one"),
+        ({"penalty_alpha": 0.6}, "penalty_alpha 0.6: unknown"),
         ({"do_sample": True, "top_p": 1.5}, "--top_p 1.5: must be in"),
         ({"max_gen_toks": "many"}, "invalid literal for int"),
         ({"max_gen_toks": 0}, "--max_steps 0: must be at least 1"),
