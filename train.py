@@ -9,16 +9,16 @@ from command_line.script import command_text, run_script
 from training.arguments import (
     LearnerArguments,
     OptimizationArguments,
-    RecipeArguments,
     TrainingArguments,
     TrainingDataArguments,
     TrainingLogArguments,
 )
+from training.layerskip_recipe import Recipe
 
 GROUPS = (
     LearnerArguments,
     TrainingDataArguments,
-    RecipeArguments,
+    Recipe,
     OptimizationArguments,
     TrainingLogArguments,
 )

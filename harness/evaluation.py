@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import math
 import traceback
 from pathlib import Path
 from typing import Any
@@ -203,12 +202,5 @@ def tables(record: RunRecord) -> str:
 
 def plain(values: Any) -> Any:
     """Return the values as JSON holds them; numbers that are not finite become None."""
-    return _finite(json.loads(json.dumps(values, default=handle_non_serializable)))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    text = json.dumps(values, default=handle_non_serializable)
+    return json.loads(text, parse_constant=lambda _: None)

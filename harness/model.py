@@ -3,7 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from typing import Any
 
@@ -178,21 +178,20 @@ def summarize_requests(requests: list[GeneratedRequest]) -> dict[str, Any]:
 
     `tokens_per_second` covers decoding alone: the first token of a text belongs to its prefill.
     """
-    decoded = sum(request.generated_tokens - 1 for request in requests)
-    seconds = sum(request.decode_seconds for request in requests)
-    drafted = sum(request.drafted_tokens for request in requests)
-    accepted = sum(request.accepted_tokens for request in requests)
+    names = [item.name for item in fields(GeneratedRequest) if item.name != "name"]
+    total = {name: sum(getattr(request, name) for request in requests) for name in names}
+    drafted, decoded = total["drafted_tokens"], total["generated_tokens"] - len(requests)
     return {
         "requests": len(requests),
-        "prompt_tokens": sum(request.prompt_tokens for request in requests),
+        "prompt_tokens": total["prompt_tokens"],
         "cut_prompts": sum(request.cut_tokens > 0 for request in requests),
-        "generated_tokens": sum(request.generated_tokens for request in requests),
+        "generated_tokens": total["generated_tokens"],
         "drafted_tokens": drafted,
-        "accepted_tokens": accepted,
-        "acceptance_rate": accepted / drafted if drafted else None,
-        "tokens_per_second": decoded / seconds if decoded else None,
-        "prefill_seconds": sum(request.prefill_seconds for request in requests) or None,
-        "decode_seconds": seconds or None,
+        "accepted_tokens": total["accepted_tokens"],
+        "acceptance_rate": total["accepted_tokens"] / drafted if drafted else None,
+        "tokens_per_second": decoded / total["decode_seconds"] if decoded else None,
+        "prefill_seconds": total["prefill_seconds"] or None,
+        "decode_seconds": total["decode_seconds"] or None,
         "threads": torch.get_num_threads(),
     }
 

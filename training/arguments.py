@@ -13,12 +13,7 @@ from command_line.errors import reject
 from command_line.flags import check_new_folder, flag
 from data import check_renamed
 from prompts.dataset_table import DATASETS
-from training.layerskip_recipe import (
-    DROPOUT_CURRICULA,
-    EARLY_EXIT_CURRICULA,
-    EARLY_EXIT_WEIGHTS,
-    Recipe,
-)
+from training.layerskip_recipe import Recipe
 
 # The tables of these choices are in modules that import torch; a test compares their keys.
 OPTIMIZERS = ("adamw", "muon")
@@ -58,14 +53,10 @@ class Scratch:
 
 @dataclass(frozen=True)
 class LearnerArguments:
-    """What is trained."""
+    """The model."""
 
-    model: str | None = flag(
-        None, "continual training: the model to go on with, named as in benchmark.py"
-    )
-    config: str | None = flag(
-        None, "training from scratch: a config.json of a Llama, or a folder that holds one"
-    )
+    model: str | None = flag(None, "the model to go on with, named as in benchmark.py")
+    config: str | None = flag(None, "from scratch: a Llama's config.json, or its folder")
     tokenizer: str | None = flag(
         None,
         "with --config: a checkpoint folder or hub name, or bpe: trained on the training texts, "
@@ -78,14 +69,9 @@ class LearnerArguments:
     )
     lora_rank: int = flag(0, "rank of LoRA adapters on all linear layers; 0: full training")
     lora_alpha: float = flag(16.0, "LoRA: adapters are scaled by this, divided by their rank")
-    distill: bool = flag(
-        False,
-        "learn the distribution of the teacher's last layer (KL) instead of the data's tokens",
-    )
+    distill: bool = flag(False, "learn a teacher's distribution (KL), not the data's tokens")
     teacher: str | None = flag(None, "with --distill: the teacher (default: --model, unchanged)")
-    device: str | None = flag(
-        None, "cuda or cpu (default: cuda if there is a device)", ("cuda", "cpu")
-    )
+    device: str | None = flag(None, "cuda or cpu (default: cuda, if any)", ("cuda", "cpu"))
     mixed_precision: str = flag("bf16", "bf16: autocast to bfloat16; no: float32", ("bf16", "no"))
     attention: str = flag(
         "sdpa", "attention kernel; eager is faster for short sequences on a CPU", ("sdpa", "eager")
@@ -127,7 +113,7 @@ class LearnerArguments:
 
 @dataclass(frozen=True)
 class TrainingDataArguments(PromptArguments):
-    """What it is trained on."""
+    """The data."""
 
     dataset: str | None = flag(
         None,
@@ -139,9 +125,7 @@ class TrainingDataArguments(PromptArguments):
         None, "file of rows, or folder with a train file, as in benchmark.py (default: the hub)"
     )
     num_samples: int | None = flag(None, "rows to train on, from the first (default: all)")
-    eval_path: str | None = flag(
-        None, "file of held-out rows (default: --eval_samples of the training rows, held out)"
-    )
+    eval_path: str | None = flag(None, "file of held-out rows (default: some of --data_path)")
     eval_samples: int = flag(200, "held-out rows; 0: nothing is measured")
     max_length: int = flag(512, "tokens of the longest document; longer texts are split")
 
@@ -164,53 +148,10 @@ class TrainingDataArguments(PromptArguments):
 
 
 @dataclass(frozen=True)
-class RecipeArguments:
-    """The LayerSkip recipe."""
-
-    max_layer_dropout: float = flag(
-        0.1,
-        "share of sequences that skip the last layer; exponentially fewer skip earlier layers",
-    )
-    layer_dropout_curriculum: str = flag(
-        "constant",
-        "constant: for continual training; exponential: the rate grows from 0 as training goes, "
-        "for training from scratch",
-        tuple(DROPOUT_CURRICULA),
-    )
-    early_exit_scale: float = flag(0.2, "weight of the early exits' losses beside the last layer's")
-    early_exit_weights: str = flag(
-        "paper",
-        "paper: later exits weigh more, by the square of their depth; uniform: equal weights",
-        tuple(EARLY_EXIT_WEIGHTS),
-    )
-    early_exit_curriculum: str = flag(
-        "rotational",
-        "exits that learn at a step: rotational: every --rotation_interval-th, in turn; gradual: "
-        "from the last down, all after half of the training; none: all",
-        tuple(EARLY_EXIT_CURRICULA),
-    )
-    rotation_interval: int = flag(8, "rotational: layers between two exits that learn")
-
-    def check(self) -> None:
-        if not 0 <= self.max_layer_dropout < 1:
-            reject("max_layer_dropout", self.max_layer_dropout, "must be in [0, 1)")
-        _require_least(self, 0, "early_exit_scale")
-        _require_least(self, 1, "rotation_interval")
-
-    @property
-    def recipe(self) -> Recipe:
-        return Recipe(**vars(self))
-
-
-@dataclass(frozen=True)
 class OptimizationArguments:
-    """How it is trained."""
+    """The optimization."""
 
-    optimizer: str = flag(
-        "adamw",
-        "adamw; muon: Muon for the layers' matrices, AdamW for all other weights",
-        OPTIMIZERS,
-    )
+    optimizer: str = flag("adamw", "muon: AdamW for all but the layers' matrices", OPTIMIZERS)
     learning_rate: float = flag(2e-4, "AdamW's peak learning rate")
     muon_learning_rate: float = flag(0.02, "Muon's peak learning rate")
     weight_decay: float = flag(0.1, "weight decay of matrices; vectors have none")
@@ -242,12 +183,10 @@ class OptimizationArguments:
 
 @dataclass(frozen=True)
 class TrainingLogArguments:
-    """Where its files are written."""
+    """The output."""
 
     output_dir: str = flag(
-        "./training",
-        "folder of the log, the plot, the training states and the checkpoint; an interrupted "
-        "training in it goes on",
+        "./training", "folder of log, plot, states and checkpoint; a training in it goes on"
     )
     save_dtype: str = flag("float32", "dtype of the final checkpoint's weights", DTYPES)
     log_steps: int = flag(10, "steps per line of the log")
@@ -268,7 +207,7 @@ class TrainingArguments:
 
     learner: LearnerArguments
     data: TrainingDataArguments
-    recipe: RecipeArguments
+    recipe: Recipe
     optimization: OptimizationArguments
     log: TrainingLogArguments
 

@@ -59,12 +59,8 @@ def _encode(texts: Sequence[TrainingText], tokenizer: Any, chat: bool) -> list[D
     plain = [text.text for text in texts if isinstance(text, Plain)]  # all texts, or none
     encoded = tokenizer(plain)["input_ids"] if plain else []
     others = [_answered(text, tokenizer, chat) for text in texts if not isinstance(text, Plain)]
-    return [_plain(ids, tokenizer) for ids in encoded] + others
-
-
-def _plain(ids: list[int], tokenizer: Any) -> Document:
-    ids = _ended(ids, tokenizer)
-    return Document(ids, [True] * len(ids))
+    ended = [_ended(ids, tokenizer) for ids in encoded]
+    return [Document(ids, [True] * len(ids)) for ids in ended] + others
 
 
 def _answered(text: Answer | Chat, tokenizer: Any, chat: bool) -> Document:

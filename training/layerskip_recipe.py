@@ -8,6 +8,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from command_line.errors import reject
+from command_line.flags import flag
+
 # S(t): the share of the dropout's final rate.
 DROPOUT_CURRICULA: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
@@ -70,14 +73,38 @@ EARLY_EXIT_CURRICULA: dict[str, Callable[[int, Moment, int], list[int]]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """The recipe's settings; `--help` of train.py explains them."""
+    """The LayerSkip recipe."""
 
-    max_layer_dropout: float = 0.1
-    layer_dropout_curriculum: str = "constant"
-    early_exit_scale: float = 0.2
-    early_exit_weights: str = "paper"
-    early_exit_curriculum: str = "rotational"
-    rotation_interval: int = 8
+    max_layer_dropout: float = flag(
+        0.1, "share of sequences that skip the last layer; exponentially fewer skip earlier ones"
+    )
+    layer_dropout_curriculum: str = flag(
+        "constant",
+        "constant: for continual training; exponential: the rate grows from 0 as training goes, "
+        "for training from scratch",
+        tuple(DROPOUT_CURRICULA),
+    )
+    early_exit_scale: float = flag(0.2, "weight of the early exits' losses beside the last layer's")
+    early_exit_weights: str = flag(
+        "paper",
+        "paper: later exits weigh more, by the square of their depth; uniform: equal weights",
+        tuple(EARLY_EXIT_WEIGHTS),
+    )
+    early_exit_curriculum: str = flag(
+        "rotational",
+        "exits that learn at a step: rotational: every --rotation_interval-th, in turn; gradual: "
+        "from the last down, all after half of the training; none: all",
+        tuple(EARLY_EXIT_CURRICULA),
+    )
+    rotation_interval: int = flag(8, "rotational: layers from one learning exit to the next")
+
+    def check(self) -> None:
+        if not 0 <= self.max_layer_dropout < 1:
+            reject("max_layer_dropout", self.max_layer_dropout, "must be in [0, 1)")
+        if not 0 <= self.early_exit_scale < math.inf:
+            reject("early_exit_scale", self.early_exit_scale, "must be at least 0")
+        if self.rotation_interval < 1:
+            reject("rotation_interval", self.rotation_interval, "must be at least 1")
 
     def dropout_rates(self, layers: int, progress: float) -> list[float]:
         """Return p(l, t) = S(t) D(l) p_max for every layer; D(l) = exp(l ln 2 / (L - 1)) - 1."""

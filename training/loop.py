@@ -29,11 +29,6 @@ from training.optimizers import OPTIMIZERS, learning, set_learning_rates, warm_u
 from training.state import Progress, TrainingState
 
 
-def start_accelerator(device: str, mixed_precision: str) -> Accelerator:
-    """Join the processes of torchrun, each on a device of its own."""
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
-
-
 class Update(NamedTuple):
     """One step: loss sums by exit layer in this process, learned tokens in all, gradient norm."""
 
@@ -126,7 +121,7 @@ class Training:
         started = time.perf_counter()
         flags, number = self.arguments.optimization, self.progress.step
         moment = Moment(number, self.total_steps)
-        recipe, layers = self.arguments.recipe.recipe, self.learner.exits.num_layers
+        recipe, layers = self.arguments.recipe, self.learner.exits.num_layers
         weights = recipe.exit_weights(layers, moment)
         rates = recipe.dropout_rates(layers, moment.progress)
         kept_LB = draw_kept(rates, len(sequences), flags.seed, number)

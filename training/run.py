@@ -20,7 +20,7 @@ from training.configuration import check_configuration
 from training.documents import Document, encode_texts
 from training.learner import Learner, make_learner
 from training.log import TrainingLog, check_log
-from training.loop import Training, start_accelerator
+from training.loop import Training
 from training.optimizers import learning
 from training.texts import TrainingText, spoken
 
@@ -40,7 +40,8 @@ def run_training(
     """
     quieten_libraries()
     flags = arguments.learner
-    accelerator = start_accelerator(device_type(flags.device), flags.mixed_precision)
+    on_cpu = device_type(flags.device) == "cpu"
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=flags.mixed_precision)
     code = _train(arguments, texts, command, accelerator)
     # The reducer of gradients holds the process group, and goes first: torch 2.13 would otherwise
     # destroy the group with Python's lock held, and wait for a thread that waits for the lock.
