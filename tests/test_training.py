@@ -113,8 +113,7 @@ def test_parts_of_a_batch_add_up(train_anew, whole):
 
 def test_two_processes_learn_what_one_does(place, whole):
     parts = ["--gradient_accumulation", "3"]
-    codes, two = trainings.train_in_processes(2, place, *parts, folder="two")
-    assert codes == [0, 0]
+    two = trainings.train_in_processes(2, place, *parts, folder="two")
     assert_alike(whole, two)
     ends = [lines(folder, "eval")[-1]["loss"] for folder in (whole, two)]
     assert ends[0] == pytest.approx(ends[1], abs=1e-3)

@@ -4,12 +4,12 @@ import json
 import multiprocessing
 import os
 import socket
-import sys
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from torch.multiprocessing import start_processes
 
 import train
 from command_line.script import run_script
@@ -74,36 +74,24 @@ def _run(words):
 
 
 def train_in_processes(count, place, *flags, folder="out"):
-    """Run train.py from scratch in processes, as torchrun does; return exit codes and folder."""
+    """Run train.py from scratch in processes, as torchrun does; return the folder."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        launched = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
-        launched["MASTER_PORT"] = free.getsockname()[1]
+        port = free.getsockname()[1]
+    sizes = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    launched = sizes | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     # A server imports the slow modules once, and forks each process.
-    context = multiprocessing.get_context("forkserver")
     slow = ["training.run", "transformers.models.llama.modeling_llama", "tests.trainings"]
-    context.set_forkserver_preload(slow)
-    processes = [
-        context.Process(
-            target=_train_as,
-            args=(launched | {"RANK": rank, "LOCAL_RANK": rank}, place, flags, folder),
-        )
-        for rank in range(count)
-    ]
-    try:
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(timeout=120)
-        return [process.exitcode for process in processes], place / folder
-    finally:
-        for process in processes:
-            process.kill()
+    multiprocessing.set_forkserver_preload(slow)
+    arguments = launched, place, flags, folder
+    start_processes(_train_as, arguments, nprocs=count, start_method="forkserver")
+    return place / folder
 
 
-def _train_as(launched, place, flags, folder):
-    os.environ |= {name: str(value) for name, value in launched.items()}
+def _train_as(rank, launched, place, flags, folder):
+    ranked = launched | {"RANK": rank, "LOCAL_RANK": rank}
+    os.environ |= {name: str(value) for name, value in ranked.items()}
     torch.set_num_threads(1)
-    sys.exit(train_anew(place, *flags, folder=folder)[0])
+    assert train_anew(place, *flags, folder=folder)[0] == 0
 
 
 def after_step(monkeypatch, number, act):
