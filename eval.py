@@ -21,14 +21,14 @@ def main(argv: list[str] | None = None) -> int:
 
     command = command_text(argv)
     record, path = run_evaluation(arguments, command)
-    if "harness" in record.metrics:  # which one of several processes has
+    if "harness" in record.metrics:  # in the leading process
         print(tables(record))
         print(f"log       {path}")
     return 0
 
 
 def parse_evaluation(argv: list[str] | None) -> EvaluationArguments:
-    """The flags of an evaluation, checked as far as neither model nor tasks are needed."""
+    """Return the flags of an evaluation, checked as far as possible without model and tasks."""
     groups = typing.get_type_hints(EvaluationArguments).values()
     arguments = EvaluationArguments(*parse(argv, __doc__, *groups, defaults=DEFAULTS))
     arguments.check()

@@ -9,22 +9,22 @@ from command_line.script import command_text, run_script
 from training.arguments import (
     LearnerArguments,
     OptimizationArguments,
-    RecipeArguments,
     TrainingArguments,
     TrainingDataArguments,
     TrainingLogArguments,
 )
+from training.layerskip_recipe import Recipe
 
 GROUPS = (
     LearnerArguments,
     TrainingDataArguments,
-    RecipeArguments,
+    Recipe,
     OptimizationArguments,
     TrainingLogArguments,
 )
 
-# On a CPU a kernel is kept for each of the last 1,024 shapes, and few batches are of one shape:
-# within some thousand steps that took 5 GB, and saved no time.
+# oneDNN keeps a kernel for each of the last 1,024 shapes, and few batches share a shape: within
+# some thousand steps that took 5 GB, and saved no time.
 KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = TrainingArguments(learner, data, *others)
     for cache in KERNEL_CACHES:
         os.environ.setdefault(cache, "64")
-    # What needs no torch comes first, so that it is refused within a second.
+    # Read the texts before torch is imported, so that bad rows are refused within a second.
     from training.texts import get_training_texts
 
     texts = get_training_texts(arguments.data, arguments.optimization.seed)

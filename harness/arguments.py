@@ -14,8 +14,8 @@ from arguments.run import LogArguments
 from command_line.errors import reject
 from command_line.flags import flag, is_folder
 
-# The harness's own: no more than 256 tokens, greedily, and its seed of few-shot examples.
-_SEEDS = 2**32
+_SEEDS = 2**32  # numpy, which the harness seeds, takes no larger ones
+# The harness's own: at most 256 tokens, greedily, and its seed of few-shot examples.
 DEFAULTS = {"max_steps": 256, "sample": False, "seed": 1234}
 
 
@@ -26,9 +26,9 @@ class HarnessArguments:
     tasks: list[str] = flag([], "names of tasks, groups or tags")
     include_path: str | None = flag(None, "folder of your own tasks' YAML files")
     num_fewshot: int | None = flag(None, "solved examples before a prompt (default: the task's)")
-    limit: int | None = flag(None, "documents of every task, the first ones (default: all)")
+    limit: int | None = flag(None, "documents per task, from the first (default: all)")
     batch_size: int = flag(8, "log-likelihoods computed at once; texts are generated one by one")
-    system_instruction: str | None = flag(None, "text before every prompt, or its chat's system")
+    system_instruction: str | None = flag(None, "text before prompts, or the chat's system message")
     log_samples: bool = flag(False, "put every document with its answers into the log")
     confirm_run_unsafe_code: bool = flag(False, "allow tasks that run code that the model writes")
 
@@ -59,7 +59,7 @@ class EvaluationArguments:
     log: LogArguments
 
     def check(self) -> None:
-        """Refuses flags whose part the tasks play, and seeds that the harness cannot take."""
+        """Refuse flags that tasks decide themselves, and seeds that the harness cannot take."""
         if not 0 <= self.generation.seed < _SEEDS:
             reject("seed", self.generation.seed, f"must be 0 to {_SEEDS - 1}")
         if self.prompt.template is not None:
@@ -68,4 +68,4 @@ class EvaluationArguments:
             reject("truncate_prompt", "true", "tasks' prompts keep their tails without it")
         if self.generation.stop_words is not None:
             words = " ".join(map(repr, self.generation.stop_words))
-            reject("stop_words", words, "tasks say themselves what ends an output")
+            reject("stop_words", words, "tasks decide what ends an output")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import math
 import traceback
 from pathlib import Path
 from typing import Any
@@ -43,21 +42,20 @@ _SPECULATIVE_WARNING = (
 
 
 def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRecord, Path]:
-    """Loads tasks, then the model; evaluates and logs. Returns the run and its file.
+    """Load tasks, then the model; evaluate and log. Return the run and its file.
 
-    Raises `UsageError` for tasks that are unknown, lack their data or ask for what cannot be done,
-    and `FailedError` for one that breaks down: the log then holds its error, and what was
-    generated.
+    Raise `UsageError` for tasks that are unknown, lack their data or are not supported, and
+    `FailedError` for a task that breaks down; the log then holds its error and the generated texts.
     """
-    # The harness warns of a model that is handed over loaded, and of every prompt that it cuts.
+    # The harness warns of a model that is already loaded, and of every prompt that it cuts.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are raised as well
+    datasets.logging.set_verbosity(logging.CRITICAL)  # it raises its errors too
     flags = arguments.harness
     manager = find_tasks(flags.tasks, flags.include_path)
     with joined().together():
         start(arguments.model, parallel=True)
-        find_checkpoint(arguments.model)  # a model that is not there should not cost a download
+        find_checkpoint(arguments.model)  # a missing model should not cost a download
         loaded = load_tasks(manager, flags.tasks)
         facts = _checked_tasks(arguments, single_tasks(manager, loaded))
         prepared = load_pruned(
@@ -71,7 +69,7 @@ def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRec
 def _checked_tasks(
     arguments: EvaluationArguments, tasks: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """What a log says of the tasks; refuses those that ask for what cannot be done."""
+    """Return the tasks' part of the log; refuse tasks that are not supported."""
     flags = arguments.harness
     check_runnable(tasks, flags.confirm_run_unsafe_code)
     check_shots(tasks, flags.num_fewshot)
@@ -91,7 +89,7 @@ def _evaluated(
     manager: Any,
     loaded: list[Any],
 ) -> Path:
-    """Lets the harness ask its questions, and logs what it makes of the answers."""
+    """Let the harness score the model; log the scores. Return the log's path."""
     flags, ranks = arguments.harness, prepared.runtime.ranks
     path = begin_log(arguments.log.output_dir, "eval", record, ranks)
     model = HarnessModel(prepared, arguments.generation, flags.batch_size)
@@ -104,7 +102,7 @@ def _evaluated(
         record.status = "interrupted"
         raise
     except Exception as error:
-        # Tasks are programs with data, written by others, and fail in their own ways.
+        # Tasks are foreign programs, and raise errors of every type.
         record.status = "failed"
         record.metrics["error"] = "".join(traceback.format_exception(error))
         if isinstance(error, UsageError):
@@ -124,7 +122,7 @@ def _evaluated(
 def evaluate(
     arguments: EvaluationArguments, model: HarnessModel, manager: Any, loaded: list[Any]
 ) -> dict[str, Any]:
-    """The harness's own results of these tasks."""
+    """Return the harness's own results of these tasks."""
     flags, seed = arguments.harness, arguments.generation.seed
     return lm_eval.simple_evaluate(
         model=model,
@@ -150,9 +148,10 @@ def make_record(
     tasks: dict[str, dict[str, Any]],
     command: str,
 ) -> RunRecord:
-    """What the log says beside the scores: all that defines the evaluation, and where it is."""
+    """Return the log without scores: all that defines the evaluation, and where it runs."""
     calibration = prepared.calibration and selection_facts(prepared.calibration)
-    calibrated = prepared.calibration_ids
+    ids = prepared.calibration_ids
+    calibrated = None if ids is None else tokens_hash(ids)
     generation, flags = arguments.generation, arguments.harness
     identity = {
         "tasks": {name: facts["fingerprint"] for name, facts in tasks.items()},
@@ -161,9 +160,9 @@ def make_record(
         "batch_size": flags.batch_size,
         "system_instruction": flags.system_instruction,
         "apply_chat_template": arguments.prompt.apply_chat_template,
-        "harness_seed": generation.seed,  # of few-shot examples too
+        "harness_seed": generation.seed,  # draws few-shot examples too
         "harness_version": lm_eval.__version__,
-        "plan": plan_identity(arguments.prune, calibrated and tokens_hash(calibrated)),
+        "plan": plan_identity(arguments.prune, calibrated),
         "generation": decoding_identity(generation, ()),
     }
     return RunRecord(
@@ -180,7 +179,7 @@ def make_record(
 
 
 def generation_facts(model: HarnessModel, flags: Any) -> dict[str, Any]:
-    """Speed and acceptance of generated texts; of every one, where samples are logged."""
+    """Return speed and acceptance of generated texts, and each text's if samples are logged."""
     facts = summarize_requests(model.generated)
     if flags.log_samples:
         facts["samples"] = [dataclasses.asdict(request) for request in model.generated]
@@ -188,7 +187,7 @@ def generation_facts(model: HarnessModel, flags: Any) -> dict[str, Any]:
 
 
 def tables(record: RunRecord) -> str:
-    """The harness's tables of the scores, and the speed of generated texts."""
+    """Return the harness's tables of scores, and the speed of generated texts."""
     results, generation = record.metrics["harness"], record.metrics["generation"]
     parts = [make_table(results)]
     if results.get("groups"):
@@ -202,14 +201,6 @@ def tables(record: RunRecord) -> str:
 
 
 def plain(values: Any) -> Any:
-    """The values as JSON holds them; what is no finite number is None."""
-    values = json.loads(json.dumps(values, default=handle_non_serializable))
-    return _finite(values)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Return the values as JSON holds them; numbers that are not finite become None."""
+    text = json.dumps(values, default=handle_non_serializable)
+    return json.loads(text, parse_constant=lambda _: None)

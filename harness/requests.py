@@ -1,4 +1,4 @@
-"""What a harness task asks of the decoder, in the flags' terms."""
+"""Translates a harness task's generation arguments into the project's flags."""
 
 import dataclasses
 from typing import Any, NoReturn
@@ -8,9 +8,9 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from arguments.generation import GenerationArguments
 from command_line.errors import UsageError
 
-# Fields of GenerationArguments that tasks call by the same name, and how they are written.
+# Fields of GenerationArguments that tasks call by the same name, with their types.
 _SAME_NAME = {"top_p": float, "top_k": int, "no_repeat_ngram_size": int}
-# What changes nothing at these values, and is not to be had at others.
+# Arguments that change nothing at these values, and are refused at others.
 _NEUTRAL = {
     "num_beams": (1,),
     "num_return_sequences": (1,),
@@ -25,15 +25,14 @@ _HANDLED = {"until", "max_gen_toks", "do_sample", "temperature"} | _SAME_NAME.ke
 def decoding_of(
     flags: GenerationArguments, asked: dict[str, Any], task: str
 ) -> tuple[GenerationArguments, tuple[str, ...]]:
-    """The flags as a task's generation arguments change them, and its stop words.
+    """Return the flags as a task's generation arguments change them, and its stop words.
 
-    What a task does not ask for stays as the flags say. As in the harness, a temperature without
-    `do_sample` says whether to sample; temperature 0 is greedy. Raises `UsageError` for what
-    cannot be done.
+    As in the harness, a temperature without `do_sample` decides whether to sample; temperature 0 is
+    greedy. Raise `UsageError` for arguments that are not supported.
     """
     asked = {name: value for name, value in asked.items() if value is not None}
     try:
-        # Copies, and knows all names of `max_gen_toks`.
+        # It copies, and knows all names of `max_gen_toks`.
         values = normalize_gen_kwargs(asked, flags.max_steps)
         changes = _changes(flags, asked, values)
         changed = dataclasses.replace(flags, **changes)
@@ -42,7 +41,7 @@ def decoding_of(
         _refuse(task, str(error))
     for name, value in values.items():
         if name not in _HANDLED and value not in _NEUTRAL.get(name, ()):
-            known = f"only {_NEUTRAL[name][0]} is supported" if name in _NEUTRAL else "no such one"
+            known = f"only {_NEUTRAL[name][0]} is supported" if name in _NEUTRAL else "unknown"
             _refuse(task, f"{name} {value}: {known}")
     return changed, _stop_words(values["until"], task)
 
@@ -70,4 +69,4 @@ def _stop_words(until: list[Any], task: str) -> tuple[str, ...]:
 
 
 def _refuse(task: str, reason: str) -> NoReturn:
-    raise UsageError(f"--tasks {task}: its generation arguments cannot be met ({reason})")
+    raise UsageError(f"--tasks {task}: its generation arguments are not supported ({reason})")

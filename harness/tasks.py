@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness by name, with their data, before any model is loaded."""
+"""Finds, loads and checks tasks of lm-evaluation-harness, before any model is loaded."""
 
 import difflib
 import itertools
@@ -18,10 +18,10 @@ from files.hub_reasons import causes
 
 
 def find_tasks(names: list[str], include_path: str | None) -> TaskManager:
-    """An index of tasks that holds these names. Raises `UsageError` for one that nobody knows.
+    """Return an index of tasks that holds these names. Raise `UsageError` for an unknown name.
 
-    The harness's own tasks, some ten thousand files, are read only where a name, or a group that
-    may refer to them, needs it.
+    The harness's own tasks, some ten thousand files, are read only for a name that is not local,
+    or for a group, which may refer to them.
     """
     if include_path is not None:
         local = TaskManager(include_path=include_path, include_defaults=False)
@@ -36,16 +36,16 @@ def find_tasks(names: list[str], include_path: str | None) -> TaskManager:
 
 
 def load_tasks(manager: TaskManager, names: list[str]) -> list[Any]:
-    """The tasks and groups of these names with their data, as the harness evaluates them.
+    """Return the tasks and groups of these names with their data, as the harness takes them.
 
-    Raises `UsageError` for a task that cannot be loaded, foremost for want of its data.
+    Raise `UsageError` for a task that cannot be loaded, such as for lack of its data.
     """
     top: list[Any] = []
     for name in dict.fromkeys(names):
         try:
             loaded = manager.load([name])
         except Exception as error:
-            # A task is a program with a data set, written by others, and fails in its own ways.
+            # A task is a foreign program with a data set, and raises errors of every type.
             reject("tasks", name, _reason(error))
         inner = set(itertools.chain(*loaded["group_map"].values()))
         members = loaded["groups"] | loaded["tasks"]
@@ -58,12 +58,12 @@ def load_tasks(manager: TaskManager, names: list[str]) -> list[Any]:
 
 
 def single_tasks(manager: TaskManager, loaded: list[Any]) -> dict[str, Any]:
-    """All tasks, those in groups included, by name."""
+    """Return all tasks by name, including those in groups."""
     return manager.load(loaded)["tasks"]
 
 
 def check_shots(tasks: dict[str, Any], num_fewshot: int | None) -> None:
-    """Refuses more solved examples than a task has, and warns where it shows none at all."""
+    """Refuse more solved examples than a task has; warn if a task is fixed to show none."""
     for name, task in tasks.items():
         own = task.get_config("num_fewshot")
         if own == 0 and num_fewshot:
@@ -75,7 +75,7 @@ def check_shots(tasks: dict[str, Any], num_fewshot: int | None) -> None:
 
 
 def check_runnable(tasks: dict[str, Any], may_run_code: bool) -> None:
-    """Refuses tasks that are not about text, and those that run code without leave."""
+    """Refuse tasks that are not about text, and tasks that run code without permission."""
     for name, task in tasks.items():
         if getattr(task, "MULTIMODAL", False):
             reject("tasks", name, "shows images or sounds, which the model cannot see")
@@ -85,7 +85,7 @@ def check_runnable(tasks: dict[str, Any], may_run_code: bool) -> None:
 
 
 def task_facts(task: Any) -> dict[str, Any]:
-    """What a log says of a task: its kind, and a hash of its definition and its documents."""
+    """Return a task's part of the log: its kind, and a hash of definition and documents."""
     definition, documents = task.dump_config(), task.eval_docs
     definition["metadata"] = (definition.get("metadata") or {}) | {"config_source": None}
     texts = (json.dumps(one, sort_keys=True, default=str) for one in (definition, *documents))
@@ -105,17 +105,17 @@ def _unknown_message(name: str, manager: TaskManager) -> str:
 
 
 def _damaged(folder: str) -> str | None:
-    """The first file of tasks that the harness passes over in silence, and why."""
+    """Return the first file of tasks that the harness skips silently, and why."""
     for path in sorted(Path(folder).rglob("*.yaml")):
         try:
             load_yaml(path, resolve_func=False)
-        except Exception as error:  # whatever it is, the harness passes over it
+        except Exception as error:  # the harness skips the file, whatever the error
             return f"no such task; {path} cannot be read ({error_line(error)})"
     return None
 
 
 def _reason(error: Exception) -> str:
-    """One line for whatever kept a task from loading."""
+    """Return one line that says why a task does not load."""
     about_data = any(isinstance(one, OSError | DatasetsError) for one in causes(error))
     what = "its data cannot be loaded" if about_data else "cannot be loaded"
     return f"{what} ({error_line(error)})"

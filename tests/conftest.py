@@ -13,14 +13,12 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests are of a CPU, whereve
 import pyarrow
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from pyarrow import parquet
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import benchmark
 import sweep
-import train
 from arguments.prompts import DataArguments
 from arguments.pruning import PruneArguments
 from command_line.script import run_script
@@ -28,7 +26,7 @@ from data import get_calibration_data, get_data
 from runs import measuring
 from runs.reader import find_runs, read_record, read_samples
 from self_speculation import compiled_llama, programs
-from tests.trainings import CONFIG, OFTEN, SHORT, command
+from tests import trainings
 
 torch.set_num_threads(1)
 
@@ -315,15 +313,12 @@ def stop_at(monkeypatch):
 
 @pytest.fixture
 def training_rows(tmp_path):
-    rows = [{"prompt": f"count {n}", "response": f"{n} {n + 1} {n + 2}"} for n in range(60)]
-    return write(tmp_path / "rows.jsonl", rows)
+    return trainings.write_rows(tmp_path)
 
 
 @pytest.fixture
 def llama_config(tmp_path):
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(CONFIG))
-    return path
+    return trainings.write_config(tmp_path)
 
 
 @pytest.fixture
@@ -331,9 +326,7 @@ def train_anew(tmp_path, training_rows, llama_config):
     """Runs train.py from scratch in a folder; returns the exit code and that folder."""
 
     def run(*flags, folder="out"):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        words = command(tmp_path, training_rows, llama_config, *flags, folder=folder)
-        return run_script(train.main, words), tmp_path / folder
+        return trainings.train_anew(tmp_path, *flags, folder=folder)
 
     return run
 
@@ -343,11 +336,6 @@ def train_further(tmp_path, training_rows, checkpoint):
     """Runs train.py on the tiny Llama; returns the exit code and the folder."""
 
     def run(*flags, folder="out", model=checkpoint):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        where = ["--model", str(model), "--mixed_precision", "no", "--dataset", "custom_jsonl"]
-        rows = ["--data_path", str(training_rows), "--eval_samples", "10", "--max_length", "32"]
-        kept = ["--output_dir", str(tmp_path / folder), *SHORT, *OFTEN]
-        code = run_script(train.main, [*where, *rows, *kept, *flags])
-        return code, tmp_path / folder
+        return trainings.train_further(tmp_path, model, *flags, folder=folder)
 
     return run

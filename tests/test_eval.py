@@ -57,11 +57,13 @@ DEFINITIONS = {
 SCORED = ["local_choice", "local_rolling", "local_text"]
 
 
-@pytest.fixture(autouse=True)
-def _caches_of_its_own(tmp_path_factory, monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def _caches_of_its_own(tmp_path_factory):
     folder = str(tmp_path_factory.getbasetemp() / "datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
-    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", f"{folder}/downloads")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        patch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", f"{folder}/downloads")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -78,22 +80,38 @@ def tasks(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def words(checkpoint, tasks):
+    """The flags of an evaluation."""
+    return ["--model", str(checkpoint), "--dtype", "float64", "--include_path", str(tasks)]
+
+
+def log_in(folder):
+    """The log in a folder, None without one."""
+    found = list(folder.glob("*"))
+    assert len(found) <= 1
+    return json.loads(found[0].read_text()) if found else None
+
+
 @pytest.fixture
-def evaluate(checkpoint, tasks, tmp_path):
+def evaluate(words, tmp_path):
     """Runs eval.py with more flags; returns exit code and log, None without one."""
 
     def start(*flags, names=SCORED):
         folder = tmp_path / f"logs{len(list(tmp_path.iterdir()))}"
-        code = run_script(
-            script.main,
-            ["--model", str(checkpoint), "--dtype", "float64", "--include_path", str(tasks)]
-            + ["--tasks", *names, "--output_dir", str(folder), *flags],
-        )
-        found = list(folder.glob("*"))
-        assert len(found) <= 1
-        return code, json.loads(found[0].read_text()) if found else None
+        where = ["--tasks", *names, "--output_dir", str(folder)]
+        return run_script(script.main, [*words, *where, *flags]), log_in(folder)
 
     return start
+
+
+@pytest.fixture(scope="module")
+def whole(words, tmp_path_factory):
+    """The log of the whole model on all documents."""
+    folder = tmp_path_factory.mktemp("whole")
+    flags = ["--tasks", *SCORED, "--output_dir", str(folder), "--log_samples", "true"]
+    assert run_script(script.main, [*words, *flags]) == 0
+    return log_in(folder)
 
 
 def score(run):
@@ -111,47 +129,38 @@ def answers(samples):
     return {name: [one["filtered_resps"] for one in rows] for name, rows in samples.items()}
 
 
-@pytest.mark.parametrize(("count", "limit"), [(2, "5"), (3, "2")])
-def test_any_number_of_processes_scores_the_same(
-    checkpoint, tasks, tmp_path, monkeypatch, count, limit
-):
-    flags = ["--log_samples", "true", "--limit", limit, *SPECULATIVE, "--exit_layer", "2", *ANGULAR]
+def test_any_number_of_processes_scores_the_same(words, tmp_path, monkeypatch):
+    """With two documents, one of three processes has no text to generate."""
+    flags = ["--log_samples", "true", "--limit", "2", *SPECULATIVE, "--exit_layer", "2", *ANGULAR]
     logs = []
-    for ranks in (1, count):
-        folder = tmp_path / f"of {ranks}"
-        words = ["--model", str(checkpoint), "--dtype", "float64", "--include_path", str(tasks)]
-        words += ["--tasks", *SCORED, "--output_dir", str(folder), *flags]
-        assert scripts_in_ranks(monkeypatch, ranks, script.main, words) == [0] * ranks
-        (path,) = folder.iterdir()
-        logs.append(json.loads(path.read_text()))
-    one, many = logs
-    assert (
-        answers(many["harness"]["samples"])["local_text"]
-        == (answers(one["harness"]["samples"])["local_text"])
-    )
-    # Log-likelihoods are computed in batches, which are others.
-    assert score(many) == pytest.approx(score(one), rel=1e-9)
-    assert many["plan"] == one["plan"]
-    names = [[text["name"] for text in log["generation"]["samples"]] for log in logs]
-    assert names[0] == names[1]
-    assert many["generation"]["generated_tokens"] == one["generation"]["generated_tokens"]
+    for ranks in (1, 2, 3):
+        where = ["--tasks", *SCORED, "--output_dir", str(tmp_path / f"of {ranks}")]
+        codes = scripts_in_ranks(monkeypatch, ranks, script.main, [*words, *where, *flags])
+        assert codes == [0] * ranks
+        logs.append(log_in(tmp_path / f"of {ranks}"))
+    one, *others = logs
+    for many in others:
+        texts = [answers(log["harness"]["samples"])["local_text"] for log in (one, many)]
+        assert texts[0] == texts[1]
+        same(score(many), score(one))  # not equal, as batches differ
+        assert many["plan"] == one["plan"]
+        names = [[text["name"] for text in log["generation"]["samples"]] for log in (one, many)]
+        assert names[0] == names[1]
+        assert many["generation"]["generated_tokens"] == one["generation"]["generated_tokens"]
 
 
-def test_scores_and_answers_are_those_of_the_harness(evaluate, checkpoint, tasks):
-    code, run = evaluate("--log_samples", "true", "--limit", "7")
-    assert code == 0
+def test_scores_and_answers_are_those_of_the_harness(whole, checkpoint, tasks):
     reference = lm_eval.simple_evaluate(
         model=HFLM(str(checkpoint), dtype="float64", device="cpu"),
         tasks=SCORED,
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
-        limit=7,
     )
-    same(score(run), score({"harness": reference}))
-    got, expected = answers(run["harness"]["samples"]), answers(reference["samples"])
+    same(score(whole), score({"harness": reference}))
+    got, expected = answers(whole["harness"]["samples"]), answers(reference["samples"])
     assert got["local_text"] == [list(pair) for pair in expected["local_text"]]
     for name in ("local_choice", "local_rolling"):
         same(flat(got[name]), flat(expected[name]))
-    assert len(got["local_choice"]) == 7
+    assert len(got["local_choice"]) == 12
 
 
 def same(one, other):
@@ -164,40 +173,22 @@ def flat(values):
     return [number for value in values for number in flat(value)]
 
 
-def test_scores_depend_on_pruning_and_on_an_exit_layer(evaluate):
-    bits = {}
-    for name, flags in {
-        "base": [],
-        "exit": ["--exit_layer", "3"],
-        "pruned": ANGULAR,
-    }.items():
-        code, run = evaluate(*flags)
-        assert code == 0
-        bits[name] = score(run)[2]
-    assert len({round(value, 3) for value in bits.values()}) == 3
-
-
-def test_self_speculation_says_what_the_whole_model_says(evaluate, capsys):
-    plain_run = evaluate("--log_samples", "true")[1]
-    flags = [*SPECULATIVE, "--exit_layer", "3", "--log_samples", "true"]
-    code, run = evaluate(*flags)
-    assert code == 0
+def test_self_speculation_says_what_the_whole_model_says(evaluate, whole, capsys):
+    _, run = evaluate(*SPECULATIVE, "--exit_layer", "3", "--log_samples", "true")
     assert "warning: the exit layer of self-speculation only drafts" in capsys.readouterr().err
-    same(score(run), score(plain_run))
-    samples = [one["harness"]["samples"]["local_text"] for one in (run, plain_run)]
+    same(score(run), score(whole))
+    samples = [one["harness"]["samples"]["local_text"] for one in (run, whole)]
     assert [row["resps"] for row in samples[0]] == [row["resps"] for row in samples[1]]
     facts = run["generation"]
     assert facts["requests"] == len(facts["samples"]) == 12
     assert 0 <= facts["acceptance_rate"] <= 1
     assert facts["tokens_per_second"] > 0
-    assert plain_run["generation"]["acceptance_rate"] is None
+    assert whole["generation"]["acceptance_rate"] is None
 
 
-def test_tasks_generate_with_their_own_arguments(evaluate, capsys):
-    code, run = evaluate(
-        "--log_samples", "true", "--limit", "2", names=["local_text", "local_short"]
-    )
-    assert code == 0
+def test_tasks_generate_with_their_own_arguments(evaluate):
+    names = ["local_text", "local_short"]
+    _, run = evaluate("--log_samples", "true", "--limit", "2", names=names)
     lengths = {one["name"]: one["generated_tokens"] for one in run["generation"]["samples"]}
     assert {name[:-4]: length for name, length in lengths.items()} == {
         "local_text/0": 9,
@@ -207,7 +198,7 @@ def test_tasks_generate_with_their_own_arguments(evaluate, capsys):
     }
 
 
-def test_the_log_tells_what_was_evaluated_with_what(evaluate, checkpoint, capsys):
+def test_the_log_tells_what_was_evaluated_with_what(evaluate, capsys):
     code, run = evaluate(*ANGULAR, "--limit", "3", "--num_fewshot", "1", names=["local_choice"])
     assert code == 0
     out = capsys.readouterr().out
@@ -231,18 +222,13 @@ def test_the_log_tells_what_was_evaluated_with_what(evaluate, checkpoint, capsys
     assert run["generation"]["tokens_per_second"] is None
     assert run["runtime"]["dtype"] == "float64"
     assert "samples" not in run["harness"]
-
-
-def test_the_same_evaluation_has_the_same_name(evaluate):
-    names = ["local_choice"]
-    first, again = (evaluate("--limit", "2", names=names)[1]["run_id"] for _ in range(2))
-    assert first == again
-    assert evaluate("--limit", "3", names=names)[1]["run_id"] != first
+    again = evaluate(*ANGULAR, "--limit", "3", "--num_fewshot", "1", names=["local_choice"])[1]
+    assert again["run_id"] == run["run_id"]
 
 
 @pytest.fixture
 def few_defaults(monkeypatch):
-    """An index of local tasks alone: that of all tasks takes seconds to make."""
+    """An index of local tasks only: the index of all tasks takes seconds to build."""
 
     class Local(TaskManager):
         def __init__(self, **flags):
@@ -252,8 +238,7 @@ def few_defaults(monkeypatch):
 
 
 def test_groups_are_evaluated_as_groups(evaluate, few_defaults):
-    code, run = evaluate("--limit", "2", names=["local_group"])
-    assert code == 0
+    _, run = evaluate("--limit", "2", names=["local_group"])
     assert set(run["data"]["tasks"]) == {"local_choice", "local_text"}
     assert set(run["harness"]["results"]) == {"local_group", "local_choice", "local_text"}
 
@@ -264,17 +249,21 @@ def test_groups_are_evaluated_as_groups(evaluate, few_defaults):
         (["local_chioce"], "--tasks local_chioce: no such task; did you mean local_choice"),
         (["xyzzyx"], "--tasks xyzzyx: none of the 10 tasks known; --include_path adds"),
         (["local_choice", "local_far"], "--tasks local_far: its data cannot be loaded (Conn"),
-        (["local_beams"], "--tasks local_beams: its generation arguments cannot be met (num_beams"),
+        (["local_beams"], "--tasks local_beams: its generation arguments are not "),
         (["local_unsafe"], "--tasks local_unsafe: runs code that the model writes; --confirm"),
         (["local_images"], "--tasks local_images: shows images or sounds"),
         (["local_broken"], "--tasks local_broken: cannot be loaded ("),
         (["local_choice", "local_group"], "--tasks local_choice local_group: Duplicate task"),
+        (
+            ["local_choice", "--num_fewshot", "13"],
+            "--num_fewshot 13: task local_choice has 12 solved examples",
+        ),
     ],
 )
 def test_a_task_that_cannot_be_evaluated_is_one_line(
     evaluate, few_defaults, monkeypatch, capsys, names, message
 ):
-    monkeypatch.setattr("harness.evaluation.load_pruned", None)  # no weights are read for it
+    monkeypatch.setattr("harness.evaluation.load_pruned", None)  # no weights are read
     assert evaluate(names=names) == (2, None)
     out, err = capsys.readouterr()
     assert out == ""
@@ -286,12 +275,9 @@ def test_a_task_that_cannot_be_evaluated_is_one_line(
     ("flags", "message"),
     [
         (["--limit", "0"], "--limit 0: must be 1 to "),
-        (["--batch_size", "0"], "--batch_size 0: must be at least 1"),
-        (["--num_fewshot", "-1"], "--num_fewshot -1: must be 0 or more"),
         (["--include_path", "nowhere"], "--include_path nowhere: is no folder"),
         (["--template", "{message}"], "--template '{message}': tasks make their own prompts"),
-        (["--stop_words", "x"], "--stop_words 'x': tasks say themselves"),
-        (["--truncate_prompt", "true"], "--truncate_prompt true: tasks' prompts keep"),
+        (["--stop_words", "x"], "--stop_words 'x': tasks decide"),
         (["--generation_strategy", "self_speculative"], "--exit_layer -1: --generation_strategy"),
     ],
 )
@@ -305,28 +291,20 @@ def test_bad_flags_are_refused_before_the_harness_is_looked_for(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["indent", "encoding"])
-def test_a_definition_that_cannot_be_read_is_named(evaluate, few_defaults, tmp_path, capsys, name):
-    """The harness passes over such files in silence, and calls their tasks unknown."""
+def test_a_definition_that_cannot_be_read_is_named(evaluate, few_defaults, tmp_path, capsys):
+    """The harness skips such files silently, and calls their tasks unknown."""
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "sound.yaml").write_text("task: sound\ndoc_to_text: !function helpers.text\n")
-    path = folder / f"{name}.yaml"
-    path.write_bytes({"indent": b"task: mine\nx: [\n", "encoding": b"task: m\xff\n"}[name])
+    path = folder / "encoding.yaml"
+    path.write_bytes(b"task: m\xff\n")
     assert evaluate("--include_path", str(folder), names=["mine"]) == (2, None)
     err = capsys.readouterr().err
     assert f"--tasks mine: no such task; {path} cannot be read (" in err
     assert err.count("\n") == 1
 
 
-def test_more_solved_examples_than_there_are_is_refused(evaluate, monkeypatch, capsys):
-    monkeypatch.setattr("harness.evaluation.load_pruned", None)
-    assert evaluate("--num_fewshot", "13", names=["local_choice"]) == (2, None)
-    err = capsys.readouterr().err
-    assert "--num_fewshot 13: task local_choice has 12 solved examples" in err
-
-
-def test_a_fixed_number_of_solved_examples_is_told_of(evaluate, tasks, tmp_path, capsys):
+def test_a_fixed_number_of_solved_examples_stays_with_a_warning(evaluate, tasks, tmp_path, capsys):
     folder = tmp_path / "fixed"
     folder.mkdir()
     text = (tasks / "choice.yaml").read_text().replace("local_choice", "fixed")
@@ -376,5 +354,5 @@ def test_a_missing_harness_says_how_to_install_it(evaluate, monkeypatch, capsys)
     assert "lm-evaluation-harness is not installed; pip install -r requirements-eval.txt" in err
 
 
-def test_what_is_not_finite_is_null():
+def test_numbers_that_are_not_finite_become_null():
     assert plain({"a": [math.nan, 1.5], "b": {1}}) == {"a": [None, 1.5], "b": [1]}

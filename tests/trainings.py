@@ -1,11 +1,18 @@
 """What tests of train.py share: short trainings, and what they left."""
 
 import json
+import multiprocessing
+import os
+import socket
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from torch.multiprocessing import start_processes
 
+import train
+from command_line.script import run_script
 from training import loop
 from training.log import LOG_NAME
 
@@ -20,22 +27,101 @@ CONFIG = {
     "max_position_embeddings": 64,
     "tie_word_embeddings": True,
 }
-SHORT = ["--max_steps", "8", "--batch_tokens", "128", "--warmup_steps", "2"]
-OFTEN = ["--log_steps", "1", "--eval_steps", "4", "--state_steps", "3"]
+ROWS = [{"prompt": f"count {n}", "response": f"{n} {n + 1} {n + 2}"} for n in range(60)]
 
 
-def command(tmp_path, data, config, *flags, folder="out"):
-    return [
-        *["--config", str(config), "--tokenizer", "bpe", "--mixed_precision", "no"],
-        *["--dataset", "custom_jsonl", "--data_path", str(data), "--template", r"{message}:\n"],
-        *["--max_length", "32", "--eval_samples", "10", "--learning_rate", "0.01"],
-        *["--output_dir", str(tmp_path / folder), *SHORT, *OFTEN, *flags],
-    ]
+def write_rows(place, rows=ROWS):
+    """Write the rows that trainings in this folder learn from."""
+    path = place / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def write_config(place, **changes):
+    """Write the configuration of trainings from scratch in this folder."""
+    path = place / "config.json"
+    path.write_text(json.dumps(CONFIG | changes))
+    return path
+
+
+def _short(place, folder):
+    data = ["--dataset", "custom_jsonl", "--data_path", str(place / "rows.jsonl")]
+    size = ["--max_length", "32", "--batch_tokens", "128", "--eval_samples", "10"]
+    steps = ["--max_steps", "8", "--warmup_steps", "2", "--mixed_precision", "no"]
+    often = ["--log_steps", "1", "--eval_steps", "4", "--state_steps", "3"]
+    return [*data, *size, *steps, *often, "--output_dir", str(place / folder)]
+
+
+def train_anew(place, *flags, folder="out"):
+    """Run train.py from scratch; return the exit code and the folder."""
+    model = ["--config", str(place / "config.json"), "--tokenizer", "bpe"]
+    recipe = ["--template", r"{message}:\n", "--learning_rate", "0.01"]
+    dropout = ["--max_layer_dropout", "0.5"]
+    return _run([*model, *recipe, *dropout, *_short(place, folder), *flags]), place / folder
+
+
+def train_further(place, model, *flags, folder="out"):
+    """Run train.py on a model; return the exit code and the folder."""
+    return _run(["--model", str(model), *_short(place, folder), *flags]), place / folder
+
+
+def _run(words):
+    """Run train.py with empty plots, which would take most of the time of a short training."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.log.save_figure", lambda _, path: path.with_suffix(".png").touch())
+        return run_script(train.main, words)
+
+
+def train_in_processes(count, place, *flags, folder="out"):
+    """Run train.py from scratch in processes, as torchrun does; return the folder."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    sizes = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    launched = sizes | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    # A server imports the slow modules once, and forks each process.
+    slow = ["training.run", "transformers.models.llama.modeling_llama", "tests.trainings"]
+    multiprocessing.set_forkserver_preload(slow)
+    arguments = launched, place, flags, folder
+    start_processes(_train_as, arguments, nprocs=count, start_method="forkserver")
+    return place / folder
+
+
+def _train_as(rank, launched, place, flags, folder):
+    ranked = launched | {"RANK": rank, "LOCAL_RANK": rank}
+    os.environ |= {name: str(value) for name, value in ranked.items()}
+    torch.set_num_threads(1)
+    assert train_anew(place, *flags, folder=folder)[0] == 0
+
+
+def after_step(monkeypatch, number, act):
+    """Make trainings call `act(training)` after their step of this number."""
+    ordinary = loop.Training._step
+
+    def step(self, sequences):
+        update = ordinary(self, sequences)
+        if self.progress.step == number:
+            act(self)
+        return update
+
+    monkeypatch.setattr(loop.Training, "_step", step)
+
+
+def kill(train, number, *flags, **where):
+    """Start a training that an error ends after a step."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        after_step(patch, number, lambda _: 1 / 0)
+        train(*flags, **where)
 
 
 def lines(folder, kind):
     found = map(json.loads, (folder / LOG_NAME).read_text().splitlines())
     return [line for line in found if line["kind"] == kind]
+
+
+def starts(folder):
+    """Return the steps from which a training went on."""
+    return [line["step"] for line in lines(folder, "start")]
 
 
 def weights(folder):
@@ -56,19 +142,8 @@ def equal(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def stop_at_step(monkeypatch, number, error=ZeroDivisionError):
-    ordinary = loop.Training._step
-
-    def step(self, sequences, window):
-        if self.progress.step == number:
-            raise error
-        ordinary(self, sequences, window)
-
-    monkeypatch.setattr(loop.Training, "_step", step)
-
-
 def assert_alike(one, other):
-    """Losses at every step; and the gradient of the first, whose scale optimizers would hide."""
+    """Compare losses at every step, and the first gradient, whose scale optimizers would hide."""
     firsts = [lines(folder, "step")[0]["gradient_norm"] for folder in (one, other)]
     assert firsts[0] == pytest.approx(firsts[1], rel=1e-4)
     for line, alike in zip(lines(one, "step"), lines(other, "step"), strict=True):

@@ -5,6 +5,7 @@ Nothing here imports torch, so that a mistyped flag is answered at once.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from arguments.model import DTYPES
 from arguments.prompts import PromptArguments
@@ -12,126 +13,132 @@ from command_line.errors import reject
 from command_line.flags import check_new_folder, flag
 from data import check_renamed
 from prompts.dataset_table import DATASETS
-from training.layerskip_recipe import (
-    DROPOUT_CURRICULA,
-    EARLY_EXIT_CURRICULA,
-    EARLY_EXIT_WEIGHTS,
-    Recipe,
-)
+from training.layerskip_recipe import Recipe
 
-# The tables of these choices live where torch is imported; a test holds each tuple equal to its
-# table's keys.
+# The tables of these choices are in modules that import torch; a test compares their keys.
 OPTIMIZERS = ("adamw", "muon")
 BATCHINGS = ("length_grouped", "packed")
 TRAIN_TOKENIZER = "bpe"
-_MOST_EPOCHS = 10_000  # all are planned before the first
+_MOST_EPOCHS = 10_000  # all epochs are planned before the first
 _SEEDS = 2**62  # the step is added, and torch takes 63 bits
+
+
+def _require_text(flags: Any, *names: str) -> None:
+    for name in names:
+        if getattr(flags, name) == "":
+            reject(name, "''", "must not be empty")
+
+
+def _require_least(flags: Any, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(flags, name)
+        if value is not None and not least <= value < math.inf:
+            reject(name, value, f"must be at least {least}")
+
+
+def _require_positive(flags: Any, *names: str) -> None:
+    for name in names:
+        if not 0 < getattr(flags, name) < math.inf:
+            reject(name, getattr(flags, name), "must be above 0")
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A training from scratch: the configuration, the tokenizer, and its pattern if it is new."""
+
+    config: str
+    tokenizer: str
+    pattern: str | None
 
 
 @dataclass(frozen=True)
 class LearnerArguments:
-    """What is trained."""
+    """The model."""
 
-    model: str | None = flag(
-        None, "continual training: the model to go on with, named as in benchmark.py"
-    )
-    config: str | None = flag(
-        None, "training from scratch: a config.json of a Llama, or a folder that holds one"
-    )
+    model: str | None = flag(None, "the model to go on with, named as in benchmark.py")
+    config: str | None = flag(None, "from scratch: a Llama's config.json, or its folder")
     tokenizer: str | None = flag(
         None,
-        "with --config: a checkpoint folder or hub name, or bpe: trained on the training texts, of "
-        "the configuration's vocab_size",
+        "with --config: a checkpoint folder or hub name, or bpe: trained on the training texts, "
+        "with the configuration's vocab_size",
     )
     tokenizer_pattern: str | None = flag(
         None,
-        "with --tokenizer bpe: a regular expression of the pieces that texts are split into, which "
-        "no token crosses (default: GPT-2's)",
+        "with --tokenizer bpe: a regular expression that splits texts into pieces; no token "
+        "crosses their borders (default: GPT-2's)",
     )
     lora_rank: int = flag(0, "rank of LoRA adapters on all linear layers; 0: full training")
-    lora_alpha: float = flag(16.0, "LoRA: what the adapters are scaled by, over their rank")
-    distill: bool = flag(
-        False,
-        "learn, instead of the data's tokens, the distribution of the teacher's last layer (KL)",
-    )
+    lora_alpha: float = flag(16.0, "LoRA: adapters are scaled by this, divided by their rank")
+    distill: bool = flag(False, "learn a teacher's distribution (KL), not the data's tokens")
     teacher: str | None = flag(None, "with --distill: the teacher (default: --model, unchanged)")
-    device: str | None = flag(
-        None, "cuda or cpu (default: cuda where there is one)", ("cuda", "cpu")
-    )
+    device: str | None = flag(None, "cuda or cpu (default: cuda, if any)", ("cuda", "cpu"))
     mixed_precision: str = flag("bf16", "bf16: autocast to bfloat16; no: float32", ("bf16", "no"))
     attention: str = flag(
         "sdpa", "attention kernel; eager is faster for short sequences on a CPU", ("sdpa", "eager")
     )
 
     def check(self) -> None:
-        for name in ("model", "config", "tokenizer", "teacher"):
-            if getattr(self, name) == "":
-                reject(name, "''", "must not be empty")
-        if (self.model is None) == (self.config is None):
-            reject("model", self.model, "name either --model or --config, and not both")
-        if self.config is not None and self.tokenizer is None:
-            reject("config", self.config, "needs --tokenizer")
-        if self.config is None and self.tokenizer is not None:
-            reject("tokenizer", self.tokenizer, "only with --config")
-        self._check_pattern()
-        if self.lora_rank < 0:
-            reject("lora_rank", self.lora_rank, "must be 0 (off) or more")
+        _require_text(self, "model", "config", "tokenizer", "tokenizer_pattern", "teacher")
+        self.origin()
+        if self.tokenizer_pattern is not None and self.tokenizer != TRAIN_TOKENIZER:
+            reject("tokenizer_pattern", self.tokenizer_pattern, "only with --tokenizer bpe")
+        _require_least(self, 0, "lora_rank")
         if self.lora_rank and self.config:
             reject("lora_rank", self.lora_rank, "only with --model: adapters need trained weights")
-        if not 0 < self.lora_alpha < math.inf:
-            reject("lora_alpha", self.lora_alpha, "must be above 0")
+        _require_positive(self, "lora_alpha")
         if self.teacher is not None and not self.distill:
             reject("teacher", self.teacher, "only with --distill true")
-        if self.distill and self.config and self.teacher is None:
+        if self.distill and self.teacher_name() is None:
             reject("distill", "true", "with --config, needs a --teacher")
 
-    def _check_pattern(self) -> None:
-        if self.tokenizer_pattern is None:
-            return
-        if self.tokenizer != TRAIN_TOKENIZER:
-            reject("tokenizer_pattern", self.tokenizer_pattern, "only with --tokenizer bpe")
-        if not self.tokenizer_pattern:
-            reject("tokenizer_pattern", "''", "must not be empty")
+    def origin(self) -> str | Scratch:
+        """Return the model to go on with, or how to begin from scratch.
+
+        Raise `UsageError` for flags that say neither, or both.
+        """
+        if (self.model is None) == (self.config is None):
+            reject("model", self.model, "name either --model or --config, and not both")
+        if self.model is not None:
+            if self.tokenizer is not None:
+                reject("tokenizer", self.tokenizer, "only with --config")
+            return self.model
+        if self.config is None or self.tokenizer is None:
+            reject("config", self.config, "needs --tokenizer")
+        return Scratch(self.config, self.tokenizer, self.tokenizer_pattern)
+
+    def teacher_name(self) -> str | None:
+        """Return the model whose distribution is learned; None without `--distill`."""
+        return (self.teacher or self.model) if self.distill else None
 
 
 @dataclass(frozen=True)
 class TrainingDataArguments(PromptArguments):
-    """What it is trained on."""
+    """The data."""
 
     dataset: str | None = flag(
         None,
-        "a data set of benchmark.py: its training split, loss on the reference alone (default: "
-        "rows with a text, or with messages, of which the assistant's are learned)",
+        "a data set of benchmark.py: its training split, with loss on the reference only "
+        "(default: rows with a text, or with messages; only the assistant's are learned)",
         tuple(DATASETS),
     )
     data_path: str | None = flag(
         None, "file of rows, or folder with a train file, as in benchmark.py (default: the hub)"
     )
-    num_samples: int | None = flag(None, "rows to train on, the first ones (default: all)")
-    eval_path: str | None = flag(
-        None, "file of held-out rows (default: --eval_samples of the training rows, held out)"
-    )
-    eval_samples: int = flag(200, "held-out rows; 0: none is measured")
+    num_samples: int | None = flag(None, "rows to train on, from the first (default: all)")
+    eval_path: str | None = flag(None, "file of held-out rows (default: some of --data_path)")
+    eval_samples: int = flag(200, "held-out rows; 0: nothing is measured")
     max_length: int = flag(512, "tokens of the longest document; longer texts are split")
 
     def check(self) -> None:
         super().check()
         if self.dataset is None and self.data_path is None:
             reject("data_path", None, "name a file of rows, or a --dataset")
-        if self.num_samples is not None and self.num_samples < 1:
-            reject("num_samples", self.num_samples, "must be at least 1")
-        if self.eval_samples < 0:
-            reject("eval_samples", self.eval_samples, "must be 0 (none) or more")
-        if self.max_length < 2:
-            reject("max_length", self.max_length, "must be at least 2")
-        for name in ("data_path", "eval_path"):
-            if getattr(self, name) == "":
-                reject(name, "''", "must not be empty")
+        _require_least(self, 1, "num_samples")
+        _require_least(self, 0, "eval_samples")
+        _require_least(self, 2, "max_length")
+        _require_text(self, "data_path", "eval_path")
         if self.truncate_prompt:
             reject("truncate_prompt", "true", "prompts are cut to --max_length in any case")
-        self._check_belongs_to_a_dataset()
-
-    def _check_belongs_to_a_dataset(self) -> None:
         if self.dataset is None:
             if self.template is not None:
                 reject("template", repr(self.template), "only with --dataset")
@@ -141,83 +148,31 @@ class TrainingDataArguments(PromptArguments):
 
 
 @dataclass(frozen=True)
-class RecipeArguments:
-    """The LayerSkip recipe."""
-
-    max_layer_dropout: float = flag(
-        0.1, "how often the last layer is dropped, per sequence; earlier ones exponentially less"
-    )
-    layer_dropout_curriculum: str = flag(
-        "constant",
-        "constant: for continual training; exponential: the rate grows from 0 as training goes, "
-        "for training from scratch",
-        tuple(DROPOUT_CURRICULA),
-    )
-    early_exit_scale: float = flag(0.2, "weight of early exits' loss beside the last layer's")
-    early_exit_weights: str = flag(
-        "paper",
-        "paper: later exits weigh more, by the square of their depth; uniform: all the same",
-        tuple(EARLY_EXIT_WEIGHTS),
-    )
-    early_exit_curriculum: str = flag(
-        "rotational",
-        "exits that learn at a step: rotational: every --rotation_interval-th, in turn; gradual: "
-        "from the last down, all after half of the training; none: all",
-        tuple(EARLY_EXIT_CURRICULA),
-    )
-    rotation_interval: int = flag(8, "rotational: layers from one exit that learns to the next")
-
-    def check(self) -> None:
-        if not 0 <= self.max_layer_dropout < 1:
-            reject("max_layer_dropout", self.max_layer_dropout, "must be in [0, 1)")
-        if not 0 <= self.early_exit_scale < math.inf:
-            reject("early_exit_scale", self.early_exit_scale, "must be 0 or more")
-        if self.rotation_interval < 1:
-            reject("rotation_interval", self.rotation_interval, "must be at least 1")
-
-    @property
-    def recipe(self) -> Recipe:
-        return Recipe(**vars(self))
-
-
-@dataclass(frozen=True)
 class OptimizationArguments:
-    """How it is trained."""
+    """The optimization."""
 
-    optimizer: str = flag(
-        "adamw",
-        "adamw; muon: matrices within the layers by Muon, the others by AdamW",
-        OPTIMIZERS,
-    )
+    optimizer: str = flag("adamw", "muon: AdamW for all but the layers' matrices", OPTIMIZERS)
     learning_rate: float = flag(2e-4, "AdamW's peak learning rate")
     muon_learning_rate: float = flag(0.02, "Muon's peak learning rate")
     weight_decay: float = flag(0.1, "weight decay of matrices; vectors have none")
     warmup_steps: int = flag(50, "steps in which the learning rate rises; a cosine to 0 follows")
     max_gradient_norm: float = flag(1.0, "gradients are scaled down to this norm")
     epochs: int = flag(1, "passes over the data")
-    max_steps: int | None = flag(None, "steps, in place of --epochs")
-    batch_tokens: int = flag(4096, "most tokens of one step, padding included, on all processes")
-    gradient_accumulation: int = flag(1, "parts that a step's batch is computed in")
+    max_steps: int | None = flag(None, "steps, instead of --epochs")
+    batch_tokens: int = flag(4096, "most tokens per step, padding included, on all processes")
+    gradient_accumulation: int = flag(1, "parts in which a step's batch is computed")
     batching: str = flag(
         "length_grouped",
-        "length_grouped: a sequence a document, of like length; packed: several documents in one "
-        "sequence, none of which sees another",
+        "length_grouped: one document per sequence, of similar lengths; packed: several documents "
+        "per sequence, which do not see each other",
         BATCHINGS,
     )
     seed: int = flag(42, "seed of initial weights, of the order of batches and of layer dropout")
 
     def check(self) -> None:
-        for name in ("learning_rate", "muon_learning_rate", "max_gradient_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                reject(name, getattr(self, name), "must be above 0")
-        if not 0 <= self.weight_decay < math.inf:
-            reject("weight_decay", self.weight_decay, "must be 0 or more")
-        if self.warmup_steps < 0:
-            reject("warmup_steps", self.warmup_steps, "must be 0 or more")
-        for name in ("epochs", "max_steps", "batch_tokens", "gradient_accumulation"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                reject(name, value, "must be at least 1")
+        _require_positive(self, "learning_rate", "muon_learning_rate", "max_gradient_norm")
+        _require_least(self, 0, "weight_decay", "warmup_steps")
+        _require_least(self, 1, "epochs", "max_steps", "batch_tokens", "gradient_accumulation")
         if self.epochs > _MOST_EPOCHS:
             reject("epochs", self.epochs, f"must be 1 to {_MOST_EPOCHS}; --max_steps goes beyond")
         if self.gradient_accumulation > self.batch_tokens:
@@ -228,35 +183,31 @@ class OptimizationArguments:
 
 @dataclass(frozen=True)
 class TrainingLogArguments:
-    """Where it goes."""
+    """The output."""
 
     output_dir: str = flag(
-        "./training",
-        "folder of the log, the plot, the training state and the checkpoint; a training that was "
-        "broken off there goes on",
+        "./training", "folder of log, plot, states and checkpoint; a training in it goes on"
     )
     save_dtype: str = flag("float32", "dtype of the final checkpoint's weights", DTYPES)
-    log_steps: int = flag(10, "steps from one line of the log to the next")
-    eval_steps: int = flag(200, "steps from one measurement on held-out rows to the next")
-    state_steps: int = flag(200, "steps from one saved training state to the next")
+    log_steps: int = flag(10, "steps per line of the log")
+    eval_steps: int = flag(200, "steps per measurement on held-out rows")
+    state_steps: int = flag(200, "steps per saved training state")
 
     def check(self) -> None:
         check_new_folder("output_dir", self.output_dir, may_exist=True)
-        for name in ("log_steps", "eval_steps", "state_steps"):
-            if getattr(self, name) < 1:
-                reject(name, getattr(self, name), "must be at least 1")
+        _require_least(self, 1, "log_steps", "eval_steps", "state_steps")
 
 
 @dataclass(frozen=True)
 class TrainingArguments:
     """All flags of one training.
 
-    Raises `UsageError` for flags of different groups that cannot go together.
+    Raises `UsageError` for flags of different groups that contradict each other.
     """
 
     learner: LearnerArguments
     data: TrainingDataArguments
-    recipe: RecipeArguments
+    recipe: Recipe
     optimization: OptimizationArguments
     log: TrainingLogArguments
 

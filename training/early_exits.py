@@ -1,4 +1,4 @@
-"""A Llama that learns at several depths: layer dropout within, a loss at every exit asked for.
+"""A Llama that learns at several depths: layers drop out, and early exits have losses of their own.
 
 Elhoushi et al. 2024 (arXiv 2404.16710), section 4.1: all exits share the final norm and the head.
 
@@ -7,24 +7,25 @@ Shapes: B sequences, T tokens, N learned positions, L layers, D hidden, V vocabu
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from self_speculation.sampling import seeded_generator
-from training.documents import UNLEARNED, Batch
+from training.batches import UNLEARNED, Batch
 
 
 class EarlyExits(nn.Module):
     """The causal model, with hooks on its decoder layers.
 
-    `forward` yields sums over positions, never means: they add up over parts of a batch.
+    `forward` returns sums over positions, which add up over the parts of a batch.
     """
 
-    def __init__(self, causal: nn.Module) -> None:
+    def __init__(self, causal: Any) -> None:
         super().__init__()
-        self.causal = causal
+        self.causal = causal  # a model of transformers, whose parts have no types
         self._states: dict[int, Tensor] = {}
         self._kept_LB: Tensor | None = None
         for index, layer in enumerate(causal.model.layers):
@@ -41,7 +42,7 @@ class EarlyExits(nn.Module):
         kept_LB: Tensor | None = None,
         teacher: "Teacher | None" = None,
     ) -> dict[int, Tensor]:
-        """The loss of every exit layer asked for, 1 to L, summed over the learned positions.
+        """Return the losses of exit layers, 1 to L, each summed over the learned positions.
 
         `kept_LB` says which layers run for which sequence; the others pass their input on. The
         loss is cross entropy, or with a teacher the divergence KL(teacher || exit), in nats.
@@ -61,15 +62,15 @@ class EarlyExits(nn.Module):
         return losses
 
     def logits(self, states_ND: Tensor) -> Tensor:
-        """What an exit says, (N, V), in float32."""
+        """Return an exit's logits, (N, V), in float32."""
         return self.causal.lm_head(self.causal.model.norm(states_ND)).float()
 
     @torch.no_grad()
     def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """How every exit layer does on a batch: sums `loss`, `accepted` and `exact`, (L,) each.
+        """Return sums over a batch for every exit layer: `loss`, `accepted`, `exact`, each (L,).
 
-        `accepted`: positions at which it says what the last layer says. `exact`: sequences in
-        which it says all that is to be learned; greedy decoding would be an exact match.
+        `accepted` counts positions at which the exit agrees with the last layer, `exact` sequences
+        in which it predicts every learned token: greedy decoding would be an exact match.
         """
         learned_BT = batch.labels_BT != UNLEARNED
         labels_N = batch.labels_BT[learned_BT]
@@ -90,7 +91,7 @@ class EarlyExits(nn.Module):
         return {"loss": loss_L, "accepted": accepted_L, "exact": exact_L}
 
     def _run(self, batch: Batch, kept_LB: Tensor | None) -> dict[int, Tensor]:
-        """What every layer puts out, (B, T, D), by exit layer.
+        """Return the output of every layer, (B, T, D), by exit layer.
 
         Without a mask, but with positions, transformers lets no document see another.
         """
@@ -110,9 +111,9 @@ class EarlyExits(nn.Module):
 
 
 class Teacher:
-    """The last layer of an unchanged model, whose distribution is to be learned.
+    """The last layer of an unchanged model, whose distribution is learned.
 
-    `unchanged` makes the model the teacher while it is entered, such as by adapters off.
+    Inside the context of `unchanged` the model is the teacher, such as with its adapters off.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Teacher:
 
     @torch.no_grad()
     def log_probabilities(self, batch: Batch, learned_BT: Tensor) -> Tensor:
-        """(N, V), of the learned positions."""
+        """Return log probabilities at the learned positions, (N, V)."""
         exits = self._exits
         learning = exits.training
         exits.eval()
@@ -136,15 +137,15 @@ class Teacher:
 
 
 def _divergence(target_NV: Tensor, logits_NV: Tensor) -> Tensor:
-    """KL(target || logits), summed."""
+    """Return KL(target || logits), summed."""
     said_NV = logits_NV.log_softmax(-1)
     return functional.kl_div(said_NV, target_NV, reduction="sum", log_target=True)
 
 
 def draw_kept(rates_L: list[float], sequences: int, seed: int, step: int) -> Tensor | None:
-    """Which layers run for which sequence, (L, B); None where all do.
+    """Draw which layers run for which sequence, (L, B); return None if all layers run.
 
-    Drawn for the whole batch, so that they are the same however many processes share it.
+    One draw for the whole batch: the result does not depend on the number of processes.
     """
     if not any(rates_L):
         return None

@@ -1,14 +1,17 @@
-"""The LayerSkip recipe as numbers: which layer is dropped how often, which exit weighs how much.
+"""The LayerSkip recipe as numbers: dropout rates of layers and weights of exits.
 
 Elhoushi et al. 2024 (arXiv 2404.16710), section 4.1. Layers l are 0-based, L of them; exit layer
-l + 1 reads what layer l puts out. `progress` is t / (T - 1) at step t of T: 0 first, 1 at the last.
+l + 1 reads the output of layer l. `progress` is t / (T - 1) at step t of T: from 0 to 1.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# S(t): how much of the dropout's final rate holds.
+from command_line.errors import reject
+from command_line.flags import flag
+
+# S(t): the share of the dropout's final rate.
 DROPOUT_CURRICULA: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "exponential": lambda progress: math.exp(progress * math.log(2)) - 1,
@@ -16,14 +19,14 @@ DROPOUT_CURRICULA: dict[str, Callable[[float], float]] = {
 
 
 def paper_weight(layer: int, layers: int, scale: float) -> float:
-    """e(l): the sum 0 + 1 + ... + l, scaled; the last layer's, unscaled, stays above all."""
+    """Return e(l): 0 + 1 + ... + l, scaled; the last layer's weight, unscaled, stays above all."""
     if layer < layers - 1:
         return scale * layer * (layer + 1) / 2
     return layers - 1 + scale * (layers - 2) * (layers - 1) / 2
 
 
 def uniform_weight(layer: int, layers: int, scale: float) -> float:
-    """The same for every early exit, 1 for the last layer."""
+    """Return the same for every early exit, 1 for the last layer."""
     return scale if layer < layers - 1 else 1.0
 
 
@@ -35,7 +38,7 @@ EARLY_EXIT_WEIGHTS: dict[str, Callable[[int, int, float], float]] = {
 
 @dataclass(frozen=True)
 class Moment:
-    """A step of training, counted from 0, of how many."""
+    """A step of training, counted from 0."""
 
     step: int
     total_steps: int
@@ -46,17 +49,17 @@ class Moment:
 
 
 def all_exits(layers: int, moment: Moment, interval: int) -> list[int]:
-    """Every layer, at every step."""
+    """Return every layer, at every step."""
     return list(range(layers))
 
 
 def rotational(layers: int, moment: Moment, interval: int) -> list[int]:
-    """C_rot: every `interval`-th layer, moving on by one with every step."""
+    """Return C_rot: every `interval`-th layer, moving on by one with every step."""
     return [layer for layer in range(layers) if (layer - moment.step) % interval == 0]
 
 
 def gradual(layers: int, moment: Moment, interval: int) -> list[int]:
-    """C_grad: from the last layer down, one more with every T / 2L steps."""
+    """Return C_grad: layers from the last down, one more with every T / 2L steps."""
     joined = moment.step * 2 * layers // moment.total_steps
     return list(range(max(layers - 1 - joined, 0), layers))
 
@@ -70,30 +73,54 @@ EARLY_EXIT_CURRICULA: dict[str, Callable[[int, Moment, int], list[int]]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """The recipe's settings; `--help` of train.py tells what each does."""
+    """The LayerSkip recipe."""
 
-    max_layer_dropout: float = 0.1
-    layer_dropout_curriculum: str = "constant"
-    early_exit_scale: float = 0.2
-    early_exit_weights: str = "paper"
-    early_exit_curriculum: str = "rotational"
-    rotation_interval: int = 8
+    max_layer_dropout: float = flag(
+        0.1, "share of sequences that skip the last layer; exponentially fewer skip earlier ones"
+    )
+    layer_dropout_curriculum: str = flag(
+        "constant",
+        "constant: for continual training; exponential: the rate grows from 0 as training goes, "
+        "for training from scratch",
+        tuple(DROPOUT_CURRICULA),
+    )
+    early_exit_scale: float = flag(0.2, "weight of the early exits' losses beside the last layer's")
+    early_exit_weights: str = flag(
+        "paper",
+        "paper: later exits weigh more, by the square of their depth; uniform: equal weights",
+        tuple(EARLY_EXIT_WEIGHTS),
+    )
+    early_exit_curriculum: str = flag(
+        "rotational",
+        "exits that learn at a step: rotational: every --rotation_interval-th, in turn; gradual: "
+        "from the last down, all after half of the training; none: all",
+        tuple(EARLY_EXIT_CURRICULA),
+    )
+    rotation_interval: int = flag(8, "rotational: layers from one learning exit to the next")
+
+    def check(self) -> None:
+        if not 0 <= self.max_layer_dropout < 1:
+            reject("max_layer_dropout", self.max_layer_dropout, "must be in [0, 1)")
+        if not 0 <= self.early_exit_scale < math.inf:
+            reject("early_exit_scale", self.early_exit_scale, "must be at least 0")
+        if self.rotation_interval < 1:
+            reject("rotation_interval", self.rotation_interval, "must be at least 1")
 
     def dropout_rates(self, layers: int, progress: float) -> list[float]:
-        """p(l, t) = S(t) D(l) p_max with D(l) = exp(l ln 2 / (L - 1)) - 1, one for every layer."""
+        """Return p(l, t) = S(t) D(l) p_max for every layer; D(l) = exp(l ln 2 / (L - 1)) - 1."""
         now = DROPOUT_CURRICULA[self.layer_dropout_curriculum](progress) * self.max_layer_dropout
         step = math.log(2) / max(layers - 1, 1)
         return [now * (math.exp(layer * step) - 1) for layer in range(layers)]
 
     def exit_weights(self, layers: int, moment: Moment) -> dict[int, float]:
-        """Each exit layer that learns at this step, 1 to L, with its share of the loss.
+        """Return the exit layers that learn at this step, 1 to L, with their shares of the loss.
 
         Shares are above 0 and sum to 1. The last layer always learns.
         """
         enabled = EARLY_EXIT_CURRICULA[self.early_exit_curriculum]
         weight = EARLY_EXIT_WEIGHTS[self.early_exit_weights]
         if layers == 1:
-            return {1: 1.0}  # the paper's weight of an only layer would be 0
+            return {1: 1.0}  # the paper's weight of a single layer would be 0
         learning = {*enabled(layers, moment, self.rotation_interval), layers - 1}
         weights = {
             layer + 1: weight(layer, layers, self.early_exit_scale) for layer in sorted(learning)

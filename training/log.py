@@ -1,4 +1,4 @@
-"""A training's log, a JSON object a line, and the plot of it."""
+"""A training's log, a JSON object per line, and the plot of it."""
 
 import json
 from contextlib import suppress
@@ -12,14 +12,14 @@ from analysis.figures import save_figure
 from command_line.errors import reject
 from command_line.messages import warn
 from files.reading import TooLargeError, bounded_lines, opened
-from files.writing import replace_text
+from files.writing import LineFile, json_text, replace_lines
 
 LOG_NAME = "training.jsonl"
 PLOT_NAME = "training"
 
 
 def check_log(folder: Path) -> None:
-    """Refuses a folder in which a file of another's would be overwritten by the log."""
+    """Refuse a folder in which the log would overwrite a file that is no training's log."""
     path = folder / LOG_NAME
     try:
         if path.exists() and (path.is_dir() or path.stat().st_size) and not _read(path):
@@ -31,47 +31,52 @@ def check_log(folder: Path) -> None:
 class TrainingLog:
     """`OUTPUT_DIR/training.jsonl`: a line `start`, then lines `step` and `eval`.
 
-    A `step` tells means over the steps since the line before, of the same start. Lines beyond the
-    step that a training goes on from are cut off, as they will come again.
-    Of several processes one `writes`. Nothing is raised where the disk is full: training goes on,
-    and the log says less.
+    A line `step` holds means over the steps since the line before. Lines beyond the step that a
+    training goes on from are removed, as they come again. Only the process that `writes` touches
+    the file. A full disk raises nothing: a warning says that the log lacks a line, and the next
+    line that can be written brings all lines with it.
     """
 
     def __init__(self, folder: Path, first_step: int, writes: bool = True) -> None:
         self._path = folder / LOG_NAME
         self._writes = writes
-        self.lines = [line for line in _read(self._path) if line.get("step", 0) <= first_step]
-        if not first_step:
-            self.lines = []
-        if not writes:
-            return
-        self._whole = False
-        self._write()
+        self._file: LineFile | None = None  # while the file holds all lines
+        self._lines: list[dict[str, Any]] = []
+        if first_step:
+            self._lines = [line for line in _read(self._path) if line.get("step", 0) <= first_step]
+        if writes:
+            self._write()
 
     def add(self, kind: str, **values: Any) -> None:
-        line = {"kind": kind} | values
-        self.lines.append(line)
+        """Append a line."""
+        self._lines.append({"kind": kind} | values)
         if self._writes:
-            self._write(line)
+            self._write()
 
-    def _write(self, line: dict[str, Any] | None = None) -> None:
-        """Appends a line; where an earlier one could not be written, all of them anew."""
+    def close(self) -> None:
+        """Close the file; a later line opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self) -> None:
+        """Write the newest line, or all lines while the file lacks some."""
         try:
-            if self._whole:
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(_dump(line))
-                return
-            replace_text(self._path, "".join(map(_dump, self.lines)))
-            self._whole = True
+            if self._file is None:
+                replace_lines(self._path, self._lines)
+                self._file = LineFile(self._path)
+            else:
+                self._file.add(json_text(self._lines[-1]))
         except OSError as error:
-            self._whole = False
+            self.close()
             warn(f"--output_dir {self._path.parent}: the log lacks a line ({error.strerror})")
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
-        return [line for line in self.lines if line["kind"] == kind]
+        """Return the lines of a kind."""
+        return [line for line in self._lines if line["kind"] == kind]
 
     def plot(self) -> None:
-        """Writes the plot of loss and acceptance, PNG and PDF, once there is something in it."""
+        """Write the plot of loss and acceptance, PNG and PDF, once there is a step to show."""
         if not self.of_kind("step"):
             return
         try:
@@ -80,12 +85,8 @@ class TrainingLog:
             warn(f"--output_dir {self._path.parent}: the plot is not written ({error.strerror})")
 
 
-def _dump(line: dict[str, Any]) -> str:
-    return json.dumps(line) + "\n"
-
-
 def _read(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a training; one may have been broken off. Raises OSError."""
+    """Return a training's whole lines; one may be incomplete. Raise OSError."""
     lines = []
     if path.is_file():
         with opened(path) as file, suppress(TooLargeError):
@@ -100,7 +101,7 @@ def _is_ours(line: Any) -> bool:
 
 
 def shown_exits(layers: int) -> list[int]:
-    """The exit layers that a plot or a progress bar has room for."""
+    """Return the exit layers that a plot or a progress bar has room for."""
     quarters = {round(layers * share) for share in (0.25, 0.5, 0.75)}
     return sorted({1, 2, 3, *quarters, layers} & set(range(1, layers + 1)))
 
@@ -119,7 +120,7 @@ def _figure(log: TrainingLog) -> Figure:
         _line(loss, points, exit_layer, exits)
         points = [(line["tokens"], line["acceptance"][exit_layer - 1]) for line in evaluations]
         _line(acceptance, points, exit_layer, exits)
-    loss.set(xlabel="tokens seen", ylabel="training loss (nats a token)", yscale="log")
+    loss.set(xlabel="tokens seen", ylabel="training loss (nats per token)", yscale="log")
     acceptance.set(xlabel="tokens seen", ylabel="acceptance on held-out rows")
     loss.set_title("Loss by exit layer", fontsize=10)
     acceptance.set_title("Acceptance by exit layer", fontsize=10)

@@ -1,15 +1,13 @@
-"""One training: batches in, steps taken, what held-out rows say, states kept, a checkpoint out."""
+"""The steps of one training: batches in, updates made, states and log lines out."""
 
-import hashlib
 import math
 import signal
 import time
-from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -19,31 +17,31 @@ from tqdm import tqdm
 from command_line.errors import FailedError
 from command_line.messages import shown
 from training.arguments import TrainingArguments
-from training.documents import UNLEARNED, Batch, BatchPlan, Document, Sequences, collate
-from training.early_exits import EarlyExits, draw_kept
+from training.batches import UNLEARNED, Batch, BatchPlan, Sequences, collate
+from training.configuration import configuration
+from training.documents import Document
+from training.early_exits import draw_kept
+from training.held_out import evaluate, held_out_line
 from training.layerskip_recipe import Moment
 from training.learner import Learner
 from training.log import TrainingLog, shown_exits
 from training.optimizers import OPTIMIZERS, learning, set_learning_rates, warm_up_and_cosine
 from training.state import Progress, TrainingState
 
-# What these name is compared by its contents: documents, models, a tokenizer's tokens.
-_COMPARED_BY_CONTENTS = (
-    *("data_path", "eval_path", "num_samples"),
-    *("config", "tokenizer", "model", "teacher", "device"),
-)
 
+class Update(NamedTuple):
+    """One step: loss sums by exit layer in this process, learned tokens in all, gradient norm."""
 
-def start_accelerator(device: str, mixed_precision: str) -> Accelerator:
-    """The processes of torchrun, each on a device of its own."""
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed_precision)
+    losses: dict[int, Tensor]
+    targets: int
+    norm: Tensor
 
 
 class Training:
     """A training between two of its steps.
 
-    Results depend neither on the number of processes nor on breaks, rounding aside: batches and
-    random draws are functions of seed and step.
+    Batches and random draws are functions of seed and step, so that results depend neither on the
+    number of processes nor on interruptions, rounding aside.
     """
 
     def __init__(
@@ -54,99 +52,105 @@ class Training:
         held_out: list[Document],
         accelerator: Accelerator,
     ) -> None:
-        self._flags = arguments
-        self._learner = learner
-        self._documents = documents
-        self._held_out = held_out
-        self._accelerator = accelerator
+        self.arguments = arguments
+        self.learner = learner
+        self.documents = documents
+        self.held_out = held_out
+        self.accelerator = accelerator
         flags = arguments.optimization
-        self._plan = BatchPlan(
-            list(map(len, documents)),
-            flags.batch_tokens,
-            arguments.data.max_length,
-            flags.batching,
-            flags.seed,
-        )
+        lengths = list(map(len, documents))
+        longest = arguments.data.max_length
+        self._plan = BatchPlan(lengths, flags.batch_tokens, longest, flags.batching, flags.seed)
         self.total_steps = flags.max_steps or self._plan.steps(flags.epochs)
         self._optimizers = OPTIMIZERS[flags.optimizer](learner.model, flags)
         self._exits = accelerator.prepare(learner.exits)
         self.folder = Path(arguments.log.output_dir)
-        self.state = TrainingState(self.folder, learner.model, self._optimizers)
-        self.configuration = configuration(arguments, learner, documents, held_out) | {
-            "device": accelerator.device.type
-        }
-        self.progress = Progress(self.configuration)
+        self.configuration = configuration(
+            arguments, [*documents, *held_out], learner.fingerprints, accelerator.device.type
+        )
+        self.state = TrainingState(self.folder, self.configuration, learner.model, self._optimizers)
+        self.progress = Progress()
         self._interrupted = False
 
     def resume(self) -> None:
-        """Goes on from the newest state that an earlier start left, if any did."""
+        """Go on from the newest state, if an earlier start left one."""
         newest = self.state.newest()
         if newest is not None:
-            self.progress = self.state.load(newest, self.configuration)
+            self.progress = self.state.load(newest)
 
     def run(self, log: TrainingLog) -> bool:
-        """Takes all steps that are left; False where it was interrupted after one of them.
+        """Take all steps that are left; return False after an interruption.
 
-        Raises `FailedError` where the loss is no number any more.
+        Raise `FailedError` if the loss is not finite.
         """
         window = Window(self.progress)
-        flags, first_step = self._flags.log, self.progress.step
+        flags, first_step = self.arguments.log, self.progress.step
         if not first_step:
             self._evaluate(log)
         bar = tqdm(
             total=self.total_steps,
             initial=first_step,
             unit="step",
-            disable=not self._accelerator.is_main_process,
+            disable=not self.accelerator.is_main_process,
         )
         with bar, self._stopped_by_signals():
             for sequences in self._plan.walk(first_step, self.total_steps):
-                self._step(sequences, window)
-                step, last = self.progress.step, self.progress.step == self.total_steps
+                update = self._step(sequences)
+                window.add(update)
+                interrupted = self._interrupted
                 bar.update()
-                if step % flags.log_steps == 0 or last:
-                    line = window.line(self._accelerator, self.progress)
-                    log.add("step", step=step, **line)
-                    bar.set_postfix_str(_postfix(line, self._learner.exits.num_layers))
-                if step % flags.eval_steps == 0 or last:
+                if self._is_due(flags.log_steps):
+                    line = window.line(self.accelerator, self.progress, update.norm)
+                    log.add("step", step=self.progress.step, **line)
+                    bar.set_postfix_str(_postfix(line, self.learner.exits.num_layers))
+                    window = Window(self.progress)
+                if self._is_due(flags.eval_steps):
                     self._evaluate(log)
-                if step % flags.state_steps == 0 or last or self._interrupted:
+                if self._is_due(flags.state_steps) or interrupted:
                     self._save(log)
-                if self._interrupted:
+                if interrupted:
                     return False
         return True
 
-    def _step(self, sequences: Sequences, window: "Window") -> None:
-        """One update: losses of the exits whose turn it is, on this process's share of a batch."""
+    def _is_due(self, interval: int) -> bool:
+        """Whether the newest step is one of every `interval`, or the last."""
+        return self.progress.step % interval == 0 or self.progress.step == self.total_steps
+
+    def _step(self, sequences: Sequences) -> Update:
+        """Update the weights once, by this process's share of a batch and the due exits' losses."""
         started = time.perf_counter()
-        flags, number = self._flags.optimization, self.progress.step
+        flags, number = self.arguments.optimization, self.progress.step
         moment = Moment(number, self.total_steps)
-        recipe, layers = self._flags.recipe.recipe, self._learner.exits.num_layers
+        recipe, layers = self.arguments.recipe, self.learner.exits.num_layers
         weights = recipe.exit_weights(layers, moment)
         rates = recipe.dropout_rates(layers, moment.progress)
         kept_LB = draw_kept(rates, len(sequences), flags.seed, number)
-        targets = sum(self._documents[index].targets for row in sequences for index in row)
-        torch.manual_seed(flags.seed + number)  # of dropout in attention, if there is any
+        read = [self.documents[index] for row in sequences for index in row]
+        targets = sum(document.targets for document in read)
+        torch.manual_seed(flags.seed + number)  # dropout in attention, if a model has it
         set_learning_rates(
             self._optimizers, warm_up_and_cosine(number, self.total_steps, flags.warmup_steps)
         )
         sums = self._gradients(sequences, kept_LB, weights, targets)
         norm = torch.nn.utils.clip_grad_norm_(
-            learning(self._learner.model).values(), flags.max_gradient_norm
+            learning(self.learner.model).values(), flags.max_gradient_norm
         )
-        if not torch.isfinite(norm):
-            if self._accelerator.is_main_process:
-                self.state.disprove()
-            self._fail(f"loss or gradient of step {number + 1}")
-        if self._accelerator.is_main_process:
-            self.state.prove()
+        self._check_finite(norm)
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad()
         self.progress.step += 1
-        self.progress.tokens += sum(len(self._documents[i]) for row in sequences for i in row)
+        self.progress.tokens += sum(map(len, read))
         self.progress.seconds += time.perf_counter() - started
-        window.add(sums, targets, norm)
+        return Update(sums, targets, norm)
+
+    def _check_finite(self, norm: Tensor) -> None:
+        """Keep the newest state if the gradient of its weights is finite; else remove it."""
+        is_finite = bool(torch.isfinite(norm))
+        if self.accelerator.is_main_process:
+            (self.state.prove if is_finite else self.state.disprove)()
+        if not is_finite:
+            self._fail(f"loss or gradient of step {self.progress.step + 1}")
 
     def _gradients(
         self,
@@ -155,21 +159,21 @@ class Training:
         weights: dict[int, float],
         targets: int,
     ) -> dict[int, Tensor]:
-        """Adds up the gradients of the mean loss; returns this process's sums of it by exit."""
-        accelerator, parts = self._accelerator, self._flags.optimization.gradient_accumulation
+        """Add up the gradients of the mean loss; return this process's loss sums by exit."""
+        accelerator, parts = self.accelerator, self.arguments.optimization.gradient_accumulation
         shares = accelerator.num_processes * parts
         sums: dict[int, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
         for part in range(parts):
+            is_last = part + 1 == parts  # in which processes wait for each other
             rows = range(accelerator.process_index * parts + part, len(sequences), shares)
-            if not rows and part + 1 < parts:
-                continue  # the last part is where processes wait for each other
+            if not rows and not is_last:
+                continue
             batch = self._batch([sequences[row] for row in rows] or sequences[:1], bool(rows))
             kept = None
             if kept_LB is not None:
                 kept = kept_LB[:, list(rows) or [0]].to(accelerator.device)
-            waits = part + 1 < parts
-            with accelerator.no_sync(self._exits) if waits else nullcontext():
-                losses = self._exits(batch, weights, kept, self._learner.teacher)
+            with nullcontext() if is_last else accelerator.no_sync(self._exits):
+                losses = self._exits(batch, weights, kept, self.learner.teacher)
                 loss = sum(weights[exit_layer] * one for exit_layer, one in losses.items())
                 # Distributed gradients are means over processes.
                 accelerator.backward(loss * accelerator.num_processes / targets)
@@ -178,30 +182,31 @@ class Training:
         return sums
 
     def _batch(self, sequences: Sequences, counts: bool) -> Batch:
-        """Sequences on this process's device; without labels where they do not count.
+        """Return sequences on this process's device; without labels if they do not count.
 
-        A process without a share of a small batch must compute something all the same, as the
-        others wait for its gradients.
+        A process without a share of a small batch must still compute something, as the others wait
+        for its gradients.
         """
-        batch = collate(self._documents, sequences)
+        batch = collate(self.documents, sequences)
         if not counts:
             batch.labels_BT.fill_(UNLEARNED)
-        return batch.to(self._accelerator.device)
+        return batch.to(self.accelerator.device)
 
     def _evaluate(self, log: TrainingLog) -> None:
-        """What every exit says of held-out rows."""
-        if not self._held_out:
+        """Measure every exit layer on held-out rows, if there are any."""
+        if not self.held_out:
             return
-        values = evaluate(self._learner.exits, self._held_out, self._accelerator, self._flags)
+        flags, step = self.arguments.optimization, self.progress.step
+        values = evaluate(self.learner.exits, self.held_out, self.accelerator, flags)
         if not all(map(math.isfinite, values["loss"])):
-            self._fail(f"loss on held-out rows after step {self.progress.step}")
-        log.add("eval", step=self.progress.step, tokens=self.progress.tokens, **values)
-        if self._accelerator.is_main_process:
-            tqdm.write(f"step {self.progress.step}: {held_out_line(values)}")
+            self._fail(f"loss on held-out rows after step {step}")
+        log.add("eval", step=step, tokens=self.progress.tokens, **values)
+        if self.accelerator.is_main_process:
+            tqdm.write(f"step {step}: {held_out_line(values)}")
 
     def _save(self, log: TrainingLog) -> None:
-        """Keeps a state. A disk that is full is said once, and the state before stays."""
-        if not self._accelerator.is_main_process:
+        """Save a state. If the disk is full, warn, and leave the state before it."""
+        if not self.accelerator.is_main_process:
             return
         try:
             self.state.save(self.progress)
@@ -216,22 +221,22 @@ class Training:
     def _fail(self, what: str) -> NoReturn:
         kept = self.state.newest()
         left = f"{kept.name} is kept" if kept else "no state was saved before"
-        flags = self._flags.optimization
+        flags = self.arguments.optimization
         rates = f"--learning_rate {flags.learning_rate:g}"
         if flags.optimizer == "muon":
             rates += f", --muon_learning_rate {flags.muon_learning_rate:g}"
         raise FailedError(
             f"{rates}: {what} is not finite; training stops, {left} in {self.folder}. The same "
-            "flags would come to the same end: lower the rate, in another --output_dir"
+            "flags would fail again: lower the rate, in another --output_dir"
         )
 
     @contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
-        """Lets Ctrl-C and SIGTERM end training after the step that it is at.
+        """Let Ctrl-C and SIGTERM end training after the current step.
 
-        Several processes would not stop after the same one; they are ended at once.
+        Several processes would stop after different steps, so that a signal ends them at once.
         """
-        if self._accelerator.num_processes > 1:
+        if self.accelerator.num_processes > 1:
             yield
             return
 
@@ -249,85 +254,35 @@ class Training:
 
 
 class Window:
-    """What the steps since the last line of the log added up to."""
+    """Sums over the steps since the log's last line `step`."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._begin(progress)
+    def __init__(self, before: Progress) -> None:
+        self._tokens, self._seconds = before.tokens, before.seconds
+        self._losses: dict[int, Tensor] = {}
+        self._targets: Counter[int] = Counter()
 
-    def add(self, sums: dict[int, Tensor], targets: int, norm: Tensor) -> None:
-        """One step: its losses by exit, of how many tokens, and its gradient's norm."""
-        for exit_layer, loss in sums.items():
-            self._loss[exit_layer] += loss
-            self._targets[exit_layer] += targets
-        self._norm = norm
+    def add(self, update: Update) -> None:
+        """Add a step."""
+        for exit_layer, loss in update.losses.items():
+            self._losses[exit_layer] = self._losses.get(exit_layer, 0) + loss
+            self._targets[exit_layer] += update.targets
 
-    def line(self, accelerator: Accelerator, progress: Progress) -> dict[str, Any]:
-        """Means over the window, which begins anew. Losses are in nats a learned token."""
-        exits = sorted(self._loss)
-        totals = accelerator.reduce(torch.stack([self._loss[one] for one in exits]), "sum")
-        counts = [self._targets[one] for one in exits]
-        means = (float(total) / count for total, count in zip(totals, counts, strict=True))
-        seconds = progress.seconds - self._seconds
-        line = {
-            "tokens": progress.tokens,
-            "seconds": round(progress.seconds, 3),
-            "tokens_per_second": round((progress.tokens - self._tokens) / seconds, 1),
-            "loss": {str(exit_layer): mean for exit_layer, mean in zip(exits, means, strict=True)},
-            "gradient_norm": float(self._norm),
+    def line(self, accelerator: Accelerator, now: Progress, norm: Tensor) -> dict[str, Any]:
+        """Return the line's values; losses are means in nats per learned token."""
+        exits = sorted(self._losses)
+        totals = accelerator.reduce(torch.stack([self._losses[one] for one in exits]), "sum")
+        return {
+            "tokens": now.tokens,
+            "seconds": round(now.seconds, 3),
+            "tokens_per_second": round(
+                (now.tokens - self._tokens) / (now.seconds - self._seconds), 1
+            ),
+            "loss": {
+                str(exit_layer): float(total) / self._targets[exit_layer]
+                for exit_layer, total in zip(exits, totals, strict=True)
+            },
+            "gradient_norm": float(norm),
         }
-        self._begin(progress)
-        return line
-
-    def _begin(self, progress: Progress) -> None:
-        self._tokens, self._seconds = progress.tokens, progress.seconds
-        self._loss: dict[int, Any] = defaultdict(float)
-        self._targets: dict[int, int] = defaultdict(int)
-        self._norm: Tensor | None = None
-
-
-def evaluate(
-    exits: EarlyExits,
-    documents: list[Document],
-    accelerator: Accelerator,
-    flags: TrainingArguments,
-) -> dict[str, list[float]]:
-    """Loss, acceptance and exact matches of exit layers 1 to L, teacher-forced and greedy.
-
-    `acceptance` is the share of learned tokens at which an exit says what the last layer says.
-    """
-    order = sorted(range(len(documents)), key=lambda index: len(documents[index]))
-    parts = flags.optimization.gradient_accumulation * accelerator.num_processes
-    width = max(flags.optimization.batch_tokens // parts // len(documents[order[-1]]), 1)
-    batches = [order[start : start + width] for start in range(0, len(order), width)]
-    sums: dict[str, Tensor] = {}
-    exits.eval()
-    for indices in batches[accelerator.process_index :: accelerator.num_processes]:
-        batch = collate(documents, [(index,) for index in indices]).to(accelerator.device)
-        with accelerator.autocast():
-            for name, values in exits.scores(batch).items():
-                sums[name] = sums.get(name, 0) + values
-    exits.train()
-    empty = torch.zeros(exits.num_layers, device=accelerator.device)
-    totals = {
-        name: accelerator.reduce(sums.get(name, empty), "sum").tolist()
-        for name in ("loss", "accepted", "exact")
-    }
-    targets = sum(document.targets for document in documents)
-    return {
-        "loss": [value / targets for value in totals["loss"]],
-        "acceptance": [value / targets for value in totals["accepted"]],
-        "exact_match": [value / len(documents) for value in totals["exact"]],
-    }
-
-
-def held_out_line(values: dict[str, list[float]]) -> str:
-    """The evaluation in one line."""
-    exits = shown_exits(len(values["loss"]))[:-1]
-    drafts = " ".join(f"{one}:{values['acceptance'][one - 1]:.1%}" for one in exits)
-    return (
-        f"held out: loss {values['loss'][-1]:.4f}, exact match {values['exact_match'][-1]:.1%}, "
-        f"acceptance by exit layer {drafts}"
-    )
 
 
 def _postfix(line: dict[str, Any], layers: int) -> str:
@@ -337,21 +292,3 @@ def _postfix(line: dict[str, Any], layers: int) -> str:
         if str(one) in line["loss"]
     )
     return f"loss {losses}; {shown(line['tokens_per_second'], '.0f')} tokens/s"
-
-
-def configuration(
-    arguments: TrainingArguments,
-    learner: Learner,
-    documents: list[Document],
-    held_out: list[Document],
-) -> dict[str, Any]:
-    """All that decides what is learned; data and model by their contents."""
-    groups = (arguments.learner, arguments.data, arguments.recipe, arguments.optimization)
-    flags = {name: value for group in groups for name, value in vars(group).items()}
-    decisive = {
-        f"--{name}": value for name, value in flags.items() if name not in _COMPARED_BY_CONTENTS
-    }
-    digest = hashlib.sha256()
-    for document in [*documents, *held_out]:
-        digest.update(array("q", document.ids).tobytes() + bytes(document.learned) + b"|")
-    return decisive | learner.fingerprints | {"data": digest.hexdigest()[:16]}

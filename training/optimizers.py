@@ -1,4 +1,4 @@
-"""What moves the weights: AdamW, or Muon with AdamW for what is no matrix within a layer."""
+"""AdamW for all weights, or Muon for the layers' matrices and AdamW for the others."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,19 +12,19 @@ _BETAS = (0.9, 0.98)
 
 
 def learning(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by name; one that is tied occurs once."""
+    """Return the parameters that training changes, by name; a tied one occurs once."""
     return {name: item for name, item in model.named_parameters() if item.requires_grad}
 
 
 def make_adamw(model: nn.Module, flags: OptimizationArguments) -> list[Optimizer]:
-    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) for all that learns."""
+    """Return AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) for all that learns."""
     return [_adamw(learning(model).values(), flags)]
 
 
 def make_muon(model: nn.Module, flags: OptimizationArguments) -> list[Optimizer]:
-    """Muon (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982) for the layers' matrices.
+    """Return Muon (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982) and an AdamW.
 
-    Its update of a matrix has singular values near 1, whatever the gradient's size.
+    Muon's update of a matrix has singular values near 1, whatever the gradient's size.
     """
     items = learning(model)
     matrices = {name: p for name, p in items.items() if p.ndim == 2 and ".layers." in name}
@@ -50,13 +50,13 @@ def _adamw(parameters: Iterable[nn.Parameter], flags: OptimizationArguments) -> 
 
 
 def set_learning_rates(optimizers: list[Optimizer], factor: float) -> None:
-    """Sets every rate to its peak times `factor`."""
+    """Set every rate to its peak times `factor`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * factor
 
 
 def warm_up_and_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
-    """The learning rate of a step, as a share of its peak: a rise, then half a cosine to 0."""
+    """Return a step's learning rate as a share of its peak: a rise, then half a cosine to 0."""
     warm = min(1.0, (step + 1) / (warmup_steps + 1))
     return warm * 0.5 * (1 + math.cos(math.pi * step / total_steps))

@@ -1,6 +1,6 @@
-"""From texts to a trained checkpoint in a folder, in one go or in several."""
+"""From texts to a trained checkpoint in a folder, in one start or in several."""
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -16,12 +16,12 @@ from files.reading import read_settings
 from files.writing import held_folder
 from models.runtime import Runtime, device_type, quieten_libraries
 from training.arguments import TrainingArguments
-from training.documents import Document, check_vocabulary, encode_texts
+from training.configuration import check_configuration
+from training.documents import Document, encode_texts
 from training.learner import Learner, make_learner
 from training.log import TrainingLog, check_log
-from training.loop import Training, start_accelerator
+from training.loop import Training
 from training.optimizers import learning
-from training.state import check_configuration
 from training.texts import TrainingText, spoken
 
 CHECKPOINT = "checkpoint"
@@ -33,19 +33,20 @@ def run_training(
     texts: tuple[list[TrainingText], list[TrainingText]],
     command: str,
 ) -> int:
-    """Trains until all steps are done; returns the exit code.
+    """Train until all steps are done; return the exit code.
 
-    Raises `UsageError` for a model or data that do not fit, and `FailedError` for a training that
-    breaks down; what it had is in its state.
+    Raise `UsageError` for a model or data that do not fit, and `FailedError` if training breaks
+    down; the newest state is kept then.
     """
     quieten_libraries()
     flags = arguments.learner
-    accelerator = start_accelerator(device_type(flags.device), flags.mixed_precision)
+    on_cpu = device_type(flags.device) == "cpu"
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=flags.mixed_precision)
     code = _train(arguments, texts, command, accelerator)
-    # What reduces gradients holds the process group, and goes first: torch 2.13 would otherwise
+    # The reducer of gradients holds the process group, and goes first: torch 2.13 would otherwise
     # destroy the group with Python's lock held, and wait for a thread that waits for the lock.
     accelerator.free_memory()
-    accelerator.end_training()  # or NCCL complains of what it still holds
+    accelerator.end_training()  # without it, NCCL complains
     return code
 
 
@@ -55,105 +56,99 @@ def _train(
     command: str,
     accelerator: Accelerator,
 ) -> int:
-    flags, data, seed = arguments.learner, arguments.data, arguments.optimization.seed
     runtime = Runtime(accelerator.device, torch.float32)
-    learner = make_learner(flags, runtime, spoken(texts[0]), seed)
+    learner = make_learner(
+        arguments.learner, runtime, spoken(texts[0]), arguments.optimization.seed
+    )
+    data, writes = arguments.data, accelerator.is_main_process
     documents, held_out = (
         encode_texts(some, learner.tokenizer, data.apply_chat_template, data.max_length)
         for some in texts
     )
-    _check(arguments, learner, documents, held_out)
-    writes = accelerator.is_main_process
-    output_dir = arguments.log.output_dir
-    held = held_folder(output_dir, ".training.lock", "is at a training in it")
+    _check_fits(arguments, learner, documents, held_out)
+    held = held_folder(arguments.log.output_dir, ".training.lock", "is at a training in it")
     with held if writes else nullcontext():
         accelerator.wait_for_everyone()
         training = Training(arguments, learner, documents, held_out, accelerator)
-        if _is_complete(training, writes):
+        if _is_complete(training):
             return 0
         training.resume()
-        accelerator.wait_for_everyone()  # before one of them may remove what it was read from
-        if writes:
-            print(_summary(training, learner, documents, held_out))
-        log = TrainingLog(training.folder, training.progress.step, writes)
-        facts = _facts(runtime, accelerator.num_processes)
-        log.add("start", **_beginning(arguments, training, command), **facts)
-        if not training.run(log):
-            kept = training.state.newest()
-            print(f"interrupted; the same command goes on after {kept.name if kept else 'no step'}")
-            return EXIT_INTERRUPTED
-        if writes:
-            _finish(arguments, training, learner, log, command)
+        accelerator.wait_for_everyone()  # before one process removes the state that others read
+        with closing(TrainingLog(training.folder, training.progress.step, writes)) as log:
+            log.add("start", **_beginning(training, runtime, command))
+            if writes:
+                print(_summary(training))
+            if not training.run(log):
+                kept = training.state.newest()
+                after = kept.name if kept else "no step"
+                print(f"interrupted; the same command goes on after {after}")
+                return EXIT_INTERRUPTED
+            if writes:
+                _finish(training, log, command)
         accelerator.wait_for_everyone()
     return 0
 
 
-def _beginning(arguments: TrainingArguments, training: Training, command: str) -> dict[str, Any]:
-    return {
-        "step": training.progress.step,
-        "total_steps": training.total_steps,
-        "command": command,
-        "arguments": asdict(arguments),
-    }
-
-
-def _check(
+def _check_fits(
     arguments: TrainingArguments,
     learner: Learner,
     documents: list[Document],
     held_out: list[Document],
 ) -> None:
-    """Refuses what the model cannot learn from."""
-    flags = arguments.data
+    """Refuse documents that the model cannot learn from."""
+    data, flags, config = arguments.data, arguments.learner, learner.config
     if not documents:
-        reject("data_path", flags.data_path, "holds nothing to learn")
-    if flags.max_length > learner.config.max_position_embeddings:
-        limit = learner.config.max_position_embeddings
-        reject("max_length", flags.max_length, f"exceeds the model's {limit} positions")
-    check_vocabulary([*documents, *held_out], learner.config.vocab_size, arguments.learner)
+        reject("data_path", data.data_path, "holds nothing to learn")
+    if data.max_length > config.max_position_embeddings:
+        allowed = f"exceeds the model's {config.max_position_embeddings} positions"
+        reject("max_length", data.max_length, allowed)
+    largest = max(max(document.ids) for document in [*documents, *held_out])
+    if largest >= config.vocab_size:
+        name = "model" if flags.tokenizer is None else "tokenizer"
+        limit = f"the model's vocab_size is {config.vocab_size}"
+        reject(name, getattr(flags, name), f"its tokenizer makes token {largest}, {limit}")
 
 
-def _summary(
-    training: Training, learner: Learner, documents: list[Document], held_out: list[Document]
-) -> str:
+def _beginning(training: Training, runtime: Runtime, command: str) -> dict[str, Any]:
+    """Return the values of the log's line `start`."""
+    facts = runtime.facts()
+    del facts["ranks"], facts["dtype"]
+    return {
+        "step": training.progress.step,
+        "total_steps": training.total_steps,
+        "command": command,
+        "arguments": asdict(training.arguments),
+        **facts,
+        "processes": training.accelerator.num_processes,
+        "commit": current_commit(),
+    }
+
+
+def _summary(training: Training) -> str:
+    learner, documents = training.learner, training.documents
     tokens = sum(map(len, documents))
     learned = sum(parameter.numel() for parameter in learning(learner.model).values())
     begins = training.progress.step
     return (
         f"{learner.exits.num_layers} layers, {learned:,} parameters learn; {len(documents):,} "
-        f"documents of {tokens:,} tokens, {len(held_out):,} held out; {training.total_steps:,} "
-        f"steps" + (f", going on after step {begins:,}" if begins else "")
+        f"documents of {tokens:,} tokens, {len(training.held_out):,} held out; "
+        f"{training.total_steps:,} steps" + (f", going on after step {begins:,}" if begins else "")
     )
 
 
-def _facts(runtime: Runtime, processes: int) -> dict[str, Any]:
-    facts = runtime.facts() | {"processes": processes, "commit": current_commit()}
-    del facts["ranks"], facts["dtype"]
-    return facts
-
-
-def _finish(
-    arguments: TrainingArguments,
-    training: Training,
-    learner: Learner,
-    log: TrainingLog,
-    command: str,
-) -> None:
-    """Writes the checkpoint, and takes the state away that is in it now."""
-    folder = training.folder
+def _finish(training: Training, log: TrainingLog, command: str) -> None:
+    """Write the checkpoint, then remove the states."""
+    folder, learner, arguments = training.folder, training.learner, training.arguments
     evaluations = log.of_kind("eval")
-    facts = {
-        "command": command,
-        "configuration": training.configuration,
-        "progress": {
-            name: value
-            for name, value in vars(training.progress).items()
-            if name != "configuration"
-        },
-        "held_out": evaluations[-1] if evaluations else None,
-        "commit": current_commit(),
+    files = {
+        FACTS_FILE: {
+            "command": command,
+            "configuration": training.configuration,
+            "progress": vars(training.progress),
+            "held_out": evaluations[-1] if evaluations else None,
+            "commit": current_commit(),
+        }
     }
-    files = {FACTS_FILE: facts}
     if learner.plan_of_origin is not None:
         files[PLAN_FILE] = learner.plan_of_origin
     if arguments.data.template is not None:
@@ -173,8 +168,8 @@ def _finish(
     print(f"checkpoint {folder / CHECKPOINT}")
 
 
-def _is_complete(training: Training, writes: bool) -> bool:
-    """Whether the folder holds the end of this training; raises `UsageError` for another's."""
+def _is_complete(training: Training) -> bool:
+    """Whether the folder holds the end of this training; raise `UsageError` for another's."""
     folder, path = training.folder, training.folder / CHECKPOINT / FACTS_FILE
     if not path.is_file():
         check_log(folder)
@@ -183,11 +178,11 @@ def _is_complete(training: Training, writes: bool) -> bool:
         return False
     try:
         found = read_settings(path)["configuration"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         reason = f"its {FACTS_FILE} cannot be read ({error})"
         raise UsageError(f"--output_dir {folder}: {reason}") from error
     check_configuration(folder, found, training.configuration)
-    if writes:
-        training.state.remove()  # which a kill right after the end may have left
+    if training.accelerator.is_main_process:
+        training.state.remove()  # a kill right after the end may have left it
         print(f"the training in {folder} is complete; another --output_dir trains anew")
     return True

@@ -1,4 +1,4 @@
-"""What is trained on, as texts: questions with answers, plain texts, or chats."""
+"""Training texts: prompts with answers, plain texts, or chats."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from training.arguments import TrainingDataArguments
 
 @dataclass(frozen=True)
 class Answer:
-    """A prompt, and the answer that is learned; `content` is the example's own."""
+    """A prompt, and the answer that is learned; `content` is the text without a template."""
 
     prompt: str
     reference: str
@@ -23,16 +23,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Plain:
-    """A text, all of which is learned."""
+    """A text that is learned as a whole."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Chat:
-    """Turns of role and content, of which the assistant's are learned.
+    """Turns of role and content; the assistant's are learned.
 
-    `place` is where they stand, by flag, file and line.
+    `place` names flag, file and line of the row.
     """
 
     place: str
@@ -45,10 +45,10 @@ TrainingText = Answer | Plain | Chat
 def get_training_texts(
     arguments: TrainingDataArguments, seed: int
 ) -> tuple[list[TrainingText], list[TrainingText]]:
-    """What is learned, and what is held out.
+    """Return the texts to learn, and those held out.
 
-    Held-out rows are drawn by `seed`. A text that is held out is not learned, however often it
-    occurs. Raises `UsageError` for rows that cannot be read or hold no text.
+    `seed` draws the held-out rows. A held-out text is not learned, however often it occurs. Raise
+    `UsageError` for rows that cannot be read or hold no text.
     """
     texts = _read(arguments, "data_path", "train")
     if arguments.eval_path is not None:
@@ -75,7 +75,9 @@ def _read(arguments: TrainingDataArguments, path_flag: str, split: str) -> list[
         rows = source.rows(named_split(source, split))
         if rows is None:
             raise RowsError(f"has no {split} split; a file of rows would be any")
-        texts = [_text(row, f"--{path_flag} {path}: {row.place}") for row in rows]
+        texts: list[TrainingText] = [
+            _text(row, f"--{path_flag} {path}: {row.place}") for row in rows
+        ]
         if len(set(map(type, texts))) > 1:
             raise RowsError("holds rows with a text and rows with messages")
         return texts
@@ -84,7 +86,7 @@ def _read(arguments: TrainingDataArguments, path_flag: str, split: str) -> list[
 
 
 def _text(row: Row, place: str) -> Plain | Chat:
-    """What a row of text or messages says."""
+    """Return the text or the chat of a row."""
     try:
         made = Chat(place, _turns(row)) if "messages" in row.values else _plain(row)
         check_characters(*spoken([made]))
@@ -117,7 +119,7 @@ def _is_turn(turn: Any) -> bool:
 
 
 def _drawn(texts: list[TrainingText], count: int, seed: int) -> list[TrainingText]:
-    """`count` texts of different content, in an order that the seed settles."""
+    """Return `count` texts of different content, in an order drawn by the seed."""
     different: dict[str, TrainingText] = {}
     for index in shuffled(len(texts), seed, "held out"):
         different.setdefault(_content(texts[index]), texts[index])
@@ -125,9 +127,9 @@ def _drawn(texts: list[TrainingText], count: int, seed: int) -> list[TrainingTex
 
 
 def _content(text: TrainingText) -> str:
-    """What texts share of which one would tell how to continue the other.
+    """Return a key shared by texts that must not be split between learned and held-out rows.
 
-    A conversation's is its beginning, which all its turns come after.
+    The key of a conversation is its beginning, which all its turns follow.
     """
     return content_key(_CONTENT[type(text)](text))
 
@@ -140,13 +142,13 @@ _CONTENT: dict[type, Callable[[Any], str]] = {
 
 
 def _asked_first(turns: tuple[tuple[str, str], ...]) -> str:
-    """What stands before a chat's first answer, or the answer where nothing does."""
+    """Return the text before a chat's first answer, or the answer if nothing is before it."""
     roles = [role for role, _ in turns]
     return "\n".join(content for _, content in turns[: roles.index("assistant") or 1])
 
 
 def spoken(texts: Iterable[TrainingText]) -> Iterable[str]:
-    """All strings of some texts, in order."""
+    """Yield all strings of the texts, in order."""
     for text in texts:
         if isinstance(text, Plain):
             yield text.text

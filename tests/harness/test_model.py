@@ -1,4 +1,4 @@
-"""The harness's requests: log-likelihoods are those of its own model, texts the strategies'."""
+"""Log-likelihoods equal those of the harness's own model; texts are the strategy's."""
 
 import dataclasses
 
@@ -82,7 +82,7 @@ def test_likelihoods_of_a_pruned_model_are_those_of_its_checkpoint(make, referen
     assert pruned != pytest.approx(scores(reference), rel=1e-3)
 
 
-def test_likelihoods_depend_on_an_exit_layer_that_decodes_but_not_on_one_that_drafts(make):
+def test_an_exit_layer_changes_likelihoods_if_it_decodes_but_not_if_it_drafts(make):
     whole = scores(make())
     assert scores(make(EARLY)) != pytest.approx(whole, rel=1e-3)
     same(scores(make(SPECULATIVE)), whole)
@@ -137,9 +137,9 @@ def test_names_tell_requests_apart():
     assert names == ["task/0/0/0", "task/0/0/1", "task/1/0/0"]
 
 
-def test_what_texts_took_is_summed_up(make):
-    assert summarize_requests([])["tokens_per_second"] is None
-    assert summarize_requests([])["acceptance_rate"] is None
+def test_counts_and_seconds_of_texts_are_summed_up(make):
+    empty = summarize_requests([])
+    assert empty["tokens_per_second"] is empty["acceptance_rate"] is None
     model = make(SPECULATIVE)
     model.generate_until(texts(until=[], max_gen_toks=10), True)
     facts = summarize_requests(model.generated)
@@ -150,7 +150,7 @@ def test_what_texts_took_is_summed_up(make):
 
 
 def test_a_task_that_leaves_no_room_for_prompts_is_refused(make):
-    with pytest.raises(UsageError, match="--tasks long: asks for 256 tokens, which leaves nothing"):
+    with pytest.raises(UsageError, match="--tasks long: asks for 256 tokens, which leaves none"):
         make().generate_until(texts(task="long", until=[], max_gen_toks=256), True)
 
 
@@ -161,7 +161,6 @@ def test_a_task_that_leaves_no_room_for_prompts_is_refused(make):
         ({"do_sample": False, "temperature": 0.7}, {"sample": False}),
         ({"temperature": 0.7}, {"sample": True, "temperature": 0.7}),
         ({"temperature": 0}, {"sample": False}),
-        ({"do_sample": True, "temperature": 0.0}, {"sample": False}),
         ({"do_sample": True, "top_p": "0.95"}, {"sample": True, "top_p": 0.95}),
         ({"max_tokens": 9, "num_beams": 1, "top_k": None}, {"max_steps": 9}),
         ({"no_repeat_ngram_size": 0, "repetition_penalty": 1.0}, {}),
@@ -177,15 +176,14 @@ def test_arguments_of_a_task_replace_the_flags(asked, changes):
     ("asked", "message"),
     [
         ({"num_beams": 4}, "num_beams 4: only 1 is supported"),
-        ({"repetition_penalty": 1.2}, "repetition_penalty 1.2: only 1 is supported"),
-        ({"penalty_alpha": 0.6}, "penalty_alpha 0.6: no such one"),
+        ({"penalty_alpha": 0.6}, "penalty_alpha 0.6: unknown"),
         ({"do_sample": True, "top_p": 1.5}, "--top_p 1.5: must be in"),
         ({"max_gen_toks": "many"}, "invalid literal for int"),
         ({"max_gen_toks": 0}, "--max_steps 0: must be at least 1"),
         ({"until": [1]}, "until 1: must be texts"),
     ],
 )
-def test_what_a_task_cannot_have_is_refused(asked, message):
+def test_unsupported_arguments_of_a_task_are_refused(asked, message):
     with pytest.raises(UsageError, match="--tasks strange: its generation arguments") as caught:
         decoding_of(GREEDY, asked, "strange")
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""A loss at every exit, documents that do not see each other, layers that are dropped."""
+"""Losses at every exit, documents that do not see each other, dropped layers."""
 
 import copy
 
@@ -7,7 +7,8 @@ import torch
 
 from self_speculation.llama_model_utils import early_exit_view
 from tests.conftest import END, LAYERS, random_prompt
-from training.documents import UNLEARNED, Document, collate
+from training.batches import UNLEARNED, collate
+from training.documents import Document
 from training.early_exits import EarlyExits, Teacher, draw_kept
 
 ALL = range(1, LAYERS + 1)
@@ -54,8 +55,8 @@ def test_padding_and_packing_change_nothing(exits):
     close(losses(exits, documents, [(2, 1, 0)]), alone)
 
 
-def test_a_dropped_layer_is_one_that_is_not_there(exits, model):
-    """In the first sequence alone, and for the exits from there on."""
+def test_a_dropped_layer_equals_a_removed_one(exits, model):
+    """Drop a layer in the first sequence only; later exits follow."""
     documents = [document(8, 0), document(8, 1)]
     kept = torch.ones(LAYERS, 2, dtype=torch.bool)
     kept[3, 0] = False
@@ -71,7 +72,7 @@ def test_a_dropped_layer_is_one_that_is_not_there(exits, model):
         close(both[exit_layer - 1], shorter[position].double() + second[exit_layer - 1])
 
 
-def test_the_divergence_from_itself_is_nothing(exits, model):
+def test_the_divergence_from_itself_is_zero(exits, model):
     documents = [document(12)]
     teacher = Teacher(EarlyExits(copy.deepcopy(model)))
     found = losses(exits, documents, [(0,)], teacher=teacher)
@@ -79,8 +80,8 @@ def test_the_divergence_from_itself_is_nothing(exits, model):
     assert (found[:-1] > 0.1).all()
 
 
-def test_scores_count_words_that_exits_agree_on(exits, model):
-    """A document that is what the model says is an exact match of the last layer."""
+def test_scores_count_tokens_that_exits_agree_on(exits, model):
+    """The model's own greedy output is an exact match of the last layer."""
     prompt = random_prompt(6)
     said = model.generate(
         torch.tensor([prompt]), max_new_tokens=8, do_sample=False, use_cache=False

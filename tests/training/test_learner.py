@@ -10,59 +10,63 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from tests.conftest import END, LAYERS, tiny_config, write
-from tests.trainings import CONFIG, equal, lines, stop_at_step, weights
+from tests.trainings import equal, kill, lines, starts, weights, write_config
 
 
-def test_adapters_that_were_killed_end_as_unbroken_ones(train_further, monkeypatch):
+def test_adapters_alone_learn_and_are_merged_also_after_kills(train_further, checkpoint, capsys):
     flags = ["--lora_rank", "2", "--learning_rate", "0.01"]
-    _, whole = train_further(*flags, folder="whole")
-    for step in (1, 5):
-        stop_at_step(monkeypatch, step)
-        with pytest.raises(ZeroDivisionError):
-            train_further(*flags, folder="broken")
-        monkeypatch.undo()
-    _, broken = train_further(*flags, folder="broken")
-    assert equal(weights(broken), weights(whole))
-
-
-def test_adapters_alone_learn_and_are_merged(train_further, checkpoint, capsys):
-    code, out = train_further("--lora_rank", "2", "--learning_rate", "0.01")
+    code, whole = train_further(*flags, folder="whole")
     assert code == 0
     assert f"{LAYERS} layers, 5,568 parameters learn" in capsys.readouterr().out
-    before, after = load_file(checkpoint / "model.safetensors"), weights(out)
+    before, after = load_file(checkpoint / "model.safetensors"), weights(whole)
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name].float(), after[name])}
     assert changed
     assert all("proj" in name for name in changed)
+    for step in (1, 5):
+        kill(train_further, step, *flags, folder="killed")
+    _, killed = train_further(*flags, folder="killed")
+    assert starts(killed) == [0, 3]
+    assert equal(weights(killed), after)
 
 
 def test_distillation_teaches_early_exits_what_the_last_layer_says(train_further):
     flags = ["--distill", "true", "--learning_rate", "0.01", "--max_steps", "40"]
     weights_flags = ["--early_exit_weights", "uniform", "--early_exit_curriculum", "none"]
-    code, out = train_further(*flags, *weights_flags, "--max_layer_dropout", "0")
-    assert code == 0
+    _, out = train_further(*flags, *weights_flags, "--max_layer_dropout", "0")
     steps = lines(out, "step")
     assert steps[0]["loss"][str(LAYERS)] == pytest.approx(0, abs=1e-4)
     assert steps[-1]["loss"]["3"] < 0.8 * steps[0]["loss"]["3"]
 
 
-def test_a_teacher_of_its_own(train_further, train_anew, llama_config, tmp_path, capsys):
+def test_a_model_learns_from_another_teacher(train_further, checkpoint, capsys):
     _, other = train_further("--learning_rate", "0.01", folder="other")
     distill = ["--distill", "true", "--teacher"]
     code, out = train_further(*distill, str(other / "checkpoint"))
     assert code == 0
     assert lines(out, "step")[0]["loss"][str(LAYERS)] > 0.01
-    _, third = train_further("--learning_rate", "0.02", folder="third")
-    capsys.readouterr()
-    assert train_further(*distill, str(third / "checkpoint"))[0] == 2
+    assert train_further(*distill, str(checkpoint))[0] == 2
     assert "holds a training whose teacher is files" in capsys.readouterr().err
-    assert train_anew(*distill, str(tmp_path / "none"), folder="scratch")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "reason"),
+    [
+        (300, "its vocab_size is 258, not 300"),
+        (258, "its tokens are not those of the model that learns"),
+    ],
+)
+def test_a_teacher_of_other_tokens_is_refused(
+    train_anew, checkpoint, tmp_path, vocabulary, reason, capsys
+):
+    write_config(tmp_path, vocab_size=vocabulary)
+    assert train_anew("--distill", "true", "--teacher", str(checkpoint))[0] == 2
+    assert f"--teacher {checkpoint}: {reason}" in capsys.readouterr().err
+
+
+def test_a_missing_teacher_is_refused_by_its_flag(train_anew, tmp_path, capsys):
+    assert train_anew("--distill", "true", "--teacher", str(tmp_path / "none"))[0] == 2
     assert f"--teacher {tmp_path}/none: is no checkpoint folder" in capsys.readouterr().err
-    assert train_anew(*distill, str(other / "checkpoint"), folder="scratch")[0] == 2
-    assert "its vocab_size is 258, not 300" in capsys.readouterr().err
-    llama_config.write_text(json.dumps(CONFIG | {"vocab_size": 258}))
-    assert train_anew(*distill, str(other / "checkpoint"), folder="scratch")[0] == 2
-    assert "its tokens are not those of the model that learns" in capsys.readouterr().err
 
 
 def test_a_model_keeps_its_template_and_its_plan(train_further, train_anew, checkpoint):
@@ -101,20 +105,17 @@ def test_a_tokenizer_larger_than_the_model_is_refused(train_further, checkpoint,
 
 def test_texts_without_anything_to_learn_are_refused(train_further, tmp_path, capsys):
     path = write(tmp_path / "empty.jsonl", [{"prompt": "", "response": ""} for _ in range(9)])
-    code, _ = train_further("--data_path", str(path), "--eval_samples", "0")
-    assert code == 2
+    assert train_further("--data_path", str(path), "--eval_samples", "0")[0] == 2
     assert "holds nothing to learn" in capsys.readouterr().err
 
 
 def test_adapters_switched_off_are_the_teacher(train_further):
-    code, out = train_further("--distill", "true", "--lora_rank", "2", "--max_layer_dropout", "0")
-    assert code == 0
+    _, out = train_further("--distill", "true", "--lora_rank", "2", "--max_layer_dropout", "0")
     first, last = lines(out, "step")[0], lines(out, "step")[-1]
     assert first["loss"][str(LAYERS)] == pytest.approx(0, abs=1e-4)
     assert last["loss"][str(LAYERS)] > 0
 
 
-def test_packed_batches_in_bfloat16(train_further):
-    code, out = train_further("--batching", "packed", "--mixed_precision", "bf16")
-    assert code == 0
+def test_packed_batches_learn_in_bfloat16(train_further):
+    _, out = train_further("--batching", "packed", "--mixed_precision", "bf16")
     assert all(math.isfinite(line["loss"][str(LAYERS)]) for line in lines(out, "step"))
