@@ -25,23 +25,17 @@ from tests.made_up import AUTOREGRESSIVE, SPECULATIVE, read
 
 @pytest.fixture
 def figures(monkeypatch):
-    """Each figure that is saved, by its name."""
-    kept, save = {}, plots.save_figure
-
-    def keep(figure, path):
-        save(figure, path)
-        kept[path.name] = figure
-
-    monkeypatch.setattr(plots, "save_figure", keep)
+    """Each figure that would be saved, by its name."""
+    kept = {}
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.update({path.name: figure}))
     return kept
 
 
-def study(folder, data_seeds=1):
+def study(folder):
     seeded = [random_plan(0.2, seed) for seed in (1, 2)]
-    for data_seed in range(data_seeds):
-        for plan in (base_plan(), angular_plan(1), angular_plan(2), *seeded):
-            for decoder in (AUTOREGRESSIVE, SPECULATIVE):
-                MadeUpRun(plan=plan, data_seed=data_seed, examples=4, **decoder).write(folder)
+    for plan in (base_plan(), angular_plan(1), angular_plan(2), *seeded):
+        for decoder in (AUTOREGRESSIVE, SPECULATIVE):
+            MadeUpRun(plan=plan, examples=4, **decoder).write(folder)
 
 
 def panel(figure):
@@ -259,10 +253,13 @@ def test_groups_that_cannot_be_compared_get_panels_and_titles_of_their_own(tmp_p
     assert sum("dtype float32" in title for title in titles) == 2
 
 
-def test_more_groups_than_panels_leave_a_note(tmp_path, figures):
-    study(tmp_path, data_seeds=plots.PANELS + 1)
-    notes = make_plots(read(tmp_path), "rouge-l", tmp_path)
-    assert "speed_and_quality shows 12 of 13 groups of comparable runs" in notes[1]
+def test_more_groups_than_panels_leave_a_note(tmp_path, figures, monkeypatch):
+    monkeypatch.setattr(plots, "PANELS", 1)
+    for data_seed in range(2):
+        MadeUpRun(data_seed=data_seed, examples=4).write(tmp_path)
+    (note,) = make_plots(read(tmp_path), "rouge-l", tmp_path)
+    assert "speed_and_quality shows 1 of 2 groups of comparable runs" in note
+    assert len(figures["speed_and_quality"].axes) == 1
 
 
 def test_older_logs_and_runs_without_drafts_leave_plots_out(tmp_path, figures):
