@@ -1,4 +1,4 @@
-"""The profile of a round: its parts are of the round that was run."""
+"""The profile of a round: its parts add up to the round."""
 
 import pytest
 from transformers import LlamaForCausalLM
