@@ -92,7 +92,7 @@ class Comparison:
     setup: dict[str, dict[str, float | None]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
-    outputs: dict[int, dict[str, list[list[int]]]] = field(default_factory=dict)
+    reference: dict[int, list[int]] = field(default_factory=dict)  # by prompt
 
     def prepare(self, sides: list[Side]) -> None:
         """Build each side and decode once with it; leave out the sides that fail."""
@@ -127,18 +127,18 @@ class Comparison:
 
     def judge(self) -> None:
         """Add to each sample whether its output equals this project's plain decoding."""
-        model, reference = self.setting.model, Side(OURS).name
+        model = self.setting.model
         known: dict[tuple[int, tuple[int, ...]], str] = {}
         for sample in self.samples:
             output_ids = sample.pop("output_ids")
-            expected = self.outputs.get(sample["prompt"], {}).get(reference)
+            expected = self.reference.get(sample["prompt"])
             if expected is None or sample["removed"]:
                 sample["verdict"] = None
                 continue
             key = (sample["prompt"], tuple(output_ids))
             if key not in known:
                 prompt_ids = self.setting.prompts[sample["prompt"]]
-                found = first_difference(model, prompt_ids, expected[0], output_ids)
+                found = first_difference(model, prompt_ids, expected, output_ids)
                 known[key] = verdict(found, model.dtype)
             sample["verdict"] = known[key]
 
@@ -156,16 +156,15 @@ class Comparison:
             self._leave_out(side, error)
             del self.engines[side]
             return None
-        self.outputs.setdefault(prompt, {}).setdefault(side.name, []).append(made.output_ids)
+        if side == Side(OURS):
+            self.reference.setdefault(prompt, made.output_ids)
+        later = seconds - first_token_seconds  # on a busy machine, one token can take longer
         return {
             "side": side.name,
             "removed": side.removed,
             "seconds": seconds,
             "first_token_seconds": first_token_seconds,
-            # On a busy machine, one token can take longer than all.
-            "later_seconds": seconds - first_token_seconds
-            if seconds > first_token_seconds
-            else None,
+            "later_seconds": later if later > 0 else None,
             "tokens": len(made.output_ids),
             "bytes_per_second": bytes_per_second,
         } | vars(made)

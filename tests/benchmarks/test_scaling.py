@@ -51,7 +51,6 @@ def test_runs_take_turns_on_as_many_cores_as_they_have_threads(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--processes", "0"], "--processes 0: must be at least 1"),
         (["--processes", "1", "9999"], "--processes 9999: needs 9999 cores"),
         (["--model", "tiny"], "--model: no such flag"),
     ],
