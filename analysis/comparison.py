@@ -39,6 +39,8 @@ LESS_IS_BETTER = ("edit_distance",)
 _MOST_DRIFT = 1.25
 _WHOLE_MODEL = Decoder("autoregressive", None, None)
 
+Pair = tuple[Examples, Examples]  # of two runs, those that both finished
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -107,10 +109,11 @@ def drifting_speedups(comparisons: list[Comparison]) -> list[str]:
     drifts = [drift for one in comparisons if (drift := one.drift or 1) > _MOST_DRIFT]
     if not drifts:
         return []
+    count = "1 speed-up differs" if len(drifts) == 1 else f"{len(drifts)} speed-ups differ"
     return [
-        f"{len(drifts)} speed-up{'s' if len(drifts) > 1 else ''} over an autoregressive run: full "
-        f"steps timed in the run itself say otherwise, by a factor of up to {max(drifts):.2f}; the "
-        "machine was slower in one of the two runs, which another --output_dir runs again"
+        f"{count} from the speed-up over full steps of the same run by a factor of up to "
+        f"{max(drifts):.2f}: the machine was slower in one of the two runs; run both again with "
+        "another --output_dir"
     ]
 
 
@@ -124,9 +127,13 @@ def quality_intervals(run: LoggedRun) -> dict[str, Interval]:
     """Return the run's mean scores with intervals over examples; empty without examples."""
     if run.examples is None:
         return {}
-    names = [name for name in QUALITIES if name in run.examples.scores]
-    columns = numpy.stack([run.examples.scores[name] for name in names], axis=1)
-    return dict(zip(names, mean_intervals(columns), strict=True))
+    scores = run.examples.scores
+    return _intervals({name: scores[name] for name in QUALITIES if name in scores})
+
+
+def _intervals(columns: dict[str, numpy.ndarray]) -> dict[str, Interval]:
+    values_EC = numpy.stack(list(columns.values()), axis=1)
+    return dict(zip(columns, mean_intervals(values_EC), strict=True))
 
 
 class _Index:
@@ -220,8 +227,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _paired(mine: Examples | None, its: Examples | None) -> tuple[Examples, Examples] | None:
-    """Return the examples that both runs finished."""
+def _paired(mine: Examples | None, its: Examples | None) -> Pair | None:
     if mine is None or its is None:
         return None
     _, here, there = numpy.intersect1d(
@@ -230,9 +236,7 @@ def _paired(mine: Examples | None, its: Examples | None) -> tuple[Examples, Exam
     return (mine.at(here), its.at(there)) if len(here) else None
 
 
-def _speedup(
-    run: LoggedRun, baseline: LoggedRun, pair: tuple[Examples, Examples] | None
-) -> Interval | None:
+def _speedup(run: LoggedRun, baseline: LoggedRun, pair: Pair | None) -> Interval | None:
     """Return the ratio of tokens per second, over examples or, without them, from the metrics."""
     if pair:
         mine, its = pair
@@ -243,9 +247,7 @@ def _speedup(
     return Interval(mine_rate / its_rate) if mine_rate and its_rate else None
 
 
-def _equal_outputs(
-    run: LoggedRun, pair: tuple[Examples, Examples] | None
-) -> tuple[int, int] | None:
+def _equal_outputs(run: LoggedRun, pair: Pair | None) -> tuple[int, int] | None:
     """Count equal outputs and all; None for sampled ones, which need only follow the same law."""
     if pair is None or run.conditions["sample"] is not False:
         return None
@@ -253,13 +255,11 @@ def _equal_outputs(
     return int(equal.sum()), len(equal)
 
 
-def _quality_changes(pair: tuple[Examples, Examples] | None) -> dict[str, Interval]:
+def _quality_changes(pair: Pair | None) -> dict[str, Interval]:
     if pair is None:
         return {}
-    mine, its = pair
-    names = [name for name in QUALITIES if name in mine.scores and name in its.scores]
-    columns = numpy.stack([mine.scores[name] - its.scores[name] for name in names], axis=1)
-    return dict(zip(names, mean_intervals(columns), strict=True))
+    mine, its = (examples.scores for examples in pair)
+    return _intervals({n: mine[n] - its[n] for n in QUALITIES if n in mine and n in its})
 
 
 def pareto_front(points: list[tuple[float, float]], less_is_better: bool) -> list[bool]:

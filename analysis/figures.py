@@ -18,17 +18,17 @@ from matplotlib.transforms import Bbox
 from analysis.comparison import telling
 from analysis.finished_runs import LoggedRun
 
-PANELS = 12  # in one figure
-LABELLED = 12  # points in one panel, at most
-# Okabe and Ito's colours, those with a contrast of 2.9 or more on white; base plans are black.
+PANELS = 12  # per figure
+LABELLED = 12  # most points with names per panel
+# The colours of Okabe and Ito with a contrast of at least 2.9 on white; base plans are black.
 BLACK = "#000000"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _PANEL_INCHES = (4.2, 3.3)
-_TITLE_CHARACTERS = 48  # in a line above one panel
+_TITLE_CHARACTERS = 48  # per line above a panel
 _LABEL_POINTS = 7
 _MARK_POINTS = 6  # half the side of the square that a mark covers
 _COINCIDE_POINTS = 3
-_DISTANCES = (9, 14, 20, 28, 38, 50)  # of a label from its point, in points
+_DISTANCES = (9, 14, 20, 28, 38, 50)  # from a point to its label, in typographic points
 _DIRECTIONS = (
     *((1, 0), (1, 0.5), (1, -0.5), (-1, 0), (-1, 0.5), (-1, -0.5)),
     *((1, 1), (1, -1), (0, 1), (0, -1), (-1, 1), (-1, -1)),

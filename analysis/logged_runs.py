@@ -11,13 +11,7 @@ import numpy
 from analysis.finished_runs import FinishedRun, LoggedRun
 from analysis.logged_examples import UNREADABLE, Examples, read_examples, reason
 from analysis.older_logs import UnknownLogError, is_console, read_console, read_objects
-from files.reading import (
-    LOG_BYTES,
-    DuplicateKeyError,
-    parse_log,
-    read_bounded,
-    text_of,
-)
+from files.reading import LOG_BYTES, DuplicateKeyError, parse_log, read_bounded, text_of
 from files.values import check_kinds
 from runs.reader import check_metrics, read_samples, record_of
 from runs.record import RunRecord
@@ -120,8 +114,8 @@ def _read(path: Path) -> tuple[FinishedRun | None, list[str]]:
     examples, warnings = read_examples(path, record)
     run = _run(path, record, examples)
     if record.failed_prompts:
-        of_all = f"{record.failed_prompts} of {run.num_samples} prompts"
-        warnings.append(f"lacks {of_all} for want of memory, which its means leave out")
+        lost = f"lacks {record.failed_prompts} of {run.num_samples} prompts"
+        warnings.append(f"{lost}, for which memory ran out; its means leave them out")
     return run, warnings
 
 
@@ -129,7 +123,7 @@ def _unfinished(path: Path, record: RunRecord) -> str:
     done = len(read_samples(path))
     state = _UNFINISHED[record.status]
     total = record.data["evaluation"]["examples"]
-    return f"{state}, {done} of {total} prompts done, and is left out; its command goes on with it"
+    return f"{state}, {done} of {total} prompts done, and is left out; its command resumes it"
 
 
 def _run(path: Path, record: RunRecord, examples: Examples | None) -> LoggedRun:

@@ -173,7 +173,7 @@ def test_a_run_that_lacked_memory_for_prompts_is_named(tmp_path):
     found = find_logged_runs([tmp_path])
     assert len(found.runs) == 1
     (line,) = found.warnings
-    assert "lacks 3 of 20 prompts for want of memory, which its means leave out" in line
+    assert "lacks 3 of 20 prompts, for which memory ran out; its means leave them out" in line
 
 
 def test_logs_of_the_first_release_are_read(tmp_path):
