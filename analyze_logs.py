@@ -1,13 +1,15 @@
-"""Turns run logs into tables and plots: quality, speed, and what pruning changes in both."""
+"""Make tables and plots from run logs: quality, speed, and how pruning changes both."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
+from analysis.columns import FORMATS, Table
 from analysis.comparison import QUALITIES, compare, drifting_speedups, missing_baselines
-from analysis.logged_runs import Found, LoggedRun, find_logged_runs
-from analysis.tables import FORMATS, Table, make_tables
+from analysis.finished_runs import FinishedRun
+from analysis.logged_runs import Found, find_logged_runs
+from analysis.tables import make_tables
 from command_line.errors import UsageError, reject
 from command_line.flags import OneLineParser, check_new_folder, is_folder
 from command_line.messages import warn
@@ -47,23 +49,28 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("log_dirs", nargs="*", default=["logs"], help="folders (default: logs)")
+    parser.add_argument(
+        "log_dirs", nargs="*", default=["logs"], help="folders with logs (default: logs)"
+    )
     parser.add_argument(
         "--output_dir",
         default="./analysis",
-        help="folder of CSV files and plots (default: ./analysis)",
+        help="folder for CSV files and plots (default: ./analysis)",
     )
     parser.add_argument(
-        "--format", default="markdown", choices=FORMATS, help="of the printed tables"
+        "--format",
+        default="markdown",
+        choices=FORMATS,
+        help="format of the printed tables (default: markdown)",
     )
     parser.add_argument(
         "--quality",
         default="rouge-l",
         choices=QUALITIES,
-        help="the score that plots show (default: rouge-l)",
+        help="score in the plots (default: rouge-l)",
     )
     parser.add_argument(
-        "--no_plots", action="store_true", help="write tables alone, which takes a second less"
+        "--no_plots", action="store_true", help="write only tables, which saves a second"
     )
     arguments = parser.read(argv)
     for folder in arguments.log_dirs:
@@ -78,7 +85,7 @@ def _nothing(found: Found) -> str:
         return "no run logs found (benchmark_*.json, or consoles such as human_eval_results_base)"
     parts = [f"{found.unreadable} cannot be read"] * bool(found.unreadable)
     parts += [f"{found.unfinished} are not finished"] * bool(found.unfinished)
-    return f"no finished run: of the logs found, {' and '.join(parts)}"
+    return f"no finished run: of the logs there, {' and '.join(parts)}"
 
 
 def _text(tables: list[Table], form: str) -> str:
@@ -89,27 +96,29 @@ def _text(tables: list[Table], form: str) -> str:
     return "\n\n".join(f"{mark}{table.title}\n\n{table.text(form)}" for table in tables)
 
 
-def _of_older_logs(runs: list[LoggedRun]) -> list[str]:
+def _of_older_logs(runs: list[FinishedRun]) -> list[str]:
     if not any(run.is_older for run in runs):
         return []
     return [
-        "older logs call a mean edit distance exact_match; it is shown as what it is. Their BLEU "
-        "is shown as they have it: 0, whatever the text"
+        "older logs call a mean edit distance exact_match; tables show it as edit distance. Their "
+        "BLEU is 0 for any text"
     ]
 
 
-def _write(arguments: argparse.Namespace, runs: list[LoggedRun], tables: list[Table]) -> list[str]:
-    """Writes tables and plots; returns what the plots leave out."""
+def _write(
+    arguments: argparse.Namespace, runs: list[FinishedRun], tables: list[Table]
+) -> list[str]:
+    """Write tables and plots; return notes on what the plots leave out."""
     folder = Path(arguments.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in WRITTEN:  # those of an earlier study, of which this one may write fewer
+        for name in WRITTEN:  # an earlier study may have left more files than this study writes
             (folder / name).unlink(missing_ok=True)
         for table in tables:
             replace_text(folder / f"{table.name}.csv", table.csv())
         if arguments.no_plots:
             return []
-        # Imported here: it takes a second, which --no_plots saves.
+        # This import takes a second, which --no_plots saves.
         from analysis.plots import make_plots
 
         return make_plots(runs, arguments.quality, folder)

@@ -1,18 +1,21 @@
-"""Every run against the runs that differ from it in the one thing compared."""
+"""Compares each run with the runs that differ from it only in the thing compared.
+
+A score of each example becomes a metric of quality by an entry of QUALITIES.
+"""
 
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
 
+from analysis.finished_runs import Decoder, FinishedRun, LoggedRun
 from analysis.intervals import Interval, mean_intervals, ratio_interval
 from analysis.logged_examples import Examples
-from analysis.logged_runs import Decoder, LoggedRun
 
-# The three meanings of speed-up, by what a run is compared with.
+# The three meanings of speed-up, with the baseline of each.
 SAME_PLAN = "speculative_over_autoregressive"
 SAME_DECODER = "pruned_over_base"
 BOTH = "pruned_speculative_over_base_autoregressive"
@@ -21,7 +24,7 @@ BASELINES = {
     SAME_DECODER: "base run of the same decoder",
     BOTH: "base autoregressive run",
 }
-# Scores of every example, and how they are called on an axis.
+# Scores of each example, with their labels in plots.
 QUALITIES = {
     "rouge-l": "ROUGE-L (F-measure)",
     "rouge-1": "ROUGE-1 (F-measure)",
@@ -32,66 +35,67 @@ QUALITIES = {
     "edit_distance": "edit distance (characters)",
 }
 LESS_IS_BETTER = ("edit_distance",)
-# Beyond this factor, a speed-up tells more of what else the machine did than of decoding.
+# Beyond this factor, the machine's other work decides a speed-up more than decoding does.
 _MOST_DRIFT = 1.25
 _WHOLE_MODEL = Decoder("autoregressive", None, None)
 
+Pair = tuple[Examples, Examples]  # of two runs, those that both finished
 
-@dataclass
+
+@dataclass(frozen=True)
 class Comparison:
-    """One run against its baselines.
+    """One run with its baselines; `missing` gives the reason for each baseline that is missing.
 
     `speedups` are ratios of tokens per second, decoding alone. `quality_changes` are differences
-    of means to the base run of the same decoder; `equal_outputs` counts the prompts whose tokens
-    equal those of the autoregressive run, out of those that both ran. `missing` says of every
-    baseline that was not found what stood in the way.
+    of means from the base run of the same decoder. `equal_outputs` is (prompts with the same tokens
+    as the autoregressive run, prompts that both ran).
     """
 
     run: LoggedRun
-    baselines: dict[str, LoggedRun] = field(default_factory=dict)
-    speedups: dict[str, Interval | None] = field(default_factory=dict)
-    quality_changes: dict[str, Interval] = field(default_factory=dict)
-    equal_outputs: tuple[int, int] | None = None
-    missing: dict[str, str] = field(default_factory=dict)
+    baselines: dict[str, LoggedRun]
+    missing: dict[str, str]
+    speedups: dict[str, Interval | None]
+    quality_changes: dict[str, Interval]
+    equal_outputs: tuple[int, int] | None
 
     def speedup(self, name: str) -> float | None:
-        """One of the three speed-ups; None without its baseline."""
+        """Return one of the three speed-ups; None without its baseline."""
         found = self.speedups.get(name)
-        return found and found.value
+        return found.value if found else None
 
     @property
     def drift(self) -> float | None:
-        """The factor between two measurements of the speed-up over autoregressive decoding.
+        """Factor between the speed-ups over the autoregressive run and over this run's full steps.
 
-        One is over the autoregressive run, the other over full steps timed in this run itself. They
-        part where the machine was slower in one of the runs.
+        It is far from 1 if the machine was slower in one of the two runs.
         """
         other = self.run.metric("speedup_over_full_steps", "measured")
         mine = self.speedup(SAME_PLAN)
         return max(mine / other, other / mine) if mine and other else None
 
 
-def compare(runs: list[LoggedRun]) -> list[Comparison]:
-    """Compares all runs of this tool among which there can be a baseline, oldest first."""
-    index = _Index(runs)
-    return [_compared(run, index) for run in runs if not run.is_older]
+def compare(runs: list[FinishedRun]) -> list[Comparison]:
+    """Compare all runs of this tool with each other, oldest first."""
+    own = [run for run in runs if isinstance(run, LoggedRun)]
+    index = _Index(own)
+    return [_compared(run, index) for run in own]
 
 
-def spread_over_seeds(comparisons: list[Comparison]) -> list[list[Comparison]]:
-    """Random plans that differ in their seed alone, where there are two seeds or more."""
+def spread_over_seeds(comparisons: list[Comparison]) -> list[dict[int, Comparison]]:
+    """Return random plans that differ only in their seed, by seed, where there are several."""
     groups: dict[tuple, dict[int, Comparison]] = defaultdict(dict)
     for one in comparisons:
-        run = one.run
-        if run.method == "random":
+        run, seed = one.run, one.run.prune_seed
+        if run.method == "random" and seed is not None:
             threshold = run.record.plan["dropout_threshold"]
-            groups[(run.condition_key, threshold, run.decoder)][run.prune_seed] = one
-    return [list(group.values()) for group in groups.values() if len(group) > 1]
+            groups[run.condition_key, threshold, run.decoder][seed] = one
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def missing_baselines(
     comparisons: list[Comparison], names: Iterable[str] = tuple(BASELINES)
 ) -> list[str]:
-    """Why these speed-ups are missing, every reason once."""
+    """Return each reason why one of these speed-ups is missing, once."""
     found = (reason for one in comparisons for reason in one.missing.items())
     reasons = Counter((name, reason) for name, reason in found if name in names)
     return [
@@ -101,46 +105,50 @@ def missing_baselines(
 
 
 def drifting_speedups(comparisons: list[Comparison]) -> list[str]:
-    """A warning, where the machine's speed changed too much between runs to compare them."""
-    drifts = [one.drift for one in comparisons if (one.drift or 1) > _MOST_DRIFT]
+    """Warn if the machine's speed changed too much between runs to compare them."""
+    drifts = [drift for one in comparisons if (drift := one.drift or 1) > _MOST_DRIFT]
     if not drifts:
         return []
+    count = "1 speed-up differs" if len(drifts) == 1 else f"{len(drifts)} speed-ups differ"
     return [
-        f"{len(drifts)} speed-up{'s' if len(drifts) > 1 else ''} over an autoregressive run: full "
-        f"steps timed in the run itself say otherwise, by a factor of up to {max(drifts):.2f}; the "
-        "machine was slower in one of the two runs, which another --output_dir runs again"
+        f"{count} from the speed-up over full steps of the same run by a factor of up to "
+        f"{max(drifts):.2f}: the machine was slower in one of the two runs; run both again with "
+        "another --output_dir"
     ]
 
 
 def mean_and_deviation(values: Iterable[float | None]) -> tuple[float, float] | None:
-    """Mean and sample standard deviation of the values that are known, None of fewer than two."""
+    """Return mean and sample standard deviation of the known values; None for fewer than two."""
     known = [value for value in values if value is not None]
     return (statistics.fmean(known), statistics.stdev(known)) if len(known) > 1 else None
 
 
 def quality_intervals(run: LoggedRun) -> dict[str, Interval]:
-    """The run's mean scores with their intervals over examples; empty without examples."""
+    """Return the run's mean scores with intervals over examples; empty without examples."""
     if run.examples is None:
         return {}
-    names = [name for name in QUALITIES if name in run.examples.scores]
-    columns = numpy.stack([run.examples.scores[name] for name in names], axis=1)
-    return dict(zip(names, mean_intervals(columns), strict=True))
+    scores = run.examples.scores
+    return _intervals({name: scores[name] for name in QUALITIES if name in scores})
+
+
+def _intervals(columns: dict[str, numpy.ndarray]) -> dict[str, Interval]:
+    values_EC = numpy.stack(list(columns.values()), axis=1)
+    return dict(zip(columns, mean_intervals(values_EC), strict=True))
 
 
 class _Index:
-    """Runs by what they were, the newest where several were the same."""
+    """Runs by plan, decoder and conditions; the newest of equal runs."""
 
     def __init__(self, runs: list[LoggedRun]) -> None:
         self._found: dict[tuple, dict[str, LoggedRun]] = defaultdict(dict)
         for run in runs:
-            if not run.is_older:
-                for plan in {run.plan_name, run.kept_layers, run.method}:
-                    self._found[plan, run.decoder][run.condition_key] = run
+            for plan in {run.plan_name, run.kept_layers, run.method}:
+                self._found[plan, run.decoder][run.condition_key] = run
 
     def find(self, run: LoggedRun, plans: tuple, decoder: Decoder) -> LoggedRun | str:
-        """The run with the first of these plans under the same conditions, or what differs.
+        """Return the run with the first of these plans under the same conditions.
 
-        The last plan is the widest: what differs is told of runs with that one.
+        Without such a run, return the conditions in which the nearest run of the last plan differs.
         """
         for plan in plans:
             alike = self._found.get((plan, decoder), {})
@@ -154,7 +162,7 @@ class _Index:
         return "the nearest differs in " + ", ".join(nearest)
 
     def _of_other_decoders(self, plan: Any, strategy: str) -> list[LoggedRun]:
-        """Runs of the plan with the same strategy, of another exit layer or draft length."""
+        """Return runs of the plan with the same strategy, of any exit layer and draft length."""
         return [
             run
             for (other_plan, decoder), runs in self._found.items()
@@ -164,29 +172,25 @@ class _Index:
 
 
 def _compared(run: LoggedRun, index: _Index) -> Comparison:
-    comparison = Comparison(run)
-    for name, (plans, decoder) in _wanted(run).items():
-        found = index.find(run, plans, decoder)
-        if isinstance(found, str):
-            comparison.missing[name] = found
-            continue
-        comparison.baselines[name] = found
-        pair = _paired(run.examples, found.examples)
-        comparison.speedups[name] = _speedup(run, found, pair)
-        if pair and name == SAME_DECODER:
-            comparison.quality_changes = _quality_changes(pair)
-        # Sampled outputs follow the same law, and need not be the same.
-        if pair and name == SAME_PLAN and run.conditions["sample"] is False:
-            equal = pair[0].outputs == pair[1].outputs
-            comparison.equal_outputs = int(equal.sum()), len(equal)
-    return comparison
+    found = {name: index.find(run, *wanted) for name, wanted in _wanted(run).items()}
+    baselines = {name: one for name, one in found.items() if isinstance(one, LoggedRun)}
+    pairs = {name: _paired(run.examples, one.examples) for name, one in baselines.items()}
+    return Comparison(
+        run,
+        baselines,
+        missing={name: reason for name, reason in found.items() if isinstance(reason, str)},
+        speedups={name: _speedup(run, one, pairs[name]) for name, one in baselines.items()},
+        quality_changes=_quality_changes(pairs.get(SAME_DECODER)),
+        equal_outputs=_equal_outputs(run, pairs.get(SAME_PLAN)),
+    )
 
 
 def _wanted(run: LoggedRun) -> dict[str, tuple[tuple, Decoder]]:
-    """Plans that will do, the best first, and decoder of every baseline that the run has."""
-    wanted, speculative = {}, run.strategy == "self_speculative"
+    """Return the baselines that the run should have: plans, the best first, and the decoder."""
+    wanted: dict[str, tuple[tuple, Decoder]] = {}
+    speculative = run.strategy == "self_speculative"
     if speculative:
-        # Other plans may keep the same layers, but were run at another time.
+        # Another plan that keeps the same layers ran at another time: second choice.
         wanted[SAME_PLAN] = (run.plan_name, run.kept_layers), _WHOLE_MODEL
     if run.method != "base":
         wanted[SAME_DECODER] = ("base",), run.decoder
@@ -195,7 +199,7 @@ def _wanted(run: LoggedRun) -> dict[str, tuple[tuple, Decoder]]:
     return wanted
 
 
-# Other counts of prompts, or of solved examples, are other prompts; other texts, other tokens.
+# A condition that differs because another one does: other counts of prompts are other prompts.
 _OTHER_TEXTS = {"num_samples", "n_shot", "dataset"}
 _IMPLIED_BY = {
     "prompts": _OTHER_TEXTS,
@@ -209,7 +213,7 @@ def telling(names: list[str]) -> list[str]:
 
 
 def _differences(run: LoggedRun, decoder: Decoder, other: LoggedRun) -> list[str]:
-    """What keeps the other run from being the one with this decoder under this run's conditions."""
+    """Return what differs between the other run and this run's conditions with the decoder."""
     mine = decoder._asdict() | run.conditions
     its = other.decoder._asdict() | other.conditions
     names = [name for name in mine | its if mine.get(name) != its.get(name)]
@@ -223,8 +227,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _paired(mine: Examples | None, its: Examples | None) -> tuple[Examples, Examples] | None:
-    """Both runs' examples, cut to those that both finished."""
+def _paired(mine: Examples | None, its: Examples | None) -> Pair | None:
     if mine is None or its is None:
         return None
     _, here, there = numpy.intersect1d(
@@ -233,24 +236,30 @@ def _paired(mine: Examples | None, its: Examples | None) -> tuple[Examples, Exam
     return (mine.at(here), its.at(there)) if len(here) else None
 
 
-def _speedup(
-    run: LoggedRun, baseline: LoggedRun, pair: tuple[Examples, Examples] | None
-) -> Interval | None:
-    """How many times as many tokens per second: over examples, or without them from the logs."""
+def _speedup(run: LoggedRun, baseline: LoggedRun, pair: Pair | None) -> Interval | None:
+    """Return the ratio of tokens per second, over examples or, without them, from the metrics."""
     if pair:
         mine, its = pair
         timed = mine.timed & its.timed
         parts = [mine.decoded_tokens, mine.decode_seconds, its.decoded_tokens, its.decode_seconds]
         return ratio_interval(numpy.stack(parts, axis=1)[timed]) if timed.any() else None
-    rates = [one.metric("tokens_per_second", "token_weighted") for one in (run, baseline)]
-    return Interval(rates[0] / rates[1]) if all(rates) else None
+    mine_rate, its_rate = run.speed, baseline.speed
+    return Interval(mine_rate / its_rate) if mine_rate and its_rate else None
 
 
-def _quality_changes(pair: tuple[Examples, Examples]) -> dict[str, Interval]:
-    mine, its = pair
-    names = [name for name in QUALITIES if name in mine.scores and name in its.scores]
-    columns = numpy.stack([mine.scores[name] - its.scores[name] for name in names], axis=1)
-    return dict(zip(names, mean_intervals(columns), strict=True))
+def _equal_outputs(run: LoggedRun, pair: Pair | None) -> tuple[int, int] | None:
+    """Count equal outputs and all; None for sampled ones, which need only follow the same law."""
+    if pair is None or run.conditions["sample"] is not False:
+        return None
+    equal = pair[0].outputs == pair[1].outputs
+    return int(equal.sum()), len(equal)
+
+
+def _quality_changes(pair: Pair | None) -> dict[str, Interval]:
+    if pair is None:
+        return {}
+    mine, its = (examples.scores for examples in pair)
+    return _intervals({n: mine[n] - its[n] for n in QUALITIES if n in mine and n in its})
 
 
 def pareto_front(points: list[tuple[float, float]], less_is_better: bool) -> list[bool]:

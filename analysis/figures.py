@@ -1,4 +1,4 @@
-"""What all plots are made of: panels under titles that tell them apart, saved as PNG and PDF."""
+"""Figures of several panels, with titles that differ, saved as PNG and PDF."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,41 +11,31 @@ import numpy
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from analysis.comparison import telling
-from analysis.logged_runs import LoggedRun
+from analysis.finished_runs import LoggedRun
 from files.writing import whole_file
 
-PANELS = 12  # in one figure
-LABELLED = 12  # points in one panel, at most
-# Okabe and Ito's colours, those with a contrast of 2.9 or more on white; base plans are black.
+PANELS = 12  # per figure
+LABELLED = 12  # most points with names per panel
+# The colours of Okabe and Ito with a contrast of at least 2.9 on white; base plans are black.
 BLACK = "#000000"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _PANEL_INCHES = (4.2, 3.3)
-_TITLE_CHARACTERS = 48  # in a line above one panel
+_TITLE_CHARACTERS = 48  # per line above a panel
 _LABEL_POINTS = 7
 _MARK_POINTS = 6  # half the side of the square that a mark covers
 _COINCIDE_POINTS = 3
-_DISTANCES = (9, 14, 20, 28, 38, 50)  # of a label from its point, in points
+_DISTANCES = (9, 14, 20, 28, 38, 50)  # from a point to its label, in typographic points
 _DIRECTIONS = (
     *((1, 0), (1, 0.5), (1, -0.5), (-1, 0), (-1, 0.5), (-1, -0.5)),
     *((1, 1), (1, -1), (0, 1), (0, -1), (-1, 1), (-1, -1)),
 )
 
 Runs = list[LoggedRun]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One data set under one set of conditions: its title, and how it is drawn.
-
-    `draw` returns the points that need names, in data coordinates, or None.
-    """
-
-    title: str
-    draw: "Callable[[Axes], list[NamedPoint] | None]"
 
 
 class NamedPoint(NamedTuple):
@@ -56,11 +46,21 @@ class NamedPoint(NamedTuple):
     name: str
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One part of a figure; `draw` returns the points that need names, or None."""
+
+    title: str
+    draw: Callable[[Axes], list[NamedPoint] | None]
+
+
 def make_figure(panels: list[Panel], keys: list[Line2D], heading: str) -> Figure:
+    """Return the panels in a grid, under a heading and above a legend of the keys."""
     columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
     rows = -(-len(panels) // columns)
     width, height = columns * _PANEL_INCHES[0], rows * _PANEL_INCHES[1] + 0.6
-    figure = Figure(figsize=(width, height), layout="constrained")
+    layout = ConstrainedLayoutEngine()
+    figure = Figure(figsize=(width, height), layout=layout)
     grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     points = {}
     for axes, panel in zip(grid, panels, strict=False):
@@ -72,12 +72,12 @@ def make_figure(panels: list[Panel], keys: list[Line2D], heading: str) -> Figure
     figure.legend(
         handles=keys, loc="outside lower center", ncols=2 * columns, fontsize=8, frameon=False
     )
-    # Laid out once, which takes most of the time; labels need to know where points lie.
-    figure.get_layout_engine().execute(figure)
+    # Lay out once, which takes most of the time: labels are placed beside the points' final places.
+    layout.execute(figure)
     figure.set_layout_engine("none")
     for axes, found in points.items():
         if found and len(found) <= LABELLED:
-            _name_points(axes, found)
+            _name_points(figure, axes, found)
     return figure
 
 
@@ -85,20 +85,20 @@ def _wrapped(text: str, characters: int) -> str:
     return "\n".join(fill(line, characters) for line in text.splitlines())
 
 
-def _name_points(axes: Axes, points: list[NamedPoint]) -> None:
-    """Writes names beside points where they cover nothing; points that coincide share a label.
+def _name_points(figure: Figure, axes: Axes, points: list[NamedPoint]) -> None:
+    """Write names beside points where they cover nothing; points that coincide share a label.
 
-    A name that fits nowhere is left out.
+    Leave out a name that fits nowhere.
     """
-    scale = axes.figure.dpi / 72
-    renderer = FigureCanvasAgg(axes.figure).get_renderer()
+    scale = figure.dpi / 72
+    renderer = FigureCanvasAgg(figure).get_renderer()
     places = axes.transData.transform([(point.x, point.y) for point in points])
-    taken = [_square(place, _MARK_POINTS * scale) for place in places]
+    reach = _MARK_POINTS * scale
+    taken = [Bbox([place - reach, place + reach]) for place in places]
     for group in _coinciding(places, _COINCIDE_POINTS * scale):
-        text = "\n".join(dict.fromkeys(points[index].name for index in group))
         first = points[group[0]]
         label = axes.annotate(
-            text,
+            "\n".join(dict.fromkeys(points[index].name for index in group)),
             (first.x, first.y),
             xytext=(0, 0),
             textcoords="offset points",
@@ -116,8 +116,7 @@ def _name_points(axes: Axes, points: list[NamedPoint]) -> None:
         label.set_position(offset)
         taken.append(box.translated(*(numpy.array(offset) * scale)))
         if numpy.hypot(*_gap(box, offset, scale)) > _DISTANCES[0]:
-            end = box.translated(*(numpy.array(offset) * scale))
-            _draw_leader(axes, places[group[0]], end)
+            _draw_leader(axes, places[group[0]], taken[-1])
 
 
 def _draw_leader(axes: Axes, place: numpy.ndarray, box: Bbox) -> None:
@@ -127,7 +126,7 @@ def _draw_leader(axes: Axes, place: numpy.ndarray, box: Bbox) -> None:
 
 
 def _coinciding(places: numpy.ndarray, reach: float) -> list[list[int]]:
-    """Indices of points in groups that lie within reach of the group's first point."""
+    """Group the indices of points that lie within reach of the first point of their group."""
     groups: list[list[int]] = []
     for index, place in enumerate(places):
         near = (g for g in groups if numpy.hypot(*(places[g[0]] - place)) <= reach)
@@ -142,7 +141,7 @@ def _coinciding(places: numpy.ndarray, reach: float) -> list[list[int]]:
 def _free_offset(
     box: Bbox, frame: Bbox, taken: list[Bbox], scale: float
 ) -> tuple[float, float] | None:
-    """The nearest offset in points, from a point to the label's middle, where nothing lies."""
+    """Return the nearest offset, in points, of the label's middle at which it covers nothing."""
     half = numpy.array([box.width, box.height]) / 2 / scale
     for distance in _DISTANCES:
         for direction in _DIRECTIONS:
@@ -151,29 +150,25 @@ def _free_offset(
             inside = frame.x0 <= moved.x0 and moved.x1 <= frame.x1
             inside = inside and frame.y0 <= moved.y0 and moved.y1 <= frame.y1
             if inside and not any(moved.overlaps(other) for other in taken):
-                return tuple(offset.tolist())
+                return float(offset[0]), float(offset[1])
     return None
 
 
 def _gap(box: Bbox, offset: tuple[float, float], scale: float) -> numpy.ndarray:
-    """How far the label's edge is from its point, in points along both axes."""
+    """Return the distance from the label's edge to its point, in points along both axes."""
     half = numpy.array([box.width, box.height]) / 2 / scale
     return numpy.maximum(numpy.abs(offset) - half, 0)
 
 
-def _square(middle: numpy.ndarray, half: float) -> Bbox:
-    return Bbox([middle - half, middle + half])
-
-
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes PNG and PDF."""
+    """Write PNG and PDF."""
     for format in ("png", "pdf"):
         with whole_file(path.with_suffix(f".{format}")) as partial:
             figure.savefig(partial, dpi=150, format=format)
 
 
 def group_titles(runs: Runs) -> dict[str, str]:
-    """The data set of every group of runs, and what else tells groups of that data set apart."""
+    """Return a title per condition key: the data set, and what differs between its groups."""
     groups = {run.condition_key: run for run in runs}
     by_dataset: dict[str, Runs] = defaultdict(list)
     for run in groups.values():
@@ -194,14 +189,14 @@ def group_titles(runs: Runs) -> dict[str, str]:
 
 
 def _plain_facts(run: LoggedRun) -> dict[str, Any]:
-    """The run's conditions, its model by name; a fingerprint says nothing to a reader."""
+    """Return the run's conditions with the model's name and short fingerprints."""
     short = {name: str(run.conditions[name])[:6] for name in ("prompts", "prompt tokens")}
     return run.conditions | {"model": run.model} | short
 
 
 def common_heading(runs: Runs) -> str:
-    """What all runs share of model and machine."""
-    shared = []
+    """Return the model, dtype and device that all runs share."""
+    shared: list[str] = []
     for name in ("model", "dtype", "device"):
         found = {str(_plain_facts(run)[name]) for run in runs}
         shared += found if len(found) == 1 else []

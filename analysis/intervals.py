@@ -13,7 +13,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate; its bounds are None where there are not two examples to resample."""
+    """An estimate with its bounds, which are None for fewer than two examples."""
 
     value: float
     low: float | None = None
@@ -21,7 +21,7 @@ class Interval:
 
 
 def mean_intervals(values_EC: numpy.ndarray) -> list[Interval]:
-    """The mean over examples of every column of an (E examples, C columns) array."""
+    """Return the mean of each column of an (E examples, C columns) array."""
     estimates_C = values_EC.mean(axis=0)
     if len(values_EC) < 2:
         return [Interval(float(value)) for value in estimates_C]
@@ -29,9 +29,9 @@ def mean_intervals(values_EC: numpy.ndarray) -> list[Interval]:
 
 
 def ratio_interval(parts_E4: numpy.ndarray) -> Interval | None:
-    """(sum a / sum b) / (sum c / sum d) over columns a, b, c, d; None where a sum is zero.
+    """Return (sum a / sum b) / (sum c / sum d) over columns a, b, c, d; None if a sum is zero.
 
-    With a, c tokens and b, d seconds it is the speed-up of one run over another.
+    With a, c tokens and b, d seconds this is the speed-up of one run over another.
     """
     totals = parts_E4.sum(axis=0)
     if not totals.all():
@@ -53,7 +53,7 @@ def _intervals(estimates_C: numpy.ndarray, resampled_RC: numpy.ndarray) -> list[
 
 
 def _resampled_sums(values_EC: numpy.ndarray) -> numpy.ndarray:
-    """Sums over E examples drawn with replacement, (RESAMPLES, C): one draw for all columns."""
+    """Return sums over E examples drawn with replacement, (RESAMPLES, C): one draw per row."""
     counts_RE = _resampling_counts(len(values_EC))
     starts = range(0, RESAMPLES, _ROWS_AT_ONCE)
     return numpy.concatenate(
@@ -63,7 +63,7 @@ def _resampled_sums(values_EC: numpy.ndarray) -> numpy.ndarray:
 
 @lru_cache(maxsize=4)
 def _resampling_counts(examples: int) -> numpy.ndarray:
-    """How often every resample drew every example, (RESAMPLES, E) of one byte each."""
+    """Return how often each resample drew each example, (RESAMPLES, E) of one byte each."""
     generator = numpy.random.default_rng(_SEED)
     even = numpy.full(examples, 1 / examples)
     draws = [generator.multinomial(examples, even) for _ in range(RESAMPLES)]

@@ -1,4 +1,4 @@
-"""The examples of a finished run, out of its file of samples, as arrays to compute with."""
+"""Reads the examples of a finished run into arrays."""
 
 import dataclasses
 import operator
@@ -12,15 +12,16 @@ import numpy
 from files.reading import bounded_lines, opened, parse_log
 from runs.record import RunRecord, samples_path
 
-# Errors that a file raises which is no readable run of either tool.
+# Errors from reading a file that is no log of either tool.
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, IndexError)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A run's finished examples, for comparisons: arrays with a number for each.
+    """A run's finished examples: each array holds one number per example.
 
-    `outputs` are hashes of token ids. `timed` marks those that the run's seconds are of.
+    `outputs` are hashes of token ids. `timed` marks the examples that count for speed: those with
+    the ranks and threads of the run's seconds.
     """
 
     indices: numpy.ndarray
@@ -31,7 +32,7 @@ class Examples:
     timed: numpy.ndarray
 
     def at(self, places: numpy.ndarray) -> "Examples":
-        """The examples at these places."""
+        """Return the examples at these places."""
         arrays = {
             item.name: getattr(self, item.name)[places]
             for item in dataclasses.fields(self)
@@ -41,7 +42,7 @@ class Examples:
 
 
 def read_examples(path: Path, record: RunRecord) -> tuple[Examples | None, list[str]]:
-    """The run's examples; None, and why, where their file does not hold them all."""
+    """Return the run's examples, or None and a warning if their file does not hold them all."""
     try:
         samples = [sample for sample in map(parse_log, _lines(path)) if sample]
         expected = record.metrics["counts"]["prompts"]
@@ -55,7 +56,7 @@ def read_examples(path: Path, record: RunRecord) -> tuple[Examples | None, list[
 
 
 def _arrays(done: list[dict[str, Any]], timed: dict[str, Any]) -> Examples:
-    """The finished examples; `timed` says of which ranks and threads the run's seconds are."""
+    """Return the finished examples; `timed` names the ranks and threads of the run's seconds."""
     alike = [(timed or done[0])[name] for name in ("ranks", "threads")]
 
     def numbers(values: Iterable[float]) -> numpy.ndarray:

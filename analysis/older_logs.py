@@ -1,8 +1,8 @@
-"""Reads the logs of LayerSkip with pruning, the tool that this one follows.
+"""Reads the logs of the older tool, LayerSkip with pruning.
 
-It left two: `benchmark_<time>.json`, four JSON objects one after another; and captured consoles,
-`<data set>_results_base_0`, `..._angular_n2` or `..._random_t0.1`, in which a Python dict of
-metrics was printed last.
+It wrote `benchmark_<time>.json`, four JSON objects one after another. Its captured consoles,
+`<data set>_results_base_0`, `..._angular_n2` or `..._random_t0.1`, end with a Python dict of
+metrics.
 """
 
 import ast
@@ -10,10 +10,10 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.finished_runs import FinishedRun
 from files.reading import LOG_BYTES, DuplicateKeyError, read_bounded, unique
 from files.values import check_kinds
 from runs.reader import check_metrics
@@ -26,7 +26,7 @@ _RENAMED = {"xsum": "xsum_summarization"}
 _METHODS = ("base", "angular", "random")
 _MEANS = ("acceptance_rate", "total_time", "time_per_token", "tokens_per_second")
 _SCORES = ("rouge-l", "rouge-1", "rouge-2", "rouge-3", "bleu_score", "exact_match")
-# The keys of the older tool's objects. A fork that adds one may mean other things by all others.
+# The keys of the older tool's objects. A fork that adds a key may have changed the others' meaning.
 _KEYS = {
     "arguments": {"model", "model_args", "seed", "output_dir", "distributed"},
     "data": {
@@ -43,71 +43,70 @@ _NOT_A_NUMBER = re.compile(r"(?<=[\s:,\[{])[-+]?(?:nan|inf)(?=[\s,\]}])")
 
 
 class UnknownLogError(ValueError):
-    """A log of neither this project nor, to the letter, the older tool."""
-
-
-@dataclass(frozen=True)
-class OlderLog:
-    """One run. Of a console, the flags are known as far as its name tells them."""
-
-    dataset: str
-    method: str
-    prune_n: int | None
-    dropout_threshold: float | None
-    metrics: dict[str, Any]
-    model: str | None = None
-    generation_strategy: str | None = None
-    exit_layer: int | None = None
-    num_speculations: int | None = None
-    num_samples: float | None = None
+    """A log that neither this project nor the older tool wrote."""
 
 
 def is_console(path: Path) -> bool:
-    """Whether the name is one of a captured console."""
+    """Return whether the file has the name of a captured console."""
     return _CONSOLE.fullmatch(path.name) is not None
 
 
-def read_console(path: Path) -> OlderLog:
-    """The run whose console was captured. Raises ValueError where no metrics were printed."""
+def read_console(path: Path) -> FinishedRun:
+    """Return the run of a captured console, whose name holds the only flags that are known.
+
+    Raise ValueError if the console ends without metrics.
+    """
     name = _CONSOLE.fullmatch(path.name)
+    if name is None:
+        raise UnknownLogError("has another name than a captured console")
     metrics = _printed_metrics(read_bounded(path, LOG_BYTES).decode(errors="replace"))
-    n, threshold = name["n"], name["t"]
-    return OlderLog(
-        dataset=_dataset(name["dataset"]),
-        method="angular" if n else "random" if threshold else "base",
-        prune_n=int(n) if n else None,
-        dropout_threshold=float(threshold) if threshold else None,
+    method = "angular" if name["n"] else "random" if name["t"] else "base"
+    return FinishedRun(
+        path=path,
+        dataset=_RENAMED.get(name["dataset"], name["dataset"]),
+        method=method,
+        param=_param(method, int(name["n"] or 0), float(name["t"] or 0)),
+        strategy=None,
+        exit_layer=None,
+        num_speculations=None,
         metrics=_renamed(metrics),
+        model=None,
+        num_samples=None,
     )
 
 
-def read_objects(text: str) -> OlderLog:
-    """The run in four JSON objects. Raises ValueError for any other text."""
+def read_objects(text: str, path: Path) -> FinishedRun:
+    """Return the run in a file of four JSON objects. Raise ValueError for any other text."""
     objects = _objects(text)
     if len(objects) != 4 or "predicted_text" not in objects[3] or "dataset" not in objects[1]:
         raise UnknownLogError("is neither one object nor the four of an older log")
     arguments, data, generation, metrics = objects
     for name, values in zip(_KEYS, objects[:3], strict=True):
         _check_keys(name, values, _KEYS[name])
-    method = _method(data)
+    method, dataset = _method(data), data["dataset"]
     strategy, exit_layer = generation.get("generation_strategy"), generation.get("exit_layer")
-    log = OlderLog(
-        dataset=_dataset(data["dataset"]),
+    drafts = generation.get("num_speculations") if strategy == "self_speculative" else None
+    run = FinishedRun(
+        path=path,
+        dataset=_RENAMED.get(dataset, dataset) if isinstance(dataset, str) else dataset,
         method=method,
-        # The flags of the other methods stand there too, with their defaults.
-        prune_n=data.get("prune_n") if method == "angular" else None,
-        dropout_threshold=data.get("dropout_threshold") if method == "random" else None,
+        param=_param(method, data.get("prune_n"), data.get("dropout_threshold")),
+        strategy=strategy,
+        exit_layer=exit_layer if exit_layer != -1 else None,
+        num_speculations=drafts,
         metrics=_renamed(metrics, strategy),
         model=arguments.get("model"),
-        generation_strategy=strategy,
-        exit_layer=exit_layer if exit_layer != -1 else None,
-        num_speculations=generation.get("num_speculations")
-        if strategy == "self_speculative"
-        else None,
         num_samples=_finite(data.get("num_samples")),
     )
-    check_kinds(log)
-    return log
+    check_kinds(run)
+    return run
+
+
+def _param(method: str, prune_n: Any, dropout_threshold: Any) -> str:
+    """Return the plan's parameter; a log holds the flags of the other methods too."""
+    if method == "base":
+        return ""
+    return f"n={_finite(prune_n)}" if method == "angular" else f"p={_finite(dropout_threshold)}"
 
 
 def _check_keys(name: str, values: dict[str, Any], known: Iterable[str]) -> None:
@@ -117,7 +116,7 @@ def _check_keys(name: str, values: dict[str, Any], known: Iterable[str]) -> None
 
 
 def _method(data: dict[str, Any]) -> str:
-    """How layers were pruned. Logs from before pruning have none of its flags: whole models."""
+    """Return how layers were pruned: base in logs from before pruning, which lack its flags."""
     method = data.get("prune_method")
     if "prune_method" not in data and not {"prune_n", "dropout_threshold"} & set(data):
         return "base"
@@ -157,14 +156,11 @@ def _printed_metrics(text: str) -> dict[str, Any]:
     raise ValueError("ends without printed metrics: the run was broken off, or the file cut")
 
 
-def _dataset(name: Any) -> Any:
-    return _RENAMED.get(name, name) if isinstance(name, str) else name
-
-
 def _renamed(metrics: dict[str, Any], strategy: str | None = None) -> dict[str, Any]:
-    """The metrics under the names of what they are: its exact match is a mean edit distance.
+    """Return the metrics under this tool's names.
 
-    Its acceptance of 0 or -1 in autoregressive decoding means that nothing was drafted.
+    What the older tool calls exact match is a mean edit distance. An acceptance of 0 or -1 in
+    autoregressive decoding means that nothing was drafted.
     """
     _check_keys("metrics", metrics, ("predicted_text", *_MEANS))
     for name in metrics:
@@ -176,7 +172,7 @@ def _renamed(metrics: dict[str, Any], strategy: str | None = None) -> dict[str, 
     text = dict(found["predicted_text"] or {})
     text["edit_distance"] = text.pop("exact_match", None)
     if text["edit_distance"] is not None and 0 <= text["edit_distance"] <= 1:
-        # A mean of distances that small and a share of exact matches look the same.
+        # A small mean distance looks like a share of exact matches.
         raise UnknownLogError("has an exact_match that may be a share or an edit distance")
     acceptance = (found.get("acceptance_rate") or {}).get("mean")
     if strategy == "autoregressive" or (acceptance is not None and acceptance < 0):
@@ -185,7 +181,7 @@ def _renamed(metrics: dict[str, Any], strategy: str | None = None) -> dict[str, 
 
 
 def _finite(value: Any) -> Any:
-    """The value with None for what is not a number."""
+    """Return the value with None for NaN and infinity. Raise ValueError for another kind."""
     if isinstance(value, dict):
         return {key: _finite(held) for key, held in value.items()}
     if isinstance(value, bool) or not isinstance(value, int | float | None):

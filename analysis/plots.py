@@ -1,8 +1,16 @@
-"""Plots of compared runs, each as PNG and PDF; colours, marks and lines differ together."""
+"""Plots of compared runs, each as PNG and PDF; colours, marks and lines differ together.
+
+A new plot is an entry of PLOTS, at the end of this file: a function that returns its panels and one
+that returns the keys of its legend. Add its name to PLOTS of analyze_logs.py too, which removes the
+files of an earlier study.
+"""
 
 import itertools
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,9 +33,11 @@ from analysis.figures import (
     make_figure,
     save_figure,
 )
-from analysis.logged_runs import Decoder, LoggedRun
+from analysis.finished_runs import Decoder, FinishedRun, LoggedRun
 
-_METHOD_STYLES = {
+Style = dict[str, Any]
+
+_METHOD_STYLES: dict[str, Style] = {
     "base": {"marker": "*", "color": BLACK, "markersize": 10},
     "angular": {"marker": "o", "color": PALETTE[0], "markersize": 5},
     "random": {"marker": "s", "color": PALETTE[1], "markersize": 5},
@@ -35,7 +45,7 @@ _METHOD_STYLES = {
 _BESIDE = 0.15  # layers
 _PLAN_MARKERS = "osv^DPX<>hp"
 _PLAN_LINES = ("--", "-.", ":", "-")
-_LOSSLESS = {
+_LOSSLESS: Style = {
     "marker": "o",
     "markersize": 15,
     "markerfacecolor": "none",
@@ -43,41 +53,56 @@ _LOSSLESS = {
     "markeredgewidth": 0.8,
     "linestyle": "",
 }
-_FRONT = {"color": "0.45", "linewidth": 1, "linestyle": (0, (5, 2)), "zorder": 1}
-_DECODER_STYLES = {"autoregressive": {}, "self_speculative": {"markerfacecolor": "white"}}
+_FRONT: Style = {"color": "0.45", "linewidth": 1, "linestyle": (0, (5, 2)), "zorder": 1}
+_DECODER_STYLES: dict[str, Style] = {
+    "autoregressive": {},
+    "self_speculative": {"markerfacecolor": "white"},
+}
+_BLOCK: Style = {
+    "marker": "o",
+    "markersize": 7,
+    "markerfacecolor": "white",
+    "markeredgecolor": "black",
+    "markeredgewidth": 1.5,
+    "linestyle": "",
+}
 
 
-def make_plots(runs: Runs, quality: str, folder: Path) -> list[str]:
-    """Writes every plot that runs of this tool have data for; returns what they leave out."""
-    runs = [run for run in runs if not run.is_older]
-    plans = _plan_styles(runs)
-    scored = [run for run in runs if run.metric("predicted_text", quality) is not None]
-    named = {_plan(run) for run in scored}
-    plots = {
-        "quality_by_layers_removed": (_quality_panels(scored, quality), _method_keys(scored)),
-        "speed_and_quality": (
-            _speed_panels(scored, quality, plans),
-            [
-                *_decoder_keys(),
-                *_plan_keys({p: plans[p] for p in plans if p in named}),
-                *_speed_keys(),
-            ],
-        ),
-        "acceptance_by_draft_position": (
-            _acceptance_panels(runs, plans),
-            _plan_keys(plans, lines=True),
-        ),
-        "angular_distance": (_distance_panels(runs), [_block_key()]),
-    }
-    notes = _unscored(len(runs) - len(scored), len(runs), quality)
-    for name, (panels, keys) in plots.items():
+@dataclass(frozen=True)
+class Study:
+    """The runs that are plotted, those with a score, and the mark of each plan."""
+
+    runs: Runs
+    quality: str
+    scored: Runs
+    styles: dict[str, Style]
+
+    @classmethod
+    def of(cls, runs: list[FinishedRun], quality: str) -> "Study":
+        own = [run for run in runs if isinstance(run, LoggedRun)]
+        scored = [run for run in own if run.metric("predicted_text", quality) is not None]
+        return cls(own, quality, scored, _plan_styles(own))
+
+    @property
+    def quality_label(self) -> str:
+        less_is_better = self.quality in LESS_IS_BETTER
+        return QUALITIES[self.quality] + (",\nless is better" if less_is_better else "")
+
+
+def make_plots(runs: list[FinishedRun], quality: str, folder: Path) -> list[str]:
+    """Write each plot that runs of this tool have data for; return notes on what is left out."""
+    study = Study.of(runs, quality)
+    notes = _unscored(len(study.runs) - len(study.scored), len(study.runs), quality)
+    for name, (panels_of, keys_of) in PLOTS.items():
+        panels = panels_of(study)
         if len(panels) > PANELS:
             notes.append(
                 f"{name} shows {PANELS} of {len(panels)} groups of comparable runs; name fewer "
                 "folders to see others"
             )
         if panels:
-            save_figure(make_figure(panels[:PANELS], keys, common_heading(runs)), folder / name)
+            figure = make_figure(panels[:PANELS], keys_of(study), common_heading(study.runs))
+            save_figure(figure, folder / name)
     return notes
 
 
@@ -88,23 +113,24 @@ def _unscored(missing: int, total: int, quality: str) -> list[str]:
     return [f"{count} {quality}; plots of quality leave such runs out"]
 
 
-def _quality_panels(runs: Runs, quality: str) -> list[Panel]:
-    """Quality against layers removed: a line for angular plans, a mark for every random one."""
+def _quality_panels(study: Study) -> list[Panel]:
+    """Quality against layers removed: a line for angular plans, a mark for each random plan."""
     return [
-        Panel(title, lambda axes, group=group: _draw_quality(axes, group, quality))
-        for title, group in _settings(runs)
+        Panel(title, partial(_draw_quality, runs=group, study=study))
+        for title, group in _settings(study.scored)
         if any(run.removed_layers for run in group)
     ]
 
 
-def _draw_quality(axes: Axes, runs: Runs, quality: str) -> None:
+def _draw_quality(axes: Axes, runs: Runs, study: Study) -> None:
     drawn: Counter[int] = Counter()
     trend = []  # from the whole model through the angular plans
     for method, style in _METHOD_STYLES.items():
         for run in sorted(_texts(runs, method), key=lambda run: run.removed_layers):
-            score = quality_intervals(run)[quality]
-            low, high = (score.value, score.value) if score.low is None else (score.low, score.high)
-            # Bars of plans that remove as many layers stand beside each other.
+            score = quality_intervals(run)[study.quality]
+            low = score.value if score.low is None else score.low
+            high = score.value if score.high is None else score.high
+            # Draw bars of plans that remove equally many layers beside each other.
             place = run.removed_layers + _BESIDE * drawn[run.removed_layers]
             drawn[run.removed_layers] += 1
             bar = [[score.value - low], [high - score.value]]
@@ -115,40 +141,42 @@ def _draw_quality(axes: Axes, runs: Runs, quality: str) -> None:
                 axes.axhline(score.value, color="0.75", linestyle=":", zorder=0)
     axes.plot(*zip(*trend, strict=True), color=PALETTE[0], linewidth=1, zorder=1)
     axes.set_xlabel(f"layers removed, of {runs[0].original_layers}")
-    axes.set_ylabel(_quality_label(quality))
+    axes.set_ylabel(study.quality_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _speed_panels(runs: Runs, quality: str, plans: dict[str, dict]) -> list[Panel]:
-    """Quality against speed: every plan with both decoders, random ones averaged over seeds."""
+def _speed_panels(study: Study) -> list[Panel]:
+    """Quality against speed: each plan with each decoder, random plans averaged over seeds."""
     return [
-        Panel(title, lambda axes, group=group: _draw_speed(axes, group, quality, plans))
-        for title, group in _settings(runs)
+        Panel(title, partial(_draw_speed, runs=group, study=study))
+        for title, group in _settings(study.scored)
     ]
 
 
-def _draw_speed(axes: Axes, runs: Runs, quality: str, plans: dict[str, dict]) -> list[NamedPoint]:
-    """Draws a mark for each plan and decoder, and the Pareto front; returns what to name."""
-    found: dict[tuple, list[tuple[float, float]]] = defaultdict(list)
+def _draw_speed(axes: Axes, runs: Runs, study: Study) -> list[NamedPoint]:
+    """Draw a mark for each plan and decoder, and the Pareto front; return the points to name."""
+    found: dict[tuple[str, Decoder], list[tuple[float, float]]] = defaultdict(list)
     lossy = set()  # plans that removed a layer
     for run in runs:
-        speed = run.metric("tokens_per_second", "token_weighted")
-        score = run.metric("predicted_text", quality)
+        speed, score = run.speed, run.metric("predicted_text", study.quality)
         if run.decodes_whole_model and speed is not None and score is not None:
             found[_plan(run), run.decoder].append((speed, score))
             lossy |= {_plan(run)} if run.removed_layers else set()
-    points = {key: tuple(map(fmean, zip(*values, strict=True))) for key, values in found.items()}
+    points = {
+        key: (fmean(speed for speed, _ in values), fmean(score for _, score in values))
+        for key, values in found.items()
+    }
     for (plan, decoder), point in points.items():
-        style = plans[plan] | _DECODER_STYLES[decoder.strategy] | {"linestyle": ""}
+        style = study.styles[plan] | _DECODER_STYLES[decoder.strategy] | {"linestyle": ""}
         axes.plot(*point, **style)
         if plan not in lossy:
             axes.plot(*point, **_LOSSLESS)
     axes.set_xlabel("decoding speed (tokens/s)")
-    axes.set_ylabel(_quality_label(quality))
+    axes.set_ylabel(study.quality_label)
     fastest = max((speed for speed, _ in points.values()), default=0)
     axes.set_xlim(0, 1.12 * fastest or 1)
     axes.margins(y=0.15)
-    _draw_front(axes, list(points.values()), quality)
+    _draw_front(axes, list(points.values()), study.quality)
     return [NamedPoint(*point, _point_name(*key)) for key, point in points.items()]
 
 
@@ -165,70 +193,55 @@ def _point_name(plan: str, decoder: Decoder) -> str:
     return f"{plan}, E={decoder.exit_layer} k={decoder.num_speculations}"
 
 
-def _quality_label(quality: str) -> str:
-    return QUALITIES[quality] + (",\nless is better" if quality in LESS_IS_BETTER else "")
-
-
-def _speed_keys() -> list[Line2D]:
-    return [
-        Line2D([], [], label="lossless: no layer removed", **_LOSSLESS | {"markersize": 9}),
-        Line2D([], [], label="Pareto front of speed and quality", **_FRONT),
-    ]
-
-
-def _acceptance_panels(runs: Runs, plans: dict[str, dict]) -> list[Panel]:
+def _acceptance_panels(study: Study) -> list[Panel]:
     """The share of first, second, ... drafts of a round that the model accepted."""
     panels = []
-    for title, group in _settings(runs):
+    for title, group in _settings(study.runs):
         decoders: dict[tuple, Runs] = defaultdict(list)
         for run in group:
-            if run.metric("acceptance_rate", "by_position"):
+            if run.acceptance_by_position:
                 decoders[run.exit_layer, run.num_speculations].append(run)
-        for (exit_layer, _), drafting in decoders.items():
-            panels.append(
-                Panel(
-                    f"{title}, exit layer {exit_layer}",
-                    lambda axes, drafting=drafting: _draw_acceptance(axes, drafting, plans),
-                )
+        panels += [
+            Panel(
+                f"{title}, exit layer {exit_layer}",
+                partial(_draw_acceptance, runs=drafting, styles=study.styles),
             )
+            for (exit_layer, _), drafting in decoders.items()
+        ]
     return panels
 
 
-def _draw_acceptance(axes: Axes, runs: Runs, plans: dict[str, dict]) -> None:
+def _draw_acceptance(axes: Axes, runs: Runs, styles: dict[str, Style]) -> None:
     by_plan: dict[str, list[list[float]]] = defaultdict(list)
     for run in runs:
-        by_plan[_plan(run)].append(run.metric("acceptance_rate", "by_position"))
-    for plan in (plan for plan in plans if plan in by_plan):
-        # Another seed of a random plan may have stopped before it drafted as far.
+        by_plan[_plan(run)].append(run.acceptance_by_position)
+    for plan in (plan for plan in styles if plan in by_plan):
+        # Another seed of a random plan may have fewer positions.
         means = [fmean(position) for position in zip(*by_plan[plan], strict=False)]
-        axes.plot(range(1, len(means) + 1), means, **plans[plan], linewidth=1, clip_on=False)
+        axes.plot(range(1, len(means) + 1), means, **styles[plan], linewidth=1, clip_on=False)
     axes.set_xlabel("position in the draft (tokens)")
     axes.set_ylabel("accepted (share of drafts there)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
 
 
-def _distance_panels(runs: Runs) -> list[Panel]:
-    """d(l, n) for every first layer l and number of layers n, and what plans removed by it."""
+def _distance_panels(study: Study) -> list[Panel]:
+    """d(l, n) for each first layer l and number of layers n, and the blocks that plans removed."""
     maps: dict[str, Runs] = defaultdict(list)
-    for run in runs:
+    for run in study.runs:
         if run.method == "angular":
             maps[json.dumps(run.record.plan["scores"]["distances"])].append(run)
-    titles = group_titles(runs)
+    titles = group_titles(study.runs)
     return [
-        Panel(
-            titles[group[0].condition_key],
-            lambda axes, group=group: _draw_distances(axes, group),
-        )
+        Panel(titles[group[0].condition_key], partial(_draw_distances, runs=group))
         for group in maps.values()
     ]
 
 
 def _draw_distances(axes: Axes, runs: Runs) -> None:
-    scores = runs[0].record.plan["scores"]
+    layers, scores = runs[0].original_layers, runs[0].record.plan["scores"]
     # Rows become n and columns l. The last layer always stays, so that l + n < L.
     distances_NL = numpy.array(scores["distances"], dtype=float).T
-    layers = runs[0].original_layers
     for count in range(layers + 1):
         distances_NL[count, max(layers - count, 0) :] = numpy.nan
     image = axes.imshow(
@@ -245,18 +258,8 @@ def _draw_distances(axes: Axes, runs: Runs) -> None:
     bar.set_label("angular distance d(l, n) (multiples of π)")
 
 
-_BLOCK = {
-    "marker": "o",
-    "markersize": 7,
-    "markerfacecolor": "white",
-    "markeredgecolor": "black",
-    "markeredgewidth": 1.5,
-    "linestyle": "",
-}
-
-
 def _settings(runs: Runs) -> list[tuple[str, Runs]]:
-    """Runs that may be compared, under a title that tells them from the other groups."""
+    """Return the groups of runs that may be compared, with titles that differ."""
     groups: dict[str, Runs] = defaultdict(list)
     for run in runs:
         groups[run.condition_key].append(run)
@@ -266,7 +269,7 @@ def _settings(runs: Runs) -> list[tuple[str, Runs]]:
 
 
 def _texts(runs: Runs, method: str) -> Runs:
-    """One run of every plan that has examples, the autoregressive one where there is one.
+    """Return one run with examples per plan, the autoregressive run if there is one.
 
     Both decoders write by the same law; greedily, the same text up to rounding.
     """
@@ -280,12 +283,12 @@ def _texts(runs: Runs, method: str) -> Runs:
 
 
 def _plan(run: LoggedRun) -> str:
-    """The plan without its seed."""
+    """Return the plan without its seed."""
     return " ".join([run.method, *run.param.split(" ")[:1]]).strip()
 
 
-def _plan_styles(runs: Runs) -> dict[str, dict[str, Any]]:
-    """A mark for every plan, base first: a shape, a colour and a line."""
+def _plan_styles(runs: Runs) -> dict[str, Style]:
+    """Return a shape, a colour and a line for each plan, base first."""
     styles, others = {}, itertools.count()
     for method, style in _METHOD_STYLES.items():
         for plan in sorted({_plan(run) for run in runs if run.method == method}):
@@ -300,15 +303,8 @@ def _plan_styles(runs: Runs) -> dict[str, dict[str, Any]]:
     return styles
 
 
-def _plan_keys(plans: dict[str, dict[str, Any]], lines: bool = False) -> list[Line2D]:
-    return [
-        Line2D([], [], label=plan, **style | ({} if lines else {"linestyle": ""}))
-        for plan, style in plans.items()
-    ]
-
-
-def _method_keys(runs: Runs) -> list[Line2D]:
-    found = {run.method for run in runs}
+def _quality_keys(study: Study) -> list[Line2D]:
+    found = {run.method for run in study.scored}
     keys = [
         Line2D([], [], linestyle="-" if method == "angular" else "", label=method, **style)
         for method, style in _METHOD_STYLES.items()
@@ -317,13 +313,36 @@ def _method_keys(runs: Runs) -> list[Line2D]:
     return [*keys, Line2D([], [], linestyle="", label="bars: 95 % bootstrap intervals")]
 
 
-def _decoder_keys() -> list[Line2D]:
-    key = {"linestyle": "", "marker": "o", "color": "0.3"}
+def _speed_keys(study: Study) -> list[Line2D]:
+    key: Style = {"linestyle": "", "marker": "o", "color": "0.3"}
+    named = {_plan(run) for run in study.scored}
     return [
-        Line2D([], [], label=strategy.replace("_", "-"), **key, **style)
-        for strategy, style in _DECODER_STYLES.items()
+        *(
+            Line2D([], [], label=strategy.replace("_", "-"), **key, **style)
+            for strategy, style in _DECODER_STYLES.items()
+        ),
+        *(
+            Line2D([], [], label=plan, **style | {"linestyle": ""})
+            for plan, style in study.styles.items()
+            if plan in named
+        ),
+        Line2D([], [], label="lossless: no layer removed", **_LOSSLESS | {"markersize": 9}),
+        Line2D([], [], label="Pareto front of speed and quality", **_FRONT),
     ]
 
 
-def _block_key() -> Line2D:
-    return Line2D([], [], label="block removed by the plan for this n", **_BLOCK)
+def _acceptance_keys(study: Study) -> list[Line2D]:
+    return [Line2D([], [], label=plan, **style) for plan, style in study.styles.items()]
+
+
+def _distance_keys(_: Study) -> list[Line2D]:
+    return [Line2D([], [], label="block removed by the plan for this n", **_BLOCK)]
+
+
+# The panels and the keys of each plot, by the name of its files.
+PLOTS: dict[str, tuple[Callable[[Study], list[Panel]], Callable[[Study], list[Line2D]]]] = {
+    "quality_by_layers_removed": (_quality_panels, _quality_keys),
+    "speed_and_quality": (_speed_panels, _speed_keys),
+    "acceptance_by_draft_position": (_acceptance_panels, _acceptance_keys),
+    "angular_distance": (_distance_panels, _distance_keys),
+}

@@ -1,10 +1,10 @@
-"""How long analyze_logs.py takes, and how much memory, on a thousand long runs.
+"""Seconds and memory of analyze_logs.py on a thousand long runs.
 
     python -m benchmarks.analysis
 
-The runs are made up, of as many tokens, rounds and words as real ones, and written by the same
-writer. They form two studies: one of plan seeds, and one of data seeds, which are as many sets of
-conditions, with panels of their own in every plot.
+The runs are made up, with as many tokens, rounds and words as real runs, and written by the same
+writer. They form two studies. One has many plan seeds; the other has many data seeds, each of which
+is a set of conditions with its own panel in every plot.
 """
 
 import resource
@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 from pathlib import Path
 
+from benchmarks.conditions import check_least
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan, random_plan
-from command_line.errors import reject
 from command_line.flags import flag, parse
 from command_line.script import run_script
 from pruned_model import PrunePlan
@@ -29,16 +29,14 @@ DECODERS = ((None, None), (8, 6))  # exit layer and drafts
 
 @dataclass
 class AnalysisArguments:
-    """How much is analysed."""
+    """The size of each study."""
 
     runs: int = flag(1000, "runs")
-    examples: int = flag(100, "examples of every run")
-    tokens: int = flag(256, "tokens of every output")
+    examples: int = flag(100, "examples per run")
+    tokens: int = flag(256, "tokens per output")
 
     def check(self) -> None:
-        for name in ("runs", "examples", "tokens"):
-            if getattr(self, name) < 2:
-                reject(name, getattr(self, name), "must be at least 2")
+        check_least(self, runs=2, examples=2, tokens=2)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,16 +58,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(folder: Path, flags: list[str]) -> None:
-    script = [sys.executable, ROOT / "analyze_logs.py", folder / "logs"]
+    script = [sys.executable, str(ROOT / "analyze_logs.py"), str(folder / "logs")]
     started = time.perf_counter()
     subprocess.run(
-        [*script, "--output_dir", folder / "analysis", *flags],
+        [*script, "--output_dir", str(folder / "analysis"), *flags],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         check=True,
     )
     seconds = time.perf_counter() - started
-    # KiB on Linux; the largest child so far, and these are all alike.
+    # The largest child so far, in KiB on Linux; all children are alike.
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6 * 1.024
     print(f"  {' '.join(flags) or 'with plots'}: {seconds:.1f} s, at most {peak:.2f} GB")
 

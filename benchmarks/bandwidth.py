@@ -1,11 +1,12 @@
-"""How fast this machine reads memory, and how fast that would let a model decode.
+"""The machine's memory bandwidth, and the speed of decoding that it allows.
 
-A decoded token needs every weight once, so no plain decoder of batch 1 takes less time for a token
-than reading the weights takes: the floor that decoders are held against.
+Each decoded token needs every weight once, so a plain decoder of batch 1 takes at least the time of
+reading the weights: the floor in the tables.
 """
 
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 from pruned_model import weight_bytes
 from self_speculation.timing import now
 
-# A matrix of this width is what torch's products read fastest.
+# torch's products read a matrix of this width fastest.
 _WIDTH = 4096
 READS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "sum": lambda matrix_NW, _: matrix_NW.sum(),
@@ -24,11 +25,11 @@ READS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 
 class Bandwidth:
-    """Reads a buffer of float32, as large as asked, by whichever operation of torch is fastest."""
+    """Reads a buffer of float32 by the fastest operation of torch."""
 
     def __init__(self, size_bytes: int, device: torch.device) -> None:
         rows = max(1, size_bytes // (4 * _WIDTH))
-        # Ones, since memory that was never written is one page of zeros and stays in the cache.
+        # Memory that was never written would be one page of zeros, which stays in the cache.
         self._matrix_NW = torch.ones(rows, _WIDTH, device=device)
         self._vector_W = torch.ones(_WIDTH, device=device)
         self.size_bytes = rows * _WIDTH * 4
@@ -40,12 +41,12 @@ class Bandwidth:
         self.operation = min(trials, key=trials.__getitem__)
 
     def measure(self) -> float:
-        """Bytes a second of one pass over the buffer, which is also kept."""
+        """Read the buffer once, keep the seconds and return bytes per second."""
         self.seconds.append(self._time(self.operation))
         return self.size_bytes / self.seconds[-1]
 
     def facts(self) -> dict[str, object]:
-        """All passes so far, as a log tells them."""
+        """Return all passes so far, for the log."""
         return {
             "buffer_bytes": self.size_bytes,
             "operation": self.operation,
@@ -63,11 +64,10 @@ class Bandwidth:
         return now(device) - started
 
 
-def step_bytes(model: nn.Module) -> int:
-    """Bytes of weights that one decoding step reads: all, once.
+def step_bytes(model: Any) -> int:
+    """Return the bytes of weights that one decoding step of a causal model of transformers reads.
 
-    The embedding is a row of a table that the step does not read otherwise, unless the head shares
-    the table.
+    The step reads one row of the embedding's table, unless the head shares the table.
     """
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     shared = embedding.data_ptr() == head.data_ptr()
@@ -75,5 +75,5 @@ def step_bytes(model: nn.Module) -> int:
 
 
 def floor_tokens_per_second(bytes_per_second: float, bytes_per_step: int) -> float:
-    """The most tokens a second of a decoder that reads the weights for each of them."""
+    """Return the most tokens per second of a decoder that reads the weights for each token."""
     return bytes_per_second / bytes_per_step

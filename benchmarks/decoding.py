@@ -1,32 +1,31 @@
-"""Decoding, pruning and calibration against their own yardsticks, all taken in one run.
+"""Speed of decoding, pruning and calibration, each beside its own baseline in the same run.
 
     python -m benchmarks.decoding --output_dir results
 
-Every comparison alternates between its sides on the same prompts, and reports ratios: seconds
-differ from machine to machine and from minute to minute.
+Each comparison alternates between its sides on the same prompts and reports ratios, because seconds
+differ between machines and from minute to minute.
 """
 
 import copy
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from arguments.model import ModelArguments
-from arguments.prompts import DataArguments
 from arguments.pruning import PruneArguments
+from benchmarks.conditions import check_least, head, write_results
 from benchmarks.decoding_report import plot, table
+from benchmarks.measuring import SEED, human_eval, human_eval_prompts, quartiles, timed
 from command_line.errors import reject
 from command_line.flags import flag, parse
 from command_line.script import run_script
 from data import get_calibration_data, get_data
-from files.commit import current_commit
 from models.loading import LoadedModel, load_model
 from models.runtime import start
 from pruned_model import PruneModel, angular_distances, make_plan, weight_bytes
@@ -36,11 +35,9 @@ from self_speculation.generator_base import Generation, GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
-from self_speculation.timing import now
 
 GREEDY = SamplingRule()
-SEED = 42
-EQUALITY_PLANS = {
+EQUALITY_PLANS: dict[str, dict[str, Any]] = {
     "base": {},
     "angular n=2": {"prune_method": "angular", "prune_n": 2},
     "angular n=6": {"prune_method": "angular", "prune_n": 6},
@@ -50,10 +47,10 @@ EQUALITY_PLANS = {
 
 @dataclass
 class DecodingArguments:
-    """What is compared."""
+    """The sides that are compared."""
 
     num_prompts: int = flag(6, "prompts of human_eval")
-    max_steps: int = flag(128, "tokens of an output")
+    max_steps: int = flag(128, "tokens per output")
     exit_layer: int = flag(24, "exit layer of the equality and overhead checks")
     exit_layers: list[int] = flag([6, 12, 18, 24], "exit layers of the speed-up table")
     num_speculations: int = flag(4, "tokens drafted in one round")
@@ -61,28 +58,26 @@ class DecodingArguments:
     output_dir: str = flag("results", "folder of decoding.json, .md and .png")
 
     def check(self) -> None:
-        for name, least in (("num_prompts", 1), ("max_steps", 2), ("num_speculations", 1)):
-            if getattr(self, name) < least:
-                reject(name, getattr(self, name), f"must be at least {least}")
+        check_least(self, num_prompts=1, max_steps=2, num_speculations=1)
         if 0 not in self.removed:
             reject("removed", self.removed, "must hold 0, the whole model, to compare with")
-
-    def data(self) -> DataArguments:
-        """The data set's first prompts, as ever."""
-        return DataArguments(num_samples=self.num_prompts, random_shuffle=False)
 
 
 @dataclass
 class Bench:
-    """The loaded model with its prompts."""
+    """The loaded model, a causal model of transformers, with the prompts."""
 
     loaded: LoadedModel
     arguments: DecodingArguments
     prompts: list[list[int]]
 
+    @property
+    def model(self) -> Any:
+        return self.loaded.model
+
     def calibration_prompts(self) -> list[torch.Tensor]:
-        """Prompts that are not among those decoded, as plans take them."""
-        data = self.arguments.data()
+        """Return the prompts that a plan is calibrated on, none of which is decoded."""
+        data = human_eval(self.arguments.num_prompts)
         found = get_calibration_data(data, PruneArguments(), get_data(data, SEED))
         texts = [example.prompt for example in found.examples]
         return [torch.tensor([self.loaded.tokenizer(text)["input_ids"]]) for text in texts]
@@ -105,11 +100,11 @@ class Bench:
 
 
 def against_transformers(bench: Bench) -> dict[str, Any]:
-    """Autoregressive decoding against `generate`: the same prompts, in turn, medians of pairs.
+    """Compare autoregressive decoding with `generate` on the same prompts, in turn.
 
-    Both have the weights as they lie for this project; `benchmarks.peers` has each side's own.
+    Both read the weights in this project's layout; in `benchmarks.peers` each side has its own.
     """
-    model, steps = bench.loaded.model, bench.arguments.max_steps
+    model, steps = bench.model, bench.arguments.max_steps
     plain = bench.generator(model, "autoregressive")
 
     def ours(ids: list[int]) -> list[int]:
@@ -122,28 +117,26 @@ def against_transformers(bench: Bench) -> dict[str, Any]:
         return made[0, len(ids) :].tolist()
 
     ours(bench.prompts[0]), theirs(bench.prompts[0])
-    ratios, rates, equal = [], {"ours": [], "generate": []}, 0
+    sides = [("ours", ours), ("generate", theirs)]
+    rates: dict[str, list[float]] = {name: [] for name, _ in sides}
+    ratios, equal = [], 0
     for turn, ids in enumerate(bench.prompts * 2):
-        order = [("ours", ours), ("generate", theirs)][:: 1 if turn < len(bench.prompts) else -1]
         seconds, made = {}, {}
-        for name, decode in order:
-            seconds[name], made[name] = _timed(model.device, lambda d=decode, i=ids: d(i))
+        for name, decode in sides[:: 1 if turn < len(bench.prompts) else -1]:
+            seconds[name], made[name] = timed(model.device, partial(decode, ids))
             rates[name].append(len(made[name]) / seconds[name])
         ratios.append(seconds["generate"] / seconds["ours"])
         equal += made["ours"] == made["generate"]
     return {
         "tokens_per_second": {name: statistics.median(values) for name, values in rates.items()},
-        "speedup_over_generate": _quartiles(ratios),
+        "speedup_over_generate": quartiles(ratios),
         "equal_outputs": f"{equal} of {len(ratios)}",
     }
 
 
 def self_speculation(bench: Bench) -> list[dict[str, Any]]:
-    """Acceptance, predicted and measured speed-up by exit layer, each beside plain decoding.
-
-    Greedy, and once more with the default sampling, which costs more beside the passes.
-    """
-    model, arguments = bench.loaded.model, bench.arguments
+    """Measure self-speculation by exit layer beside plain decoding, greedily and once sampled."""
+    model, arguments = bench.model, bench.arguments
     sampled = SamplingRule(True, temperature=0.6, top_p=0.9)
     cells = [(exit_layer, GREEDY) for exit_layer in arguments.exit_layers]
     rows = []
@@ -181,20 +174,20 @@ def _speculation_row(pairs: list[tuple[Generation, Generation]]) -> dict[str, An
 
 
 def removal(bench: Bench, steps: int = 40) -> dict[str, Any]:
-    """Seconds of a full step and bytes of weights by layers removed, against what is ideal.
+    """Measure a full step's seconds and bytes of weights by layers removed, beside the ideal.
 
-    Ideal is that every layer removed saves an equal share of what all layers take: the step without
-    embedding, norm and head. Steps of all sizes alternate.
+    Ideally, each removed layer saves an equal share of the step without embedding, norm and head.
+    Steps of all sizes alternate.
     """
-    whole = bench.loaded.model
+    whole = bench.model
     layers, device = whole.config.num_hidden_layers, whole.device
+    prompts = [torch.tensor([ids]) for ids in bench.prompts]
     engines, sizes = {}, {}
     for count in bench.arguments.removed:
         model = copy.deepcopy(whole)
         arguments = PruneArguments(prune_method="angular", prune_n=count)
-        prompts = [torch.tensor([ids]) for ids in bench.prompts]
         if count:
-            PruneModel(model, make_plan(arguments, model, lambda p=prompts: p)).prune()
+            PruneModel(model, make_plan(arguments, model, lambda: prompts)).prune()
         engines[count] = CachedLlama(model, capacity=512)
         engines[count].forward(torch.tensor([bench.prompts[0]], device=device))
         sizes[count] = weight_bytes(model)
@@ -202,9 +195,9 @@ def removal(bench: Bench, steps: int = 40) -> dict[str, Any]:
     seconds: dict[Any, list[float]] = {count: [] for count in [*engines, "head"]}
     for _ in range(steps):
         for count, engine in engines.items():
-            seconds[count].append(_timed(device, lambda e=engine: e.forward(ids_1T))[0])
+            seconds[count].append(timed(device, partial(engine.forward, ids_1T))[0])
             engine.rollback(engine.length - 1)
-        seconds["head"].append(_timed(device, lambda: _head_alone(whole, ids_1T))[0])
+        seconds["head"].append(timed(device, partial(_head_alone, whole, ids_1T))[0])
     medians = {count: statistics.median(values) for count, values in seconds.items()}
     rows = [
         {
@@ -225,8 +218,8 @@ def removal(bench: Bench, steps: int = 40) -> dict[str, Any]:
 
 
 def calibration(bench: Bench, repeats: int = 3) -> dict[str, Any]:
-    """The calibration pass against a bare forward pass over the same prompts."""
-    model = bench.loaded.model
+    """Compare the calibration pass with a bare forward pass over the same prompts."""
+    model = bench.model
     prompts = bench.calibration_prompts()
 
     @torch.inference_mode()
@@ -237,24 +230,24 @@ def calibration(bench: Bench, repeats: int = 3) -> dict[str, Any]:
     bare()
     ratios = []
     for _ in range(repeats):
-        bare_seconds, _ = _timed(model.device, bare)
-        seconds, _ = _timed(model.device, lambda: angular_distances(model, prompts))
+        bare_seconds, _ = timed(model.device, bare)
+        seconds, _ = timed(model.device, partial(angular_distances, model, prompts))
         ratios.append(seconds / bare_seconds)
     layers, width = model.config.num_hidden_layers, model.config.hidden_size
     states = (layers + 1) * width * model.dtype.itemsize
     return {
         "prompts": len(prompts),
-        "seconds_over_bare_forward": _quartiles(ratios),
+        "seconds_over_bare_forward": quartiles(ratios),
         "bytes_of_states_held_a_prompt": states,
     }
 
 
 def equality(bench: Bench) -> list[dict[str, Any]]:
-    """Greedy self-speculation against autoregression on whole and pruned models."""
+    """Compare outputs of greedy self-speculation with plain ones, of whole and pruned models."""
     rows = []
     prompts = bench.calibration_prompts()
     for name, changes in EQUALITY_PLANS.items():
-        model = copy.deepcopy(bench.loaded.model)
+        model = copy.deepcopy(bench.model)
         plan = make_plan(PruneArguments(**changes), model, lambda: prompts)
         PruneModel(model, plan).prune()
         kept = plan.kept_exit_layer(bench.arguments.exit_layer)
@@ -271,7 +264,7 @@ def equality(bench: Bench) -> list[dict[str, Any]]:
 
 
 def lossless(rows: list[dict[str, Any]]) -> bool:
-    """Nothing wrong, and no more ties than rounding explains."""
+    """Return whether nothing is wrong and rounding explains the ties."""
     tokens, ties = (sum(row[key] for row in rows) for key in ("tokens", "tie"))
     return not any(row["wrong"] for row in rows) and ties <= ties_allowed(tokens)
 
@@ -279,36 +272,23 @@ def lossless(rows: list[dict[str, Any]]) -> bool:
 def main(argv: list[str] | None = None) -> int:
     arguments, model_arguments = parse(argv, __doc__, DecodingArguments, ModelArguments)
     if model_arguments.compile:
-        reject("compile", "true", "eager decoding is measured; benchmarks/peers.py compares both")
+        reject("compile", "true", "only eager decoding is measured; see benchmarks/peers.py")
     runtime = start(model_arguments)
     loaded = load_model(model_arguments, runtime)
-    examples = get_data(arguments.data(), SEED).examples
-    prompts = [loaded.tokenizer(example.prompt)["input_ids"] for example in examples]
+    prompts = human_eval_prompts(arguments.num_prompts, loaded.tokenizer)
     bench = Bench(loaded, arguments, prompts)
-    results = {
-        "command": "python -m benchmarks.decoding " + " ".join(argv or sys.argv[1:]),
-        "commit": current_commit(),
-        "date": time.strftime("%Y-%m-%d"),
-        "model": loaded.name,
-        "layers": loaded.model.config.num_hidden_layers,
+    results = head("python -m benchmarks.decoding", argv, loaded.name) | {
+        "layers": bench.model.config.num_hidden_layers,
         "num_speculations": arguments.num_speculations,
         "runtime": runtime.facts(),
     }
     for part in (against_transformers, self_speculation, removal, calibration, equality):
         results[part.__name__] = part(bench)
         print(json.dumps({part.__name__: results[part.__name__]}, indent=1), flush=True)
-    folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "decoding.json").write_text(json.dumps(results, indent=2) + "\n")
-    (folder / "decoding.md").write_text(table(results))
-    plot(results, folder / "decoding.png")
+    path = Path(arguments.output_dir) / "decoding"
+    write_results(path, results, table(results))
+    plot(results, path.with_suffix(".png"))
     return 0 if lossless(results["equality"]) else 1
-
-
-def _timed(device: torch.device, action: Callable[[], Any]) -> tuple[float, Any]:
-    begin = now(device)
-    result = action()
-    return now(device) - begin, result
 
 
 @torch.inference_mode()
@@ -319,11 +299,6 @@ def _head_alone(model: Any, ids_1T: torch.Tensor) -> torch.Tensor:
 def _mean_step(outputs: list[Generation], name: str) -> float:
     steps = [made.steps[name] for made in outputs]
     return sum(step.seconds for step in steps) / sum(step.calls for step in steps)
-
-
-def _quartiles(values: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": middle, "lower_quartile": low, "upper_quartile": high}
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -1,12 +1,14 @@
-"""The findings of `benchmarks.decoding` as a table and a plot."""
+"""The results of `benchmarks.decoding` as a table and a plot."""
 
 from pathlib import Path
 from typing import Any
 
+from benchmarks.conditions import conditions
+
 
 def table(results: dict[str, Any]) -> str:
-    """The results in Markdown."""
-    facts, rows = results["runtime"], results["removal"]["rows"]
+    """Return the results in Markdown."""
+    rows = results["removal"]["rows"]
     generate = results["against_transformers"]["speedup_over_generate"]
     calibration_cost = results["calibration"]["seconds_over_bare_forward"]
     states = results["calibration"]["bytes_of_states_held_a_prompt"]
@@ -41,18 +43,12 @@ def table(results: dict[str, Any]) -> str:
             f"| greedy outputs of both decoders, {row['plan']} | {row['equal']} equal, "
             f"{row['tie']} tied, {row['wrong']} wrong; {row['tokens']} tokens |"
         )
-    versions = facts["versions"]
-    lines.append(
-        f"\n{results['model']}, human_eval, greedy, {facts['dtype']}, {facts['device']} "
-        f"({facts['threads']} threads), torch {versions['torch']}, transformers "
-        f"{versions['transformers']}, commit {(results['commit'] or 'unknown')[:12]}, "
-        f"{results['date']}: `{results['command'].strip()}`"
-    )
+    lines += ["", conditions(results, results["runtime"], "human_eval, greedy")]
     return "\n".join(lines) + "\n"
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Step time by layers removed, and speed-up by exit layer."""
+    """Plot step time by layers removed, and speed-up by exit layer."""
     import matplotlib
 
     matplotlib.use("Agg")

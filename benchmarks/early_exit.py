@@ -1,18 +1,20 @@
-"""Self-speculation by early exit, here and elsewhere: one model, one data set, the same tokens.
+"""Self-speculation by early exit in this project and its peers, on one model and one data set.
 
-Every side makes as many tokens as plain decoding did up to its end, so that a whole call, the
-prompt's pass included, is compared with a whole call. Sides take turns, prompt by prompt.
+    python benchmarks/early_exit.py --model layerskip-topv2-5m --dataset top_v2
+
+Each side decodes as many tokens as plain decoding does up to its end, so that whole calls are
+compared, the prompt's pass included. Sides take turns, prompt by prompt.
 """
 
-import shlex
 import sys
-import time
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+if not __package__:  # started as a file, whose folder Python puts first
+    sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy
 import torch
@@ -20,42 +22,35 @@ import torch
 from analysis.intervals import ratio_interval
 from arguments.model import ModelArguments
 from arguments.prompts import DataArguments, with_stored_template
-from benchmarks.peer_engines import OURS, Decoded, Engine, Setting, Side, build
-from benchmarks.peers import in_turn
-from benchmarks.results_files import write_results
+from benchmarks.conditions import check_least, conditions, head, write_results
+from benchmarks.measuring import SEED, in_turn, timed
+from benchmarks.peer_engines import GENERATE, OURS, Decoded, Engine, Setting, Side, build
 from command_line.errors import reject
 from command_line.flags import flag, parse
 from command_line.messages import warn
 from command_line.script import run_script
 from data import get_data
-from files.commit import current_commit
 from models.checkpoint import find_checkpoint
 from models.loading import read_model
 from models.runtime import start
 from runs.prompt_encoding import encode
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.text_generator import WARM_UP_STEPS, TextGenerator
-from self_speculation.timing import now
 
 SYSTEMS = (OURS, "transformers", "economize")
-GENERATE = Side("transformers")
-SEED = 42
 
 
 @dataclass(frozen=True)
 class EarlyExitArguments:
-    """What is compared."""
+    """The sides that are compared."""
 
-    exit_layers: list[int] = flag([2, 3], "exit layers, on every side")
-    num_speculations: list[int] = flag([4, 8, 12], "tokens drafted in a round, on every side")
-    max_steps: int = flag(128, "most tokens of an output")
-    output: str = flag("results/early_exit", "path of the .json and .md, without the suffix")
+    exit_layers: list[int] = flag([2, 3], "exit layers, on each side")
+    num_speculations: list[int] = flag([4, 8, 12], "tokens drafted per round, on each side")
+    max_steps: int = flag(128, "most tokens per output")
+    output: str = flag("results/early_exit", "path of the .json and .md without suffix")
 
     def check(self) -> None:
-        for name in ("exit_layers", "num_speculations", "max_steps"):
-            value = getattr(self, name)
-            if min(value if isinstance(value, list) else [value], default=0) < 1:
-                reject(name, value, "must be at least 1")
+        check_least(self, exit_layers=1, num_speculations=1, max_steps=1)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     layers = checkpoint.config.num_hidden_layers
     if max(flags.exit_layers) >= layers:
         reject("exit_layers", flags.exit_layers, f"must be below the model's {layers} layers")
-    # Peers have the weights as transformers lays them; this project's engine lays its own.
+    # Peers share the weights in transformers' layout; this project's engine lays out its own.
     model = read_model(checkpoint, runtime, model_flags.extra()).eval().requires_grad_(False)
     prompts = [encode(data, checkpoint, example.prompt) for example in examples]
     steps = lengths(model, checkpoint.tokenizer, prompts, flags.max_steps)
@@ -77,11 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     setting = Setting.endless(model, checkpoint.tokenizer, capacity, prompts)
     engines = prepare(sides_of(flags), setting)
     samples = measure(engines, prompts, steps, runtime.device)
-    results = {
-        "command": "python benchmarks/early_exit.py " + shlex.join(argv or sys.argv[1:]),
-        "commit": current_commit(),
-        "date": time.strftime("%Y-%m-%d"),
-        "model": model_flags.model,
+    results = head("python benchmarks/early_exit.py", argv, model_flags.model) | {
         "data": f"{data.dataset}, {len(prompts)} prompts, {sum(steps)} tokens",
         "runtime": runtime.facts(),
         "sides": summarize(samples, steps),
@@ -92,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def sides_of(flags: EarlyExitArguments) -> list[Side]:
-    """Plain decoding of every system, then each exit layer with each draft length."""
+    """Return plain decoding of each system, then each exit layer with each draft length."""
     drafting = [
         Side(system, "self-speculative", exit_layer=exit_layer, drafts=drafts)
         for exit_layer in dict.fromkeys(flags.exit_layers)
@@ -103,24 +94,23 @@ def sides_of(flags: EarlyExitArguments) -> list[Side]:
 
 
 def lengths(model: Any, tokenizer: Any, prompts: list[list[int]], most: int) -> list[int]:
-    """Tokens of each output up to its end, of plain decoding."""
+    """Return the tokens of each output of plain decoding, up to its end."""
     capacity = max(map(len, prompts)) + most
     generator = TextGenerator(model, tokenizer, "autoregressive", GenerationConfig(), capacity)
     return [len(generator.generate(ids, max_steps=most).output_ids) for ids in prompts]
 
 
 def prepare(sides: list[Side], setting: Setting) -> dict[Side, Engine]:
-    """The engines that can be built and decode a first prompt; others are named and left out.
+    """Return the engines that decode the first prompt; warn of the peers that cannot.
 
-    This project's own may not fail.
+    Raise the error of an engine of this project.
     """
     engines = {}
     for side in sides:
         try:
             engine = build(side, setting)
             engine.decode(setting.prompts[0], WARM_UP_STEPS)
-        except Exception as error:
-            # Peers fail in their own ways, and what one of them cannot do the others still can.
+        except Exception as error:  # a peer may raise anything; the other peers go on
             _leave_out(side, error)
             continue
         engines[side] = engine
@@ -128,7 +118,7 @@ def prepare(sides: list[Side], setting: Setting) -> dict[Side, Engine]:
 
 
 def _leave_out(side: Side, error: Exception) -> None:
-    """Names a peer that failed; raises what this project's own failed with."""
+    """Warn of a peer that failed; raise the error of this project."""
     if side.system == OURS:
         raise error
     warn(f"{side.name} is left out: {type(error).__name__}: {str(error)[:200]}")
@@ -136,7 +126,7 @@ def _leave_out(side: Side, error: Exception) -> None:
 
 @dataclass
 class Timed:
-    """One side's outputs and seconds, prompt by prompt."""
+    """The outputs and seconds of one side, prompt by prompt."""
 
     seconds: list[float]
     made: list[Decoded]
@@ -145,9 +135,9 @@ class Timed:
 def measure(
     engines: dict[Side, Engine], prompts: list[list[int]], steps: list[int], device: torch.device
 ) -> dict[Side, Timed]:
-    """Every side on every prompt, in an order that turns from prompt to prompt.
+    """Decode each prompt with each side, in another order for each prompt.
 
-    A side that fails at one of them is named and left out; this project's own may not.
+    Warn of a peer that fails and leave it out; raise the error of this project.
     """
     samples: dict[Side, Timed] = defaultdict(lambda: Timed([], []))
     engines, sides = dict(engines), list(engines)
@@ -155,13 +145,10 @@ def measure(
         for side in in_turn(sides, number, len(prompts)):
             if side not in engines:
                 continue
-            started = now(device)
             try:
-                made = engines[side].decode(ids, count)
-                seconds = now(device) - started
+                seconds, made = timed(device, partial(engines[side].decode, ids, count))
                 made.check_count(count)
-            except Exception as error:
-                # As above.
+            except Exception as error:  # as above
                 _leave_out(side, error)
                 del engines[side]
                 continue
@@ -171,39 +158,36 @@ def measure(
 
 
 def summarize(samples: dict[Side, Timed], steps: list[int]) -> list[dict[str, Any]]:
-    """Tokens per second of whole calls; speed-ups with their intervals; outputs that are equal."""
+    """Return tokens per second of whole calls, speed-ups with intervals, and equal outputs."""
     plain = samples[Side(OURS)]
     rows = []
-    for side, timed in samples.items():
-        drafted = sum(made.drafted or 0 for made in timed.made)
-        accepted = sum(made.accepted or 0 for made in timed.made)
-        baseline = samples.get(side.plain())
+    for side, found in samples.items():
+        drafted = sum(made.drafted or 0 for made in found.made)
+        accepted = sum(made.accepted or 0 for made in found.made)
+        pairs = zip(found.made, plain.made, strict=True)
         rows.append(
             {
                 "side": side.name,
-                "tokens_per_second": sum(steps) / sum(timed.seconds),
-                "over_own_autoregressive": _speedup(baseline, timed, steps),
-                "over_transformers": _speedup(samples.get(GENERATE), timed, steps),
+                "tokens_per_second": sum(steps) / sum(found.seconds),
+                "over_own_autoregressive": _speedup(samples.get(side.plain()), found, steps),
+                "over_transformers": _speedup(samples.get(GENERATE), found, steps),
                 "acceptance": accepted / drafted if drafted else None,
-                "equal_outputs": sum(
-                    one.output_ids == other.output_ids
-                    for one, other in zip(timed.made, plain.made, strict=True)
-                ),
+                "equal_outputs": sum(one.output_ids == other.output_ids for one, other in pairs),
             }
         )
     return rows
 
 
-def _speedup(baseline: Timed | None, timed: Timed, steps: list[int]) -> list[float | None] | None:
-    """How many times as fast as the baseline, with the bounds of a 95 % interval over prompts.
+def _speedup(baseline: Timed | None, found: Timed, steps: list[int]) -> list[float | None] | None:
+    """Return the speed-up over the baseline and its 95 % interval over prompts.
 
-    None without a baseline.
+    None without a baseline, or where no time passed.
     """
     if baseline is None:
         return None
-    columns = steps, timed.seconds, steps, baseline.seconds
-    found = ratio_interval(numpy.array(columns, dtype=float).T)
-    return [found.value, found.low, found.high]
+    columns = steps, found.seconds, steps, baseline.seconds
+    speedup = ratio_interval(numpy.array(columns, dtype=float).T)
+    return [speedup.value, speedup.low, speedup.high] if speedup else None
 
 
 def _shown(speedup: list[float | None] | None) -> str:
@@ -214,8 +198,7 @@ def _shown(speedup: list[float | None] | None) -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    count = results["data"]
+    """Return the results in Markdown."""
     lines = [
         "# Early exit beside other decoders",
         "",
@@ -230,14 +213,8 @@ def table(results: dict[str, Any]) -> str:
             f"{_shown(row['over_own_autoregressive'])} | {_shown(row['over_transformers'])} | "
             f"{accepted} | {row['equal_outputs']} |"
         )
-    facts = results["runtime"]
-    lines += [
-        "",
-        f"{results['model']}, {count}, greedy, {facts['dtype']}, {facts['device']} "
-        f"({facts['threads']} threads), torch {facts['versions']['torch']}, transformers "
-        f"{facts['versions']['transformers']}, commit {str(results['commit'])[:12]}, "
-        f"{results['date']}: `{results['command']}`",
-    ]
+    measured = f"{results['data']}, greedy"
+    lines += ["", conditions(results, results["runtime"], measured)]
     return "\n".join(lines) + "\n"
 
 

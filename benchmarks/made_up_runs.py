@@ -1,4 +1,4 @@
-"""Logs of runs that never were, as long as real ones and written by the same writer."""
+"""Logs of made-up runs, as long as real logs and written by the same writer."""
 
 import random
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def base_plan() -> PrunePlan:
 
 
 def angular_plan(count: int, first: int = 20) -> PrunePlan:
-    """A plan that removes so many layers, on a map of distances that rise with n."""
+    """Return a plan that removes `count` layers, with distances that rise with n."""
     distances = [
         [n / LAYERS if layer + n <= LAYERS else None for n in range(LAYERS + 1)]
         for layer in range(LAYERS + 1)
@@ -39,10 +39,10 @@ def random_plan(threshold: float, seed: int) -> PrunePlan:
 
 @dataclass
 class MadeUpRun:
-    """One run. Seconds and scores are those of an average example; examples vary around them.
+    """One run; seconds and scores are averages, around which examples vary.
 
-    How hard an example is depends on `data_seed` alone, so that runs on the same ones can be
-    paired. `identity` and `runtime` change what the log says of how the run was made.
+    An example's difficulty depends only on `data_seed`, so that runs can be paired. `identity`,
+    `generation` and `runtime` change these parts of the log.
     """
 
     dataset: str = "human_eval"
@@ -60,7 +60,7 @@ class MadeUpRun:
     runtime: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path, status: str = "complete") -> Path:
-        """Writes the run's two files; returns the first."""
+        """Write the run's two files; return the path of the first."""
         writer = RunWriter(str(folder), self._record())
         draws = random.Random(f"{self.dataset} {self.plan.approach} {self.num_speculations}")
         for sample in self._samples(draws):
@@ -123,7 +123,7 @@ class MadeUpRun:
     def _samples(self, draws: random.Random) -> Iterator[SampleRecord]:
         for index in range(self.examples):
             example = random.Random(f"{self.data_seed} {self.dataset} {index}")
-            rounds = list(self._rounds(draws)) if self.num_speculations else []
+            rounds = self._rounds(self.num_speculations, draws) if self.num_speculations else []
             seconds = self.seconds * example.uniform(0.8, 1.2) * draws.uniform(0.98, 1.02)
             step = {"calls": len(rounds) or self.tokens - 1, "seconds": seconds / 2}
             yield SampleRecord(
@@ -147,9 +147,9 @@ class MadeUpRun:
                 threads=self.runtime.get("threads", 1),
             )
 
-    def _rounds(self, draws: random.Random) -> Iterator[tuple[int, int]]:
-        made = 1
+    def _rounds(self, drafts: int, draws: random.Random) -> list[tuple[int, int]]:
+        made, rounds = 1, []
         while made < self.tokens:
-            accepted = draws.randint(0, self.num_speculations)
-            yield self.num_speculations, accepted
-            made += accepted + 1
+            rounds.append((drafts, draws.randint(0, drafts)))
+            made += rounds[-1][1] + 1
+        return rounds

@@ -1,6 +1,6 @@
-"""This project and its peers behind one call: prompt ids in, new ids and what they took out.
+"""This project and its peers behind one call, from prompt ids to new ids.
 
-A peer is imported where it is built, so that one that is not installed is missed by nothing else.
+A peer is imported where it is built, so that the others run without it.
 """
 
 import copy
@@ -19,14 +19,14 @@ from self_speculation.generator_base import GenerationConfig
 from self_speculation.text_generator import TextGenerator
 
 OURS = "this project"
-LONGEST_NGRAM = 3  # of the newest tokens, looked up in the earlier ones
+LONGEST_NGRAM = 3  # newest tokens that prompt lookup searches for in earlier ones
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the decoders compared. `drafts` are the tokens drafted a round, at most.
+    """One of the decoders that are compared. `drafts` is the most tokens drafted per round.
 
-    `removed` layers make another model, whose outputs are compared with nothing.
+    Outputs of a model without its `removed` layers are not compared.
     """
 
     system: str
@@ -45,16 +45,19 @@ class Side:
         return ", ".join([*parts, *(["compiled"] if self.compiled else [])])
 
     def plain(self) -> "Side":
-        """The same system's autoregressive decoding of the whole model."""
+        """Return the same system's autoregressive decoding of the whole model."""
         return Side(self.system, compiled=self.compiled)
+
+
+GENERATE = Side("transformers")
 
 
 @dataclass
 class Decoded:
-    """New token ids, and what is known of how they came about.
+    """New token ids, and the facts that the side reports; None is not reported.
 
-    `rounds`, `drafted` and `accepted` are of verified drafts; None where nothing was drafted.
-    `decode_seconds` and `steps` exclude the prompt's pass and the first token.
+    `rounds`, `drafted` and `accepted` count verified drafts. `decode_seconds` and `steps` exclude
+    the prompt's pass and the first token.
     """
 
     output_ids: list[int]
@@ -64,44 +67,55 @@ class Decoded:
     decode_seconds: float | None = None
     steps: dict[str, dict[str, float]] = field(default_factory=dict)
 
+    @classmethod
+    def of_rounds(
+        cls, output_ids: list[int], rounds: list[tuple[int, int]], **timing: Any
+    ) -> "Decoded":
+        """Return the output of rounds, each of (drafted, accepted) tokens."""
+        drafted, accepted = sum(d for d, _ in rounds), sum(a for _, a in rounds)
+        return cls(output_ids, len(rounds), drafted, accepted, **timing)
+
     def check_count(self, steps: int) -> None:
-        """Raises RuntimeError where it is not so many tokens: their speed would be another."""
+        """Raise RuntimeError for another number of tokens, whose speed would differ."""
         if len(self.output_ids) != steps:
             raise RuntimeError(f"made {len(self.output_ids)} tokens, not {steps}")
 
 
 @dataclass
 class Engine:
-    """A decoder that is ready: `decode(prompt_ids, steps)` makes exactly so many new tokens."""
+    """A decoder: `decode(prompt_ids, steps)` returns exactly so many new tokens."""
 
     decode: Callable[[list[int], int], Decoded]
-    compile_seconds: Callable[[], float | None] = lambda: None
+    compile_seconds: float | None = None
 
 
 @dataclass
 class Setting:
-    """What all sides share: weights, and room for the longest sequence."""
+    """The weights that all sides share, and room for the longest sequence.
 
-    model: nn.Module
+    The model is a causal model of transformers, as transformers loads it.
+    """
+
+    model: Any
     tokenizer: Any
     capacity: int
     prompts: list[list[int]]
-    models: dict[tuple[int, bool], nn.Module] = field(default_factory=dict)
+    models: dict[tuple[int, bool], Any] = field(default_factory=dict)
 
     @classmethod
     def endless(
-        cls, model: nn.Module, tokenizer: Any, capacity: int, prompts: list[list[int]]
+        cls, model: Any, tokenizer: Any, capacity: int, prompts: list[list[int]]
     ) -> "Setting":
-        """A setting in which no side knows an end token, so that all make as many tokens."""
+        """Return a setting without an end token, so that all sides decode equally many tokens."""
         model.generation_config.eos_token_id = None
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.eos_token = None
         return cls(model, tokenizer, capacity, prompts)
 
-    def without(self, removed: int, compiled: bool) -> nn.Module:
-        """This project's model without so many layers, its weights as its decoder is given them.
+    def without(self, removed: int, compiled: bool) -> Any:
+        """Return the model without so many layers, with the weights in this project's layout.
 
-        Layers go by angular distance on the prompts. Peers have the model as transformers loads it.
+        Angular distance on the prompts chooses the layers.
         """
         if not removed and compiled:
             return self.model
@@ -120,8 +134,8 @@ class Setting:
         return torch.tensor([ids], device=self.model.device)
 
 
-def _sharing_copy(model: nn.Module) -> nn.Module:
-    """The same weights in the same memory, but modules and parameters that can be changed."""
+def _sharing_copy(model: Any) -> Any:
+    """Return a copy whose modules and parameters can be changed, over the same memory."""
     shared = {
         id(parameter): nn.Parameter(parameter.data, requires_grad=False)
         for parameter in model.parameters()
@@ -130,7 +144,7 @@ def _sharing_copy(model: nn.Module) -> nn.Module:
 
 
 def build(side: Side, setting: Setting) -> Engine:
-    """The side's engine. Raises whatever its package raises, or ImportError without it."""
+    """Return the side's engine. Raise ImportError without its package, or the package's error."""
     return ENGINES[side.system](side, setting)
 
 
@@ -148,10 +162,12 @@ def _this_project(side: Side, setting: Setting) -> Engine:
             name: {"calls": step.calls, "seconds": step.seconds}
             for name, step in made.steps.items()
         }
-        drafts = _drafts(made.rounds) if side.drafts else {}
-        return Decoded(made.output_ids, **drafts, decode_seconds=made.decode_seconds, steps=timed)
+        timing: dict[str, Any] = {"decode_seconds": made.decode_seconds, "steps": timed}
+        if side.drafts:
+            return Decoded.of_rounds(made.output_ids, made.rounds, **timing)
+        return Decoded(made.output_ids, **timing)
 
-    return Engine(decode, lambda: generator.engine.compile_seconds)
+    return Engine(decode, generator.engine.compile_seconds)
 
 
 def _transformers(side: Side, setting: Setting) -> Engine:
@@ -160,8 +176,8 @@ def _transformers(side: Side, setting: Setting) -> Engine:
     model = setting.model
     options: dict[str, Any] = {"do_sample": False}
     if side.compiled:
-        compile_config = CompileConfig()
-        # Elsewhere than on accelerators, transformers 5.23 compiles for this private switch alone.
+        compile_config: Any = CompileConfig()
+        # Without an accelerator, transformers 5.23 compiles only by this private switch.
         compile_config._compile_all_devices = True
         options |= {"cache_implementation": "static", "compile_config": compile_config}
     if side.exit_layer:
@@ -177,19 +193,17 @@ def _transformers(side: Side, setting: Setting) -> Engine:
             return Decoded(model.generate(ids_1T, **inputs, **options)[0, len(ids) :].tolist())
         with _assisting(model, side.drafts), _full_passes(model) as widths:
             made = model.generate(ids_1T, **inputs, **options)
-        output_ids = made[0, len(ids) :].tolist()
-        return Decoded(output_ids, **_drafts_of_passes(widths, len(ids), len(output_ids)))
+        return _decoded_by_passes(made[0, len(ids) :].tolist(), widths, len(ids))
 
     return Engine(decode)
 
 
 @contextmanager
-def _assisting(model: nn.Module, drafts: int) -> Iterator[None]:
-    """Fixes the draft length of transformers' early exit, and undoes what a failed call leaves.
+def _assisting(model: Any, drafts: int) -> Iterator[None]:
+    """Fix the draft length of transformers' early exit, and restore the model's config.
 
-    transformers 5.23 takes these settings of the assistant, which early exit is itself, from the
-    model's own generation config: as arguments of `generate` they are read by nothing. While it
-    drafts, it shortens the model's config.
+    transformers 5.23 reads these settings from the model's generation config and ignores them as
+    arguments of `generate`. While it drafts, it shortens the model's config; an error leaves it so.
     """
     config, layers = model.generation_config, model.config.num_hidden_layers
     settings = {
@@ -207,8 +221,8 @@ def _assisting(model: nn.Module, drafts: int) -> Iterator[None]:
 
 
 @contextmanager
-def _full_passes(model: nn.Module) -> Iterator[list[int]]:
-    """How many tokens went into every pass over all layers; drafting passes have fewer layers."""
+def _full_passes(model: Any) -> Iterator[list[int]]:
+    """Yield the list of tokens per pass over all layers; drafting passes have fewer layers."""
     widths: list[int] = []
     layers = model.config.num_hidden_layers
 
@@ -223,15 +237,15 @@ def _full_passes(model: nn.Module) -> Iterator[list[int]]:
         handle.remove()
 
 
-def _drafts_of_passes(widths: list[int], prompt_tokens: int, output_tokens: int) -> dict[str, int]:
-    """Drafts of an output whose every pass took one known token and those drafted after it.
+def _decoded_by_passes(output_ids: list[int], widths: list[int], prompt_tokens: int) -> Decoded:
+    """Return the output of passes over all layers, each of a known token and its drafts.
 
-    The first took the prompt for the one known token. Each yields its accepted drafts and a token
-    of its own.
+    The first pass has the prompt for the known token. Each pass yields its accepted drafts and a
+    token of its own.
     """
     rounds = len(widths)
     drafted = sum(widths) - prompt_tokens - (rounds - 1)
-    return {"rounds": rounds, "drafted": drafted, "accepted": output_tokens - rounds}
+    return Decoded(output_ids, rounds, drafted, accepted=len(output_ids) - rounds)
 
 
 def _economize(side: Side, setting: Setting) -> Engine:
@@ -241,20 +255,21 @@ def _economize(side: Side, setting: Setting) -> Engine:
 
     techniques = []
     if side.exit_layer:
-        # The model's own norm and head, as the other sides have them.
+        # The other sides exit through the model's own norm and head too.
         techniques = [EarlyExitConfig(exit_layer=side.exit_layer, head="shared")]
     elif side.drafts:
         techniques = [LookupConfig(max_ngram=LONGEST_NGRAM)]
     model = economize.apply(setting.model, *techniques)
-    # A cycle is the drafts and the token of the exact pass. Its compilation is CUDA graphs.
+    # A cycle holds the drafts and the token of the exact pass. CUDA graphs are its compilation.
     decoding = economize.DecodeConfig(
         cycle_length=(side.drafts or 0) + 1, cuda_graphs=side.compiled
     )
 
     def decode(ids: list[int], steps: int) -> Decoded:
         made = model.decode(setting.column(ids)[0], steps, decoding=decoding)
-        drafts = _drafts(made.acceptance) if side.drafts else {}
-        return Decoded(made.tokens.tolist(), **drafts)
+        if side.drafts:
+            return Decoded.of_rounds(made.tokens.tolist(), made.acceptance)
+        return Decoded(made.tokens.tolist())
 
     return Engine(decode)
 
@@ -263,34 +278,26 @@ def _flashspec(side: Side, setting: Setting) -> Engine:
     import flashspec
     from flashspec.engine import ArmSpec, NgramDrafter, TargetModel
 
-    model = setting.model
+    model, drafts = setting.model, side.drafts or 0
     config = flashspec.FlashSpecConfig(
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         compile=side.compiled,
-        compile_max_cache_len=max(16, setting.capacity + side.drafts + 1),
+        compile_max_cache_len=max(16, setting.capacity + drafts + 1),
         bandit=flashspec.BanditConfig(n_arms=1),
-        sampling=flashspec.SamplingConfig(temperature=0, variant="greedy", gamma=side.drafts),
+        sampling=flashspec.SamplingConfig(temperature=0, variant="greedy", gamma=drafts),
     )
     target = TargetModel("target", model.device, model.dtype, model=model)
     drafter = NgramDrafter(max_ngram=LONGEST_NGRAM)
-    only = ArmSpec(drafter=0, gamma=side.drafts)
+    only = ArmSpec(drafter=0, gamma=drafts)
     engine = flashspec.SpeculativeEngine(config, [drafter], target, arms=[only])
 
     def decode(ids: list[int], steps: int) -> Decoded:
         made = engine.generate(setting.column(ids), steps, eos_token_ids=())
         rounds = [(step.proposed, step.accepted) for step in made.arm_steps]
-        return Decoded(made.output_ids[0].tolist(), **_drafts(rounds))
+        return Decoded.of_rounds(made.output_ids[0].tolist(), rounds)
 
     return Engine(decode)
-
-
-def _drafts(rounds: list[tuple[int, int]]) -> dict[str, int]:
-    return {
-        "rounds": len(rounds),
-        "drafted": sum(drafted for drafted, _ in rounds),
-        "accepted": sum(accepted for _, accepted in rounds),
-    }
 
 
 ENGINES: dict[str, Callable[[Side, Setting], Engine]] = {

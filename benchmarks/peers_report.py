@@ -1,7 +1,9 @@
-"""The findings of `benchmarks.peers` as tables and a plot."""
+"""The results of `benchmarks.peers` as tables and a plot."""
 
 from pathlib import Path
 from typing import Any
+
+from benchmarks.conditions import conditions
 
 _COLOURS = {
     "this project": "#1b6ca8",
@@ -12,7 +14,7 @@ _COLOURS = {
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results in Markdown, dtype by dtype."""
+    """Return the results in Markdown, dtype by dtype."""
     lines = []
     for dtype, measured in results["dtypes"].items():
         lines += [f"## {results['model']}, {dtype}", "", *_sides(measured), ""]
@@ -126,21 +128,16 @@ def _left_out(measured: dict[str, Any]) -> list[str]:
 
 
 def _conditions(results: dict[str, Any], measured: dict[str, Any]) -> str:
-    facts, arguments = measured["runtime"], results["arguments"]
-    versions = {name: facts["versions"][name] for name in ("torch", "transformers")}
-    known = (versions | results["packages"]).items()
-    packages = ", ".join(f"{name} {of}" for name, of in known if of)
-    return (
-        f"{results['model']}, {arguments['num_prompts']} prompts of {results['data']} x "
-        f"{arguments['repeats']}, {arguments['max_steps']} tokens each (no end token), greedy, "
-        f"batch 1, {facts['dtype']}, {facts['device']} ({facts['threads']} threads), {packages}, "
-        f"commit {(results['commit'] or 'unknown')[:12]}, {results['date']}: "
-        f"`{results['command'].strip()}`"
+    arguments = results["arguments"]
+    what = (
+        f"{arguments['num_prompts']} prompts of {results['data']} x {arguments['repeats']}, "
+        f"{arguments['max_steps']} tokens each (no end token), greedy, batch 1"
     )
+    return conditions(results, measured["runtime"], what, results["packages"])
 
 
 def _verdicts(counts: dict[str, int]) -> str:
-    """Such as '6 equal of 6', or '4 equal, 2 tied of 6'."""
+    """Return counts such as '6 equal of 6', or '4 equal, 2 tied of 6'."""
     known = {"equal": "equal", "tie": "tied", "wrong": "wrong", "different": "different"}
     found = [f"{counts[key]} {word}" for key, word in known.items() if counts.get(key)]
     return f"{', '.join(found)} of {sum(counts.values())}" if found else "-"
@@ -158,7 +155,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Decoding speed of every side, a panel for each dtype, with the floor as a line."""
+    """Plot the decoding speed of each side, a panel per dtype, with the floor as a line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -178,7 +175,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def _panel(axes: Any, measured: dict[str, Any]) -> None:
-    """Fastest on top; whiskers span the quartiles of the turns."""
+    """Draw the fastest on top; whiskers span the quartiles of the turns."""
     summary = measured["summary"]
     rows = sorted(summary["sides"], key=lambda row: _decoding(row)["median"])
     for height, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""What `benchmarks.peers` measured comes to: rates, paired ratios, shares of the floor."""
+"""Summary of the samples of `benchmarks.peers`: rates, paired ratios, shares of the floor."""
 
 import statistics
 from collections import Counter, defaultdict
@@ -8,19 +8,20 @@ import numpy
 
 from analysis.intervals import mean_intervals
 from benchmarks.bandwidth import floor_tokens_per_second
-from benchmarks.peer_engines import OURS, Side
+from benchmarks.measuring import quartiles
+from benchmarks.peer_engines import GENERATE, OURS, Side
 from runs.metrics import predicted_speedup
 
 Sample = dict[str, Any]
-GENERATE = Side("transformers")
+Ratio = dict[str, float | None]  # value, low, high and median
 
 
 def summarize(measured: dict[str, Any]) -> dict[str, Any]:
-    """The rows of all sides that went through every turn, and of removed layers.
+    """Return the rows of all sides that completed every turn, and of removed layers.
 
-    Rates are medians over turns. A ratio is one of seconds within a turn; of the repeats of a
-    prompt the median, of the prompts the mean, with its interval. What is of decoding has the time
-    of a call for one token taken off, in which a side reads the prompt.
+    Rates are medians over turns. A ratio compares seconds within a turn: the median over the
+    repeats of a prompt, then the mean over prompts, with its interval. Decoding alone is the time
+    of a call less the time of a call for one token, in which a side reads the prompt.
     """
     samples = defaultdict(list)
     for sample in measured["samples"]:
@@ -41,7 +42,7 @@ def summarize(measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def floors_of_turns(samples: list[Sample], bytes_per_step: int) -> dict[int, float]:
-    """The floor's tokens a second in every turn, by the median of the turn's readings."""
+    """Return the floor's tokens per second by turn, from the median of the turn's readings."""
     readings = defaultdict(list)
     for sample in samples:
         readings[sample["turn"]].append(sample["bytes_per_second"])
@@ -51,10 +52,8 @@ def floors_of_turns(samples: list[Sample], bytes_per_step: int) -> dict[int, flo
     }
 
 
-def paired_ratio(
-    numerators: list[Sample], denominators: list[Sample], key: str
-) -> dict[str, float | None] | None:
-    """Seconds of one side over those of another, turn by turn; None where a turn has none."""
+def paired_ratio(numerators: list[Sample], denominators: list[Sample], key: str) -> Ratio | None:
+    """Return seconds of one side over another's, turn by turn; None if a turn lacks either."""
     others = {sample["turn"]: sample[key] for sample in denominators}
     by_prompt = defaultdict(list)
     for sample in numerators:
@@ -76,8 +75,8 @@ def _row(side: Side, by_side: dict[Side, list[Sample]], floors: dict[int, float]
     shares = [rate / floor for rate, floor in zip(rates, floor_of_each, strict=True)]
     return vars(side) | {
         "name": side.name,
-        "tokens_per_second": _quartiles([each["tokens"] / each["seconds"] for each in samples]),
-        "decoding_tokens_per_second": _quartiles(rates),
+        "tokens_per_second": quartiles([each["tokens"] / each["seconds"] for each in samples]),
+        "decoding_tokens_per_second": quartiles(rates),
         "share_of_floor": statistics.median(shares),
         "over_generate": _speedup(by_side.get(GENERATE), samples, "seconds"),
         "decoding_over_generate": _speedup(by_side.get(GENERATE), samples, "later_seconds"),
@@ -88,14 +87,12 @@ def _row(side: Side, by_side: dict[Side, list[Sample]], floors: dict[int, float]
     }
 
 
-def _speedup(
-    base: list[Sample] | None, samples: list[Sample], key: str
-) -> dict[str, float | None] | None:
+def _speedup(base: list[Sample] | None, samples: list[Sample], key: str) -> Ratio | None:
     return paired_ratio(base, samples, key) if base else None
 
 
 def _acceptance(samples: list[Sample]) -> dict[str, float] | None:
-    """Accepted / drafted, and drafted a round; a prompt lookup may find nothing to draft."""
+    """Return accepted / drafted and drafts per round; None if a prompt lookup drafted nothing."""
     drafted, rounds = (sum(sample[key] or 0 for sample in samples) for key in ("drafted", "rounds"))
     if not drafted:
         return None
@@ -104,32 +101,35 @@ def _acceptance(samples: list[Sample]) -> dict[str, float] | None:
 
 
 def _law(side: Side, by_side: dict[Side, list[Sample]]) -> dict[str, Any] | None:
-    """What (k r + 1) / (k c + v) predicts, beside what was measured of decoding alone.
+    """Return the speed-up predicted by (k r + 1) / (k c + v), and the measured, decoding alone.
 
-    c and v are in full steps of the same system's autoregressive decoding of the same kind.
+    c and v are in full steps of the same system's autoregressive decoding, compiled or not alike.
     """
     plain, samples = by_side.get(side.plain()), by_side[side]
     if side.system != OURS or not side.drafts or not plain:
         return None
-    full, draft, verify = (
-        _mean_step(of, name)
-        for of, name in ((plain, "full"), (samples, "draft"), (samples, "verify"))
-    )
+    full = _mean_step(plain, "full")
+    draft, verify = _mean_step(samples, "draft"), _mean_step(samples, "verify")
     measured = paired_ratio(plain, samples, "decode_seconds")
     acceptance = _acceptance(samples)
-    if None in (full, draft, verify, measured, acceptance):
+    if full is None or draft is None or verify is None or not measured or not acceptance:
         return None
-    k, r = acceptance["drafted_a_round"], acceptance["rate"]
-    predicted = predicted_speedup(k, r, draft / full, verify / full)
+    k, r, c, v = acceptance["drafted_a_round"], acceptance["rate"], draft / full, verify / full
+    predicted = predicted_speedup(k, r, c, v)
     return {
         "k": k,
         "r": r,
-        "c": draft / full,
-        "v": verify / full,
+        "c": c,
+        "v": v,
         "predicted": predicted,
         "measured": measured,
-        "measured_over_predicted": measured["value"] / predicted,
+        "measured_over_predicted": _over(measured, predicted),
     }
+
+
+def _over(ratio: Ratio | None, expected: float) -> float | None:
+    value = ratio["value"] if ratio else None
+    return None if value is None else value / expected
 
 
 def _mean_step(samples: list[Sample], name: str) -> float | None:
@@ -139,7 +139,7 @@ def _mean_step(samples: list[Sample], name: str) -> float | None:
 
 
 def _removal(by_side: dict[Side, list[Sample]], measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """A token's time without some layers, over that of the whole model; ideal is that of bytes."""
+    """Return a token's time without some layers over the whole model's; the ideal goes by bytes."""
     rows = []
     for side, samples in by_side.items():
         whole = by_side.get(side.plain())
@@ -153,14 +153,7 @@ def _removal(by_side: dict[Side, list[Sample]], measured: dict[str, Any]) -> lis
                 "compiled": side.compiled,
                 "time_of_whole": ratio,
                 "ideal": ideal,
-                "measured_over_ideal": ratio["value"] / ideal if ratio else None,
+                "measured_over_ideal": _over(ratio, ideal),
             }
         )
     return rows
-
-
-def _quartiles(values: list[float]) -> dict[str, float]:
-    if len(values) < 2:
-        return dict.fromkeys(("lower_quartile", "median", "upper_quartile"), values[0])
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"lower_quartile": low, "median": middle, "upper_quartile": high}

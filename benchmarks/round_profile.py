@@ -1,19 +1,18 @@
-"""Where the time of one compiled speculative round goes.
+"""The parts of one compiled speculative round, in milliseconds.
 
     python -m benchmarks.round_profile --exit_layer 24 --num_speculations 4
 
-Programs, sampling and whole rounds are timed as rounds run. What lies inside a layer's program
-cannot be told apart there: its matrix products and its attention are compiled once more by
-themselves and timed on the same weights and lengths, in turn with the rounds.
+Programs, sampling and whole rounds are timed as rounds run. A layer's program cannot be split
+there: its matrix products and its attention are also compiled alone, and timed on the same weights
+and lengths, in turn with the rounds.
 """
 
-import shlex
 import statistics
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -22,12 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from arguments.model import ModelArguments
-from arguments.prompts import DataArguments
+from benchmarks.conditions import check_least, conditions, head
+from benchmarks.measuring import SEED, human_eval_prompts
 from command_line.errors import reject
 from command_line.flags import flag, parse
 from command_line.script import run_script
-from data import get_data
-from files.commit import current_commit
 from models.loading import load_model
 from models.runtime import start_compiled
 from self_speculation import compiled_llama, self_speculation_generator
@@ -40,24 +38,23 @@ from self_speculation.text_generator import TextGenerator
 
 @dataclass
 class ProfileArguments:
-    """What is profiled."""
+    """The round that is profiled."""
 
     exit_layer: int = flag(24, "layers that draft")
-    num_speculations: int = flag(4, "tokens drafted in a round")
-    rounds: int = flag(24, "rounds at most, of one output of human_eval's first prompt")
+    num_speculations: int = flag(4, "tokens drafted per round")
+    rounds: int = flag(24, "most rounds, all of the output of human_eval's first prompt")
 
     def check(self) -> None:
-        for name in ("exit_layer", "num_speculations", "rounds"):
-            if getattr(self, name) < 1:
-                reject(name, getattr(self, name), "must be at least 1")
+        check_least(self, exit_layer=1, num_speculations=1, rounds=1)
 
 
 class Linears(nn.Module):
-    """The matrix products of one layer, and nothing else."""
+    """The matrix products of one layer."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.attention, self.mlp = static_view(layer.self_attn), static_view(layer.mlp)
+        self.attention: Any = static_view(layer.self_attn)
+        self.mlp: Any = static_view(layer.mlp)
 
     def forward(self, hidden_1TD: Tensor, mixed_1TA: Tensor, wide_1TI: Tensor) -> Tensor:
         attention, mlp = self.attention, self.mlp
@@ -71,7 +68,7 @@ class Linears(nn.Module):
 
 
 class Attention(nn.Module):
-    """The attention of one layer over its cache, without what leads to it."""
+    """The attention of one layer over its cache, without its projections."""
 
     def __init__(self, scaling: float) -> None:
         super().__init__()
@@ -88,7 +85,7 @@ class Attention(nn.Module):
 
 
 class Ledger:
-    """Seconds by what they were spent on, since it was last emptied."""
+    """Seconds of each part, since the ledger was last cleared."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -104,7 +101,7 @@ class Ledger:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Times every program, and what chooses and judges tokens, of engines made inside."""
+        """Time the programs and the sampling of engines that are built inside."""
 
         def watched(block: nn.Module, inputs: list[Tensor], config: Any) -> Program:
             name = "head" if isinstance(block, compiled_llama.HeadBlock) else "layers"
@@ -115,30 +112,22 @@ class Ledger:
             (SamplingRule, "probabilities"),
             (self_speculation_generator, "accept"),
         )
-        with patch.object(compiled_llama, "program_of", watched):
-            patches = [
-                patch.object(owner, name, self.timed("sampling", getattr(owner, name)))
-                for owner, name in sampling
-            ]
-            for one in patches:
-                one.start()
-            try:
-                yield
-            finally:
-                for one in patches:
-                    one.stop()
+        with ExitStack() as patches:
+            patches.enter_context(patch.object(compiled_llama, "program_of", watched))
+            for owner, name in sampling:
+                watch = self.timed("sampling", getattr(owner, name))
+                patches.enter_context(patch.object(owner, name, watch))
+            yield
 
 
 class Alone:
-    """Matrix products and attention of the layer passes of one round, by themselves."""
+    """The matrix products and the attention of one round's layer passes, each alone."""
 
-    def __init__(
-        self, model: nn.Module, arguments: ProfileArguments, length: int, bucket: int
-    ) -> None:
+    def __init__(self, model: Any, arguments: ProfileArguments, length: int, bucket: int) -> None:
         self._model, self._length, self._bucket = model, length, bucket
         exit_layer, drafts = arguments.exit_layer, arguments.num_speculations
         layers = len(model.model.layers)
-        # A round drafts, takes the last draft through the early layers, and verifies all.
+        # A round drafts, runs the last draft through the early layers, and verifies all drafts.
         self._passes = [(0, exit_layer, 1)] * (drafts + 1) + [(exit_layer, layers, drafts + 1)]
         self._linears = [Linears(layer) for layer in model.model.layers]
         self._linear_tensors = [tensors_of(block) for block in self._linears]
@@ -151,19 +140,19 @@ class Alone:
         self._sizes = heads, size
 
     def run(self, ledger: Ledger) -> None:
-        """One round's worth of both, pass by pass."""
+        """Run the products and the attention of one round, pass by pass."""
         for first, last, rows in self._passes:
             for name, run in (("products", self._products), ("attention", self._attend)):
                 ledger.timed(name, run(first, last, rows))()
 
-    def _products(self, first: int, last: int, rows: int) -> Callable[[], None]:
+    def _products(self, first: int, last: int, rows: int) -> Callable[[], list[Tensor]]:
         config, (heads, size) = self._model.config, self._sizes
         widths = (config.hidden_size, heads * size, config.intermediate_size)
         inputs = [self._model.lm_head.weight.new_ones(1, rows, width) for width in widths]
         program = program_of(self._linears[0], inputs, config)
         return lambda: [program(self._linear_tensors[i], inputs) for i in range(first, last)]
 
-    def _attend(self, first: int, last: int, rows: int) -> Callable[[], None]:
+    def _attend(self, first: int, last: int, rows: int) -> Callable[[], list[Tensor]]:
         heads, size = self._sizes
         query_1HTD = self._model.lm_head.weight.new_ones(1, heads, rows, size)
         positions_T = torch.arange(self._length, self._length + rows)
@@ -173,21 +162,29 @@ class Alone:
         return lambda: [program([], [*inputs, *self._caches[i]]) for i in range(first, last)]
 
 
-@torch.inference_mode()
-def profile(arguments: ProfileArguments, model_arguments: ModelArguments) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Profile:
     """Median milliseconds of a full round and of its parts."""
+
+    milliseconds: dict[str, float]
+    rounds: int
+    bucket: int
+    runtime: dict[str, Any]
+
+
+@torch.inference_mode()
+def profile(arguments: ProfileArguments, model_arguments: ModelArguments) -> Profile:
     runtime = start_compiled(model_arguments)
     if runtime.device.type != "cpu":
-        reject("device", runtime.device.type, "only a CPU's rounds can be told apart so; use cpu")
+        reject("device", runtime.device.type, "rounds can be split only on a CPU; use cpu")
     loaded = load_model(model_arguments, runtime)
-    layers = loaded.model.config.num_hidden_layers
+    layers = loaded.config.num_hidden_layers
     if arguments.exit_layer >= layers:
         reject("exit_layer", arguments.exit_layer, f"must be 1 to {layers - 1}")
-    example = get_data(DataArguments(num_samples=1, random_shuffle=False), 42).examples[0]
-    ids = loaded.tokenizer(example.prompt)["input_ids"]
+    (ids,) = human_eval_prompts(1, loaded.tokenizer)
     drafts = arguments.num_speculations
     bucket = compiled_llama.buckets_for(len(ids))[-1]
-    room = bucket - drafts - 1  # within which all rounds are of one bucket
+    room = bucket - drafts - 1  # all rounds that fit run in one bucket
     if len(ids) + drafts + 1 > room:
         allowed = f"a prompt of {len(ids)} tokens and {bucket} positions leave no room for a round"
         reject("num_speculations", drafts, allowed)
@@ -199,37 +196,45 @@ def profile(arguments: ProfileArguments, model_arguments: ModelArguments) -> dic
         made = TextGenerator(
             loaded.model, loaded.tokenizer, "self_speculative", config, room, compiled=True
         )
-        strategy = made.strategy
         alone = Alone(loaded.model, arguments, len(ids), bucket)
-        alone.run(Ledger())
-        strategy.begin(ids, seeded_generator(runtime.device, 42, "", ""))
-        output = Output(ids, room, strategy.ending)
-        output.extend([strategy.prefill(output)])
-        parts: dict[str, list[float]] = defaultdict(list)
-        while len(parts["round"]) < arguments.rounds and len(output.tokens) + drafts < room:
-            ledger.seconds.clear()
-            ledger.timed("round", lambda: output.extend(strategy.round(output)))()
-            alone.run(ledger)
-            for name, seconds in ledger.seconds.items():
-                parts[name].append(1000 * seconds)
-    return {
-        "milliseconds": {name: statistics.median(values) for name, values in parts.items()},
-        "rounds": len(parts["round"]),
-        "bucket": bucket,
-        "runtime": runtime.facts(),
-        "commit": current_commit(),
-    }
+        parts = _timed_rounds(made, alone, ledger, ids, arguments)
+    medians = {name: statistics.median(values) for name, values in parts.items()}
+    return Profile(medians, len(parts["round"]), bucket, runtime.facts())
 
 
-def table(found: dict[str, Any]) -> str:
-    """The parts as shares of the round, in Markdown."""
-    of = found["milliseconds"]
+def _timed_rounds(
+    generator: TextGenerator,
+    alone: Alone,
+    ledger: Ledger,
+    ids: list[int],
+    arguments: ProfileArguments,
+) -> dict[str, list[float]]:
+    """Return the milliseconds of each part, round by round."""
+    strategy, drafts = generator.strategy, arguments.num_speculations
+    room = strategy.config.max_steps
+    alone.run(Ledger())  # compiles
+    strategy.begin(ids, seeded_generator(generator.engine.device, SEED, "", ""))
+    output = Output(ids, room, strategy.ending)
+    output.extend([strategy.prefill(output)])
+    parts: dict[str, list[float]] = defaultdict(list)
+    while len(parts["round"]) < arguments.rounds and len(output.tokens) + drafts < room:
+        ledger.seconds.clear()
+        ledger.timed("round", lambda: output.extend(strategy.round(output)))()
+        alone.run(ledger)
+        for name, seconds in ledger.seconds.items():
+            parts[name].append(1000 * seconds)
+    return parts
+
+
+def table(found: Profile) -> str:
+    """Return the parts as shares of the round, in Markdown."""
+    of = found.milliseconds
     inside = of["layers"] - of["products"] - of["attention"]
     outside = of["round"] - of["layers"] - of["head"] - of["sampling"]
     rows = {
-        "matrix products of the layers (timed by themselves)": of["products"],
+        "matrix products of the layers (timed alone)": of["products"],
         "norm and head": of["head"],
-        "attention (timed by itself)": of["attention"],
+        "attention (timed alone)": of["attention"],
         "rest of the layers' programs: norms, rotation, activation, calls": inside,
         "sampling and acceptance": of["sampling"],
         "Python, embedding, masks and rotary tables": outside,
@@ -243,16 +248,12 @@ def table(found: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     arguments, model_arguments = parse(argv, __doc__, ProfileArguments, ModelArguments)
     found = profile(arguments, model_arguments)
-    facts = found["runtime"]
-    print(table(found))
-    print(
-        f"\n{model_arguments.model}, exit layer {arguments.exit_layer}, "
-        f"k {arguments.num_speculations}, medians of {found['rounds']} rounds, attention over "
-        f"{found['bucket']} positions, greedy, {facts['dtype']}, {facts['device']} "
-        f"({facts['threads']} threads), torch {facts['versions']['torch']}, "
-        f"commit {(found['commit'] or 'unknown')[:12]}: "
-        f"`python -m benchmarks.round_profile {shlex.join(argv or sys.argv[1:])}`\n"
+    measured = (
+        f"exit layer {arguments.exit_layer}, k {arguments.num_speculations}, medians of "
+        f"{found.rounds} rounds, attention over {found.bucket} positions, greedy"
     )
+    results = head("python -m benchmarks.round_profile", argv, model_arguments.model)
+    print(f"{table(found)}\n\n{conditions(results, found.runtime, measured)}\n")
     return 0
 
 

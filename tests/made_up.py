@@ -1,4 +1,4 @@
-"""What tests of the analysis share: the two decoders, and made-up runs read back."""
+"""Shared by tests of the analysis: the two decoders, and made-up runs that are read back."""
 
 from analysis.logged_runs import find_logged_runs
 

@@ -3,6 +3,7 @@
 import json
 import operator
 from functools import reduce
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -127,7 +128,7 @@ def test_whole_lines_before_a_torn_one_survive(made):
 @given(damaged(four().encode()) | st.lists(JSON, max_size=5).map(json.dumps).map(str.encode))
 def test_an_older_log_is_read_or_a_value_error(content):
     try:
-        read_objects(content.decode(errors="replace"))
+        read_objects(content.decode(errors="replace"), Path())
     except ValueError:
         return
 
@@ -136,7 +137,7 @@ def test_an_older_log_is_read_or_a_value_error(content):
 @given(changed(json.dumps(METRICS)))
 def test_an_older_logs_metrics_are_numbers_or_a_value_error(content):
     try:
-        log = read_objects(four(metrics=json.loads(content)))
+        log = read_objects(four(metrics=json.loads(content)), Path())
     except ValueError:
         return
     assert set(map(type, log.metrics["predicted_text"].values())) <= {int, float, type(None), bool}

@@ -1,6 +1,7 @@
-"""Runs of both tools in one shape; what cannot be read is named, counted, and stops nothing."""
+"""Runs of both tools are found; a file that cannot be read is named and counted."""
 
 import json
+from contextlib import contextmanager
 
 import numpy
 import pytest
@@ -9,12 +10,17 @@ from analysis.logged_runs import find_logged_runs
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, random_plan
 from runs.reader import read_samples
 from tests.analysis.test_older_logs import console, four
-from tests.made_up import AUTOREGRESSIVE, SPECULATIVE
+from tests.conftest import rewritten
+from tests.made_up import SPECULATIVE
 
 
-def rewritten(path, **changes):
-    """The run's file with other values at its top."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+@contextmanager
+def samples_of(path):
+    """The lines of the run's samples, which are written back at the end."""
+    samples = path.with_suffix(".samples.jsonl")
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    yield lines
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_a_run_and_its_examples_are_read(tmp_path):
@@ -65,19 +71,22 @@ def test_a_console_and_the_json_file_of_its_run_count_once(tmp_path):
     assert "is the console of benchmark_20250427_222420.json, counted once" in line
 
 
-def test_folders_that_overlap_count_every_run_once(tmp_path):
+def test_folders_that_overlap_or_link_in_a_circle_count_each_run_once(tmp_path):
     MadeUpRun().write(tmp_path / "a")
     (tmp_path / "link").symlink_to(tmp_path / "a")
+    (tmp_path / "benchmark_loop.json").symlink_to(tmp_path / "benchmark_loop.json")
     folders = [tmp_path, tmp_path / "a", tmp_path / "link"]
     assert len(find_logged_runs(folders).runs) == 1
 
 
-def test_a_copied_file_counts_once(tmp_path):
-    path = MadeUpRun().write(tmp_path / "a")
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / path.name).write_text(path.read_text())
+@pytest.mark.parametrize(("original", "copy"), [("a", "b"), ("b", "a")])
+def test_the_copy_with_samples_counts(tmp_path, original, copy):
+    path = MadeUpRun().write(tmp_path / original)
+    (tmp_path / copy).mkdir()
+    (tmp_path / copy / path.name).write_text(path.read_text())
     found = find_logged_runs([tmp_path])
     assert [run.path for run in found.runs] == [path]
+    assert found.runs[0].examples is not None
     assert f"is a copy of {path}, counted once" in found.warnings[-1]
 
 
@@ -86,18 +95,16 @@ def test_a_copied_file_counts_once(tmp_path):
     [
         ('{"schema_version": 1, "iden', "is cut off, or no JSON"),
         (json.dumps({"schema_version": 2}), "has schema version 2, not 1; a newer release wrote"),
-        (json.dumps({"schema_version": 0}), "has schema version 0, not 1"),
         (
             json.dumps({"predicted_text": {}}),
             "is no log of this project nor of the known older format",
         ),
         (json.dumps({"schema_version": 1}), "holds no RunRecord (missing 7 required"),
-        ("[]", "is no log of this project nor of the known older format"),
         ("", "neither one object nor the four of an older log"),
         ("\udcff", "is not UTF-8 text (byte 0)"),
     ],
 )
-def test_what_cannot_be_read_is_named_and_stops_nothing(tmp_path, text, told):
+def test_a_broken_file_is_named_and_the_others_are_read(tmp_path, text, told):
     MadeUpRun().write(tmp_path)
     broken = tmp_path / "benchmark_1_broken.json"
     broken.write_bytes(text.encode(errors="surrogateescape"))
@@ -111,7 +118,8 @@ def test_what_cannot_be_read_is_named_and_stops_nothing(tmp_path, text, told):
 
 @pytest.mark.parametrize("part", ["identity", "plan", "model", "runtime", "data"])
 def test_a_run_that_lacks_a_part_is_named(tmp_path, part):
-    rewritten(MadeUpRun().write(tmp_path), **{part: {}})
+    with rewritten(MadeUpRun().write(tmp_path)) as log:
+        log[part] = {}
     found = find_logged_runs([tmp_path])
     assert (found.runs, found.unreadable) == ([], 1)
     assert "cannot be read: it lacks '" in found.warnings[0]
@@ -125,7 +133,7 @@ def test_a_run_that_lacks_a_part_is_named(tmp_path, part):
         ("failed", "failed, 20 of 20 prompts done"),
     ],
 )
-def test_a_run_that_is_not_over_is_left_out_and_named(tmp_path, status, told):
+def test_an_unfinished_run_is_left_out_and_named(tmp_path, status, told):
     MadeUpRun().write(tmp_path, status)
     found = find_logged_runs([tmp_path])
     assert (found.runs, found.unfinished, found.unreadable) == ([], 1, 0)
@@ -149,51 +157,36 @@ def test_a_run_without_all_its_samples_is_compared_without_intervals(tmp_path, c
     assert "is compared without intervals" in found.warnings[0]
 
 
-def test_prompts_timed_with_other_threads_are_marked(tmp_path):
-    path = MadeUpRun(**AUTOREGRESSIVE).write(tmp_path)
-    samples = path.with_suffix(".samples.jsonl")
-    lines = [json.loads(line) for line in samples.read_text().splitlines()]
-    lines[0]["threads"] = 2
-    samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (run,) = find_logged_runs([tmp_path]).runs
-    assert run.examples.timed.tolist() == [False] + [True] * 19
-
-
-def test_skipped_prompts_are_no_examples(tmp_path):
+def test_prompts_timed_with_other_threads_are_marked_and_skipped_ones_left_out(tmp_path):
     path = MadeUpRun().write(tmp_path)
-    samples = path.with_suffix(".samples.jsonl")
-    lines = [json.loads(line) for line in samples.read_text().splitlines()]
-    lines[3] |= {"status": "prompt_too_long", "scores": {}, "decode_seconds": None}
-    samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with samples_of(path) as lines:
+        lines[0]["threads"] = 2
+        lines[3] |= {"status": "prompt_too_long", "scores": {}, "decode_seconds": None}
     (run,) = find_logged_runs([tmp_path]).runs
-    assert 3 not in run.examples.indices
-    assert len(run.examples.indices) == 19
+    assert run.examples.indices.tolist() == [0, 1, 2, *range(4, 20)]
+    assert run.examples.timed.tolist() == [False] + [True] * 18
 
 
-def test_a_run_that_lacks_prompts_for_want_of_memory_is_named(tmp_path):
-    path = MadeUpRun().write(tmp_path)
-    counts = json.loads(path.read_text())["counts"]
-    rewritten(path, counts=counts | {"failed_prompts": 3})
+def test_a_run_that_lacked_memory_for_prompts_is_named(tmp_path):
+    with rewritten(MadeUpRun().write(tmp_path)) as log:
+        log["counts"]["failed_prompts"] = 3
     found = find_logged_runs([tmp_path])
     assert len(found.runs) == 1
     (line,) = found.warnings
-    assert "lacks 3 of 20 prompts for want of memory, which its means leave out" in line
+    assert "lacks 3 of 20 prompts, for which memory ran out; its means leave them out" in line
 
 
 def test_logs_of_the_first_release_are_read(tmp_path):
-    """They know neither model_args nor the prompts that were timed."""
-    path = MadeUpRun().write(tmp_path)
-    log = json.loads(path.read_text())
-    del log["identity"]["model_args"], log["timed"], log["resumed"]
-    path.write_text(json.dumps(log))
+    """They have neither model_args nor the prompts that were timed."""
+    with rewritten(MadeUpRun().write(tmp_path)) as log:
+        del log["identity"]["model_args"], log["timed"], log["resumed"]
     (run,) = find_logged_runs([tmp_path]).runs
     assert (run.conditions["model_args"], run.conditions["threads"]) == ({}, 1)
 
 
-def test_a_run_taken_up_with_another_torch_is_of_both(tmp_path):
-    path = MadeUpRun().write(tmp_path)
-    later = {"runtime": {"versions": {"torch": "9.0", "transformers": "5.23.0"}}}
-    rewritten(path, resumed=[later])
+def test_a_run_resumed_with_another_torch_has_both_versions(tmp_path):
+    with rewritten(MadeUpRun().write(tmp_path)) as log:
+        log["resumed"] = [{"runtime": {"versions": {"torch": "9.0", "transformers": "5.23.0"}}}]
     (run,) = find_logged_runs([tmp_path]).runs
     assert run.conditions["torch"] == "2.13.0, then 9.0"
     assert run.conditions["transformers"] == "5.23.0"
@@ -201,29 +194,15 @@ def test_a_run_taken_up_with_another_torch_is_of_both(tmp_path):
 
 def test_scores_of_other_tokenizers_are_not_compared_unless_they_are_equal(tmp_path):
     """Earlier releases, which named none, scored ASCII texts as later ones do."""
-    older, english, chinese = (MadeUpRun().write(tmp_path / name) for name in "abc")
     names = {"rouge_tokenizer": "unicode-words", "bleu_tokenizer": "zh"}
-    data = json.loads(older.read_text())["data"]
-    rewritten(english, data=data | {"scoring": names | {"ascii_words": True}})
-    rewritten(chinese, data=data | {"scoring": names | {"ascii_words": False}})
-    runs = [find_logged_runs([path.parent]).runs[0] for path in (older, english, chinese)]
-    assert runs[0].condition_key == runs[1].condition_key != runs[2].condition_key
-    assert runs[2].conditions["text scores"] == "unicode-words, zh"
-
-
-def test_of_copies_the_one_with_samples_counts(tmp_path):
-    path = MadeUpRun().write(tmp_path / "b")
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / path.name).write_text(path.read_text())
-    (run,) = find_logged_runs([tmp_path]).runs
-    assert run.path == path
-    assert run.examples is not None
-
-
-def test_links_that_lead_in_a_circle_stop_nothing(tmp_path):
-    MadeUpRun().write(tmp_path)
-    (tmp_path / "benchmark_loop.json").symlink_to(tmp_path / "benchmark_loop.json")
-    assert len(find_logged_runs([tmp_path]).runs) == 1
+    runs = []
+    for number, scoring in enumerate((None, {"ascii_words": True}, {"ascii_words": False})):
+        with rewritten(MadeUpRun().write(tmp_path / str(number))) as log:
+            log["data"] |= {"scoring": names | scoring} if scoring else {}
+        runs += find_logged_runs([tmp_path / str(number)]).runs
+    older, english, chinese = runs
+    assert older.condition_key == english.condition_key != chinese.condition_key
+    assert chinese.conditions["text scores"] == "unicode-words, zh"
 
 
 def test_a_torn_line_is_no_finished_prompt(tmp_path):

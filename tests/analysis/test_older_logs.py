@@ -1,6 +1,7 @@
-"""Logs of the older tool, written as it writes them, are read for what they are."""
+"""Logs of the older tool become runs under this tool's names; logs of forks are refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -41,8 +42,12 @@ def four(data=DATA, generation=GENERATION, metrics=METRICS):
     return "".join(map(json.dumps, [GENERAL, data, generation, metrics]))
 
 
+def read(text):
+    return read_objects(text, Path("benchmark_20250427_222420.json"))
+
+
 def console(tmp_path, name, last=None, **changes):
-    """Progress bars, a prompt, a response that looks like a dict, and the printed metrics."""
+    """Write progress bars, a prompt, a response that looks like a dict, and the metrics."""
     path = tmp_path / name
     printed = repr(METRICS | changes) if last is None else last
     lines = [
@@ -55,86 +60,96 @@ def console(tmp_path, name, last=None, **changes):
     return path
 
 
-def test_four_objects_are_one_run():
-    log = read_objects(four())
-    assert (log.dataset, log.method, log.prune_n) == ("cnn_dm_summarization", "angular", 2)
-    assert log.dropout_threshold is None  # a default of the other method
-    assert (log.generation_strategy, log.exit_layer, log.num_speculations) == (
-        "self_speculative",
-        31,
-        6,
-    )
-    assert log.model == "facebook/layerskip-llama2-7B"
-    assert log.num_samples == 20
-    assert log.metrics["tokens_per_second"] == {"mean": 52.278513526916505}
-
-
-def test_its_exact_match_is_a_mean_edit_distance():
-    text = read_objects(four()).metrics["predicted_text"]
+def test_four_objects_are_one_run_whose_exact_match_is_an_edit_distance():
+    run = read(four())
+    assert (run.dataset, run.method, run.param) == ("cnn_dm_summarization", "angular", "n=2")
+    assert (run.strategy, run.exit_layer, run.num_speculations) == ("self_speculative", 31, 6)
+    assert (run.model, run.num_samples) == ("facebook/layerskip-llama2-7B", 20)
+    assert run.metrics["tokens_per_second"] == {"mean": 52.278513526916505}
+    text = run.metrics["predicted_text"]
     assert text["edit_distance"] == 1698.75
     assert "exact_match" not in text
 
 
-def test_plain_decoding_accepted_nothing_because_it_drafted_nothing():
+@pytest.mark.parametrize("rate", [0.0, -1.0])
+def test_plain_decoding_accepted_nothing_because_it_drafted_nothing(rate):
     plain = GENERATION | {"generation_strategy": "autoregressive", "exit_layer": -1}
-    for rate in (0.0, -1.0):
-        metrics = METRICS | {"acceptance_rate": {"mean": rate}}
-        log = read_objects(four(generation=plain, metrics=metrics))
-        assert log.metrics["acceptance_rate"] == {"mean": None}
-        assert (log.exit_layer, log.num_speculations) == (None, None)
-
-
-def test_logs_before_pruning_are_of_the_whole_model():
-    data = {"dataset": "human_eval", "num_samples": 5}
-    log = read_objects(four(data))
-    assert (log.method, log.prune_n, log.dropout_threshold) == ("base", None, None)
-    random = DATA | {"prune_method": "random", "dropout_threshold": 0.2}
-    log = read_objects(four(random))
-    assert (log.method, log.prune_n, log.dropout_threshold) == ("random", None, 0.2)
-
-
-def test_objects_may_stand_apart_and_hold_nan():
-    text = four().replace("}{", "}\n {").replace("0.0,", "NaN,") + "\n"
-    assert read_objects(text).metrics["predicted_text"]["bleu_score"] is None
+    run = read(four(generation=plain, metrics=METRICS | {"acceptance_rate": {"mean": rate}}))
+    assert run.metrics["acceptance_rate"] == {"mean": None}
+    assert (run.exit_layer, run.num_speculations) == (None, None)
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("data", "method", "param"),
     [
-        (four()[:-40], "is cut off, or no JSON"),
-        ("".join(map(json.dumps, [GENERAL, DATA])), "neither one object nor the four"),
-        (json.dumps(METRICS), "neither one object nor the four"),
-        ("", "neither one object nor the four"),
-        ("[1]" * 4, "no object"),
-        (four(data={"num_samples": 3}), "neither one object nor the four"),
-        (four(data=DATA | {"num_samples": "20"}), "'20', which is no number"),
-        (four(metrics=METRICS | {"total_time": {"mean": "9"}}), "'9', which is no number"),
-        (four(metrics=METRICS | {"total_time": [1.0]}), "which is no number"),
+        ({"dataset": "human_eval", "num_samples": 5}, "base", ""),  # before there was pruning
+        (DATA | {"prune_method": "random", "dropout_threshold": 0.2}, "random", "p=0.2"),
     ],
 )
-def test_other_texts_are_refused(text, reason):
-    with pytest.raises(ValueError, match=reason):
-        read_objects(text)
+def test_other_plans_than_angular(data, method, param):
+    run = read(four(data))
+    assert (run.method, run.param) == (method, param)
+
+
+def test_objects_may_be_apart_and_hold_nan():
+    text = four().replace("}{", "}\n {").replace("0.0,", "NaN,") + "\n"
+    assert read(text).metrics["predicted_text"]["bleu_score"] is None
+
+
+def changed(values, **changes):
+    return {key: value for key, value in (values | changes).items() if value is not ...}
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "reason"),
+    [
+        (four()[:-40], ValueError, "is cut off, or no JSON"),
+        ("", UnknownLogError, "neither one object nor the four"),
+        ("[1]" * 4, ValueError, "no object"),
+        (four(data={"num_samples": 3}), UnknownLogError, "neither one object nor the four"),
+        (four(data=DATA | {"num_samples": "20"}), ValueError, "'20', which is no number"),
+        (four(data=DATA | {"prune_n": [2]}), ValueError, "which is no number"),
+        (four(metrics=METRICS | {"total_time": [1.0]}), ValueError, "which is no number"),
+        (four(data=DATA | {"layer_drop": 0.5}), UnknownLogError, "'layer_drop' in its data"),
+        (four(data=changed(DATA, prune_method=...)), UnknownLogError, "prune_method None"),
+        (four(data=DATA | {"prune_method": ""}), UnknownLogError, "prune_method ''"),
+        (four(generation=GENERATION | {"drop": 3}), UnknownLogError, "'drop' in its generation"),
+        (four(metrics=METRICS | {"accuracy": {}}), UnknownLogError, "'accuracy' in its metrics"),
+        (
+            four(metrics=METRICS | {"total_time": {"median": 0.5}}),
+            UnknownLogError,
+            "'median' in its total_time",
+        ),
+        (
+            four(metrics=METRICS | {"predicted_text": {"exact_match": 0.5}}),
+            UnknownLogError,
+            "may be a share",
+        ),
+    ],
+)
+def test_other_texts_and_logs_of_forks_are_refused(text, error, reason):
+    with pytest.raises(error, match=reason):
+        read(text)
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("cnn_dm_lm_results_angular_n3", ("cnn_dm_lm", "angular", 3, None)),
-        ("human_eval_results_base_0", ("human_eval", "base", None, None)),
-        ("human_eval_results_base", ("human_eval", "base", None, None)),
-        ("xsum_results_random_t0.1", ("xsum_summarization", "random", None, 0.1)),
-        ("xsum_summarization_results_random_t0.2.txt", ("xsum_summarization", "random", None, 0.2)),
+        ("cnn_dm_lm_results_angular_n3", ("cnn_dm_lm", "angular", "n=3")),
+        ("human_eval_results_base_0", ("human_eval", "base", "")),
+        ("human_eval_results_base", ("human_eval", "base", "")),
+        ("xsum_summarization_results_random_t0.2.txt", ("xsum_summarization", "random", "p=0.2")),
+        ("xsum_results_random_t0.1", ("xsum_summarization", "random", "p=0.1")),
     ],
 )
-def test_a_consoles_name_tells_its_flags(tmp_path, name, expected):
+def test_the_name_of_a_console_holds_its_flags(tmp_path, name, expected):
     path = console(tmp_path, name)
     assert is_console(path)
-    log = read_console(path)
-    assert (log.dataset, log.method, log.prune_n, log.dropout_threshold) == expected
-    assert log.metrics["predicted_text"]["edit_distance"] == 1698.75
-    assert log.metrics["acceptance_rate"]["mean"] == METRICS["acceptance_rate"]["mean"]
-    assert log.generation_strategy is None
+    run = read_console(path)
+    assert (run.dataset, run.method, run.param) == expected
+    assert run.metrics["predicted_text"]["edit_distance"] == 1698.75
+    assert run.metrics["acceptance_rate"]["mean"] == METRICS["acceptance_rate"]["mean"]
+    assert run.strategy is None
 
 
 @pytest.mark.parametrize(
@@ -142,6 +157,8 @@ def test_a_consoles_name_tells_its_flags(tmp_path, name, expected):
 )
 def test_other_names_are_no_consoles(tmp_path, name):
     assert not is_console(tmp_path / name)
+    with pytest.raises(UnknownLogError, match="has another name than a captured console"):
+        read_console(tmp_path / name)
 
 
 def test_nan_is_missing(tmp_path):
@@ -166,33 +183,10 @@ def test_a_console_that_was_cut_off_is_refused(tmp_path, last):
         read_console(path)
 
 
-def test_metrics_count_though_lines_follow_them(tmp_path):
+def test_lines_may_follow_the_metrics(tmp_path):
     path = console(tmp_path, "xsum_results_base")
     path.write_text(path.read_text() + "[rank0]: destroy_process_group() was not called\n")
     assert read_console(path).metrics["total_time"] == METRICS["total_time"]
-
-
-def changed(values, **changes):
-    return {key: value for key, value in (values | changes).items() if value is not ...}
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (four(data=DATA | {"layer_drop": 0.5}), "'layer_drop' in its data"),
-        (four(data=changed(DATA, prune_method=...)), "prune_method None"),
-        (four(data=DATA | {"prune_method": "magnitude"}), "prune_method 'magnitude'"),
-        (four(data=DATA | {"prune_method": ""}), "prune_method ''"),
-        (four(generation=GENERATION | {"drop_layers": [3]}), "'drop_layers' in its generation"),
-        (four(metrics=METRICS | {"accuracy": {"mean": 0.5}}), "'accuracy' in its metrics"),
-        (four(metrics=METRICS | {"predicted_text": {"accuracy": 0.5}}), "in its predicted_text"),
-        (four(metrics=METRICS | {"total_time": {"median": 0.5}}), "'median' in its total_time"),
-        (four(metrics=METRICS | {"predicted_text": {"exact_match": 0.5}}), "may be a share"),
-    ],
-)
-def test_what_another_fork_logs_is_not_interpreted(text, reason):
-    with pytest.raises(UnknownLogError, match=reason):
-        read_objects(text)
 
 
 def test_a_console_of_another_fork_is_not_interpreted(tmp_path):

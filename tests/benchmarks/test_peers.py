@@ -1,26 +1,25 @@
-"""The comparison with peers: its arithmetic, its turns, its adapters, and that it goes on."""
+"""The comparison with peers: its arithmetic, its turns, its adapters, and sides that fail."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 from benchmarks import peers
-from benchmarks.bandwidth import READS, Bandwidth, floor_tokens_per_second, step_bytes
-from benchmarks.peer_engines import OURS, Decoded, Engine, Setting, Side, build
-from benchmarks.peers import Comparison, PeersArguments, in_turn, sides_of
+from benchmarks.bandwidth import READS, Bandwidth, step_bytes
+from benchmarks.measuring import in_turn
+from benchmarks.peer_engines import GENERATE, OURS, Decoded, Engine, Setting, Side, build
+from benchmarks.peers import Comparison, PeersArguments, sides_of
 from benchmarks.peers_report import table
 from benchmarks.peers_summary import floors_of_turns, paired_ratio, summarize
 from command_line.errors import EXIT_USAGE
 from command_line.script import run_script
+from pruned_model import weight_bytes
 from runs.metrics import predicted_speedup
 from tests.conftest import END, random_prompt, tiny_config
 
-ROOT = Path(__file__).parents[2]
 STEPS = 12
 PLAIN, DRAFTED = Side(OURS), Side(OURS, "self-speculative", False, 4, 3)
 THEIR_DRAFTED = Side("transformers", "self-speculative", False, 4, 3)
@@ -44,7 +43,7 @@ def sample(side, turn, prompt, seconds, **changes):
 def measured(samples, **changes):
     return {
         "samples": samples,
-        "sides": [as_row(side) for side in (PLAIN, DRAFTED, Side("transformers"))],
+        "sides": [as_row(side) for side in (PLAIN, DRAFTED, GENERATE)],
         "left_out": {},
         "step_bytes": 10**8,
         "bandwidth": {"best_gigabytes_per_second": 2.0},
@@ -56,12 +55,10 @@ def as_row(side):
 
 
 def test_every_turn_holds_every_side_and_none_keeps_its_place():
-    sides = [Side(OURS, removed=count) for count in range(5)]
-    orders = [in_turn(sides, turn, 5) for turn in range(5)]
-    assert all(sorted(order, key=sides.index) == sides for order in orders)
-    assert {order[0] for order in orders} != {sides[0]}
-    followers = {order[order.index(sides[2]) - 1] for order in orders}
-    assert len(followers) > 1
+    orders = [in_turn(list(range(5)), turn, 5) for turn in range(5)]
+    assert all(sorted(order) == list(range(5)) for order in orders)
+    assert {order[0] for order in orders} != {0}
+    assert len({order[order.index(2) - 1] for order in orders}) > 1
 
 
 def test_ratios_pair_turns_and_take_medians_of_repeats_and_means_of_prompts():
@@ -77,20 +74,18 @@ def test_ratios_pair_turns_and_take_medians_of_repeats_and_means_of_prompts():
 def test_a_turn_without_its_pair_makes_no_ratio():
     plain = [sample(PLAIN, turn, 0, 1.0) for turn in range(2)]
     assert paired_ratio(plain, plain[:1], "seconds") is None
-    untold = [sample(PLAIN, turn, 0, 1.0, decode_seconds=None) for turn in range(2)]
-    assert paired_ratio(untold, plain, "decode_seconds") is None
+    unknown = [sample(PLAIN, turn, 0, 1.0, decode_seconds=None) for turn in range(2)]
+    assert paired_ratio(unknown, plain, "decode_seconds") is None
 
 
-def test_a_step_reads_all_weights_but_a_table_that_only_embeds(model):
+def test_a_step_reads_all_weights_except_a_table_that_only_embeds(model):
     table_bytes = model.get_input_embeddings().weight.numel() * 8
-    everything = sum(parameter.numel() * 8 for parameter in model.parameters())
-    assert step_bytes(model) == everything - table_bytes
+    assert step_bytes(model) == weight_bytes(model) - table_bytes
     tied = LlamaForCausalLM(tiny_config(tie_word_embeddings=True))
-    assert step_bytes(tied) == sum(parameter.numel() * 4 for parameter in tied.parameters())
+    assert step_bytes(tied) == weight_bytes(tied)
 
 
 def test_the_floor_is_bandwidth_over_bytes_of_a_step():
-    assert floor_tokens_per_second(20e9, 10**8) == 200
     readings = [(0, 1e9), (0, 3e9), (0, 2e9), (1, 5e9)]
     samples = [sample(PLAIN, turn, 0, 1.0, bytes_per_second=each) for turn, each in readings]
     assert floors_of_turns(samples, 10**8) == {0: 20, 1: 50}
@@ -107,8 +102,8 @@ def test_bandwidth_is_measured_by_the_fastest_operation():
     assert facts["best_gigabytes_per_second"] >= facts["median_gigabytes_per_second"]
 
 
-def test_shares_of_the_floor_are_of_the_floor_of_the_same_turn():
-    # The machine is half as fast in the second turn: the share stays.
+def test_a_share_of_the_floor_pairs_measurements_of_one_turn():
+    # The machine is half as fast in the second turn, and the share is the same.
     samples = [
         sample(PLAIN, 0, 0, 2.0, bytes_per_second=1e9),
         sample(PLAIN, 1, 1, 4.0, bytes_per_second=0.5e9),
@@ -120,14 +115,14 @@ def test_shares_of_the_floor_are_of_the_floor_of_the_same_turn():
     assert row["over_generate"] is None
 
 
-def test_the_law_stands_beside_what_was_measured():
+def test_the_predicted_speed_up_is_beside_the_measured():
     full = {"full": {"calls": 10, "seconds": 10.0}}
     drafting = {"draft": {"calls": 8, "seconds": 4.0}, "verify": {"calls": 4, "seconds": 6.0}}
     drafts = {"rounds": 4, "drafted": 8, "accepted": 6, "steps": drafting}
     samples = [
         sample(PLAIN, 0, 0, 10.0, steps=full),
         sample(DRAFTED, 0, 0, 10.0, **drafts),
-        sample(Side("transformers"), 0, 0, 20.0),
+        sample(GENERATE, 0, 0, 20.0),
     ]
     rows = {row["name"]: row for row in summarize(measured(samples))["sides"]}
     law = rows[DRAFTED.name]["law"]
@@ -141,7 +136,7 @@ def test_the_law_stands_beside_what_was_measured():
     assert rows[DRAFTED.name]["decoding_over_own"]["value"] == 1
 
 
-def test_removed_layers_are_held_against_their_bytes():
+def test_removed_layers_are_compared_with_their_bytes():
     shorter = Side(OURS, removed=3)
     samples = [sample(PLAIN, 0, 0, 10.0), sample(shorter, 0, 0, 6.0)]
     sides = [as_row(PLAIN), as_row(shorter)]
@@ -154,8 +149,8 @@ def test_removed_layers_are_held_against_their_bytes():
     assert [each["name"] for each in summary["sides"]] == [PLAIN.name]
 
 
-@pytest.mark.parametrize("side", [DRAFTED, Side("transformers"), THEIR_DRAFTED, THEIR_LOOKUP])
-def test_every_side_says_what_plain_decoding_says(setting, side):
+@pytest.mark.parametrize("side", [DRAFTED, GENERATE, THEIR_DRAFTED, THEIR_LOOKUP])
+def test_every_side_decodes_what_plain_decoding_does(setting, side):
     for ids in setting.prompts:
         expected = build(PLAIN, setting).decode(ids, STEPS)
         made = build(side, setting).decode(ids, STEPS)
@@ -196,18 +191,25 @@ def test_no_side_stops_at_an_end_token(setting, tokenizer):
     expected = build(PLAIN, setting).decode(ids, STEPS).output_ids
     setting.model.generation_config.eos_token_id = expected[2]
     setting = Setting.endless(setting.model, tokenizer, setting.capacity, setting.prompts)
-    for side in (PLAIN, DRAFTED, Side("transformers"), THEIR_DRAFTED, THEIR_LOOKUP):
+    for side in (PLAIN, DRAFTED, GENERATE, THEIR_DRAFTED, THEIR_LOOKUP):
         assert build(side, setting).decode(ids, STEPS).output_ids == expected
     assert setting.tokenizer.eos_token_id is None
     assert tokenizer.eos_token_id == END
 
 
-def test_removed_layers_come_off_a_copy(setting):
-    layers = setting.model.config.num_hidden_layers
-    assert setting.without(0, True) is setting.model
-    assert setting.without(2, True).config.num_hidden_layers == layers - 2
-    assert setting.without(2, True) is setting.without(2, True)
-    assert setting.model.config.num_hidden_layers == layers
+def test_removed_layers_come_off_a_copy_that_shares_the_weights(setting):
+    model = setting.model.float()
+    layers = model.config.num_hidden_layers
+    held = {parameter.data_ptr() for parameter in model.parameters()}
+    pruned = setting.without(2, True)
+    assert setting.without(0, True) is model
+    assert setting.without(2, True) is pruned
+    assert (pruned.config.num_hidden_layers, model.config.num_hidden_layers) == (layers - 2, layers)
+    assert {parameter.data_ptr() for parameter in pruned.parameters()} < held
+    turned = {parameter.data_ptr() for parameter in setting.without(0, False).parameters()}
+    assert turned & held
+    assert {parameter.data_ptr() for parameter in model.parameters()} == held
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
 
 
 def test_a_missing_package_is_left_out_and_the_rest_goes_on(setting, monkeypatch, capsys):
@@ -217,10 +219,10 @@ def test_a_missing_package_is_left_out_and_the_rest_goes_on(setting, monkeypatch
     comparison = Comparison(setting, PeersArguments(max_steps=STEPS))
     comparison.prepare([*absent, PLAIN])
     assert list(comparison.engines) == [PLAIN]
-    told = capsys.readouterr().err
+    warnings = capsys.readouterr().err
     for side in absent:
         assert "is not installed" in comparison.left_out[side.name]
-        assert told.count(f"{side.name} is left out") == 1
+        assert warnings.count(f"{side.name} is left out") == 1
     assert comparison.setup[PLAIN.name]["seconds"] > 0
 
 
@@ -253,9 +255,9 @@ def test_a_side_that_breaks_down_or_stops_early_is_left_out(setting, capsys):
 def test_another_output_is_judged_wrong(setting):
     comparison = Comparison(setting, PeersArguments(max_steps=STEPS, repeats=1))
     comparison.prepare([PLAIN, DRAFTED])
-    good = comparison.engines[DRAFTED].decode
+    plain = comparison.engines[PLAIN].decode
     comparison.engines[DRAFTED] = Engine(
-        lambda ids, steps: Decoded([(good(ids, steps).output_ids[0] + 1) % END] * steps)
+        lambda ids, steps: Decoded([(plain(ids, steps).output_ids[0] + 1) % END] * steps)
     )
     comparison.measure(Bandwidth(2**16, torch.device("cpu")))
     comparison.judge()
@@ -267,18 +269,6 @@ def test_another_output_is_judged_wrong(setting):
 def test_the_run_fails_where_a_side_of_this_project_does(side, is_right):
     of_dtype = {"left_out": {side.name: "RuntimeError"}, "summary": {"sides": []}}
     assert peers._ours_is_right({"dtypes": {"float32": of_dtype}}) is is_right
-
-
-def test_models_without_layers_share_the_weights_and_change_none(setting):
-    setting.model.float()
-    model = setting.model
-    held = {parameter.data_ptr() for parameter in model.parameters()}
-    pruned = setting.without(2, True)
-    assert {parameter.data_ptr() for parameter in pruned.parameters()} < held
-    turned = {parameter.data_ptr() for parameter in setting.without(0, False).parameters()}
-    assert turned & held
-    assert {parameter.data_ptr() for parameter in model.parameters()} == held
-    assert all(parameter.is_contiguous() for parameter in model.parameters())
 
 
 def test_sides_share_exit_layers_and_draft_lengths():
@@ -307,21 +297,21 @@ def test_one_run_writes_all_that_it_measured(long_checkpoint, tmp_path, monkeypa
         monkeypatch.setitem(sys.modules, package, None)
     eager = lambda *of: (side for side in sides_of(*of) if not side.compiled)  # noqa: E731
     monkeypatch.setattr(peers, "sides_of", eager)
-    flags = ["--num_prompts", "2", "--max_steps", "8", "--repeats", "2", "--removed", "2"]
+    flags = ["--num_prompts", "1", "--max_steps", "8", "--repeats", "2", "--removed", "2"]
     flags += ["--exit_layers", "4", "--num_speculations", "2", "--dtypes", "float64", "float32"]
     flags += ["--model", str(long_checkpoint), "--output_dir", str(tmp_path / "found")]
     assert run_script(peers.main, [*flags, "--device", "cpu"]) == 0
     results = json.loads((tmp_path / "found" / "peers.json").read_text())
     assert list(results["dtypes"]) == ["float64", "float32"]
     of_float64 = results["dtypes"]["float64"]
-    assert len(of_float64["samples"]) == 6 * 4
+    assert len(of_float64["samples"]) == 6 * 2
     assert {each["verdict"] for each in of_float64["samples"] if not each["removed"]} == {"equal"}
     assert "economize autoregressive" in of_float64["left_out"]
     (law,) = [row["law"] for row in of_float64["summary"]["sides"] if row["law"]]
     assert law["measured_over_predicted"] > 0
     written = (tmp_path / "found" / "peers.md").read_text()
     assert written == table(results)
-    for expected in ("| floor", "4 equal of 4", "Left out: flashspec", "## ", "--dtypes"):
+    for expected in ("| floor", "2 equal of 2", "Left out: flashspec", "## ", "--dtypes"):
         assert expected in written
     assert (tmp_path / "found" / "peers.png").stat().st_size > 10_000
 
@@ -329,17 +319,10 @@ def test_one_run_writes_all_that_it_measured(long_checkpoint, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--num_prompts", "0"], "--num_prompts 0"),
-        (["--max_steps", "1"], "--max_steps 1"),
         (["--exit_layers", "4", "0"], "--exit_layers 0"),
-        (["--num_speculations", "0"], "--num_speculations 0"),
-        (["--removed", "-1"], "--removed -1"),
-        (["--dtypes", "int8"], "--dtypes int8"),
         (["--exit_layers", "6"], "--exit_layers 6"),
         (["--removed", "5"], "--removed 5"),
         (["--max_steps", "4000"], "--max_steps 4000"),
-        (["--compile", "true"], "--compile"),
-        (["--peers", "x"], "--peers"),
     ],
 )
 def test_a_bad_flag_is_one_line(flags, told, long_checkpoint, tmp_path, capsys):
@@ -349,15 +332,3 @@ def test_a_bad_flag_is_one_line(flags, told, long_checkpoint, tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
     assert not (tmp_path / "found").exists()
-
-
-def test_it_runs_as_a_file_from_the_repository():
-    done = subprocess.run(
-        [sys.executable, "benchmarks/peers.py", "--repeats", "0"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stdout) == (EXIT_USAGE, "")
-    assert done.stderr == "peers.py: error: --repeats 0: must be at least 1\n"
