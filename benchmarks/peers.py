@@ -25,7 +25,8 @@ if not __package__:  # started as a file, whose own folder Python puts first
 
 import torch
 
-from arguments.model import DTYPES, ModelArguments
+from arguments.model import ModelArguments
+from arguments.model_args import DTYPES
 from arguments.prompts import DataArguments
 from benchmarks.bandwidth import Bandwidth, step_bytes
 from benchmarks.peer_engines import OURS, Decoded, Engine, Setting, Side, build

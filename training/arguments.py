@@ -6,7 +6,7 @@ Nothing here imports torch, so that a mistyped flag is answered at once.
 import math
 from dataclasses import dataclass
 
-from arguments.model import DTYPES
+from arguments.model_args import DTYPES
 from arguments.prompts import PromptArguments
 from command_line.errors import reject
 from command_line.flags import check_new_folder, flag

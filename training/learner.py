@@ -115,7 +115,7 @@ def _read(
     checkpoint = find_checkpoint(found)
     if saved:
         check_can_be_saved("model", name, "it", checkpoint.config)
-    return checkpoint, read_model(checkpoint, runtime, found.extra())
+    return checkpoint, read_model(checkpoint, runtime)
 
 
 def _give_teacher(learner: Learner, arguments: LearnerArguments, runtime: Runtime) -> None:

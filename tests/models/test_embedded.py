@@ -91,7 +91,7 @@ needs_package = pytest.mark.skipif(
 
 
 @pytest.fixture
-def embedded():
+def real():
     arguments = ModelArguments()
     return load_model(arguments, start(arguments))
 
@@ -104,15 +104,13 @@ def prompts(loaded, count):
 
 @needs_package
 @pytest.mark.embedded
-def test_embedded_model_is_the_real_one(embedded):
-    config = embedded.model.config
+def test_embedded_model_is_the_real_one(real):
+    config = real.model.config
     assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (30, 576, 49152)
-    assert embedded.tokenizer("def f(x):\n")["input_ids"] == [1604, 275, 24, 104, 727, 198]
-    generator = TextGenerator(
-        embedded.model, embedded.tokenizer, "autoregressive", GenerationConfig(8), 64
-    )
+    assert real.tokenizer("def f(x):\n")["input_ids"] == [1604, 275, 24, 104, 727, 198]
+    generator = TextGenerator(real.model, real.tokenizer, "autoregressive", GenerationConfig(8), 64)
     question = "The capital of France is"
-    answer = generator.generate(embedded.tokenizer(question)["input_ids"])
+    answer = generator.generate(real.tokenizer(question)["input_ids"])
     assert answer.text.startswith(" Paris")
 
 
@@ -129,9 +127,9 @@ def test_embedded_model_is_the_real_one(embedded):
     ],
     ids=lambda pruning: pruning.prune_method,
 )
-def test_speculation_equals_autoregression_on_a_real_model(embedded, pruning):
+def test_speculation_equals_autoregression_on_a_real_model(real, pruning):
     """By the tie rule in float32, against transformers' own greedy decoding too."""
-    model, ids = embedded.model, prompts(embedded, 2)
+    model, ids = real.model, prompts(real, 2)
     plan = make_plan(pruning, model, lambda: [torch.tensor([prompt]) for prompt in ids])
     PruneModel(model, plan).prune()
     tokens, ties = 0, 0
@@ -140,7 +138,7 @@ def test_speculation_equals_autoregression_on_a_real_model(embedded, pruning):
         kept = plan.kept_exit_layer(24)
         for strategy, exit_layer in [("autoregressive", None), ("self_speculative", kept)]:
             config = GenerationConfig(32, exit_layer, 4)
-            generator = TextGenerator(model, embedded.tokenizer, strategy, config, 256)
+            generator = TextGenerator(model, real.tokenizer, strategy, config, 256)
             made[strategy] = generator.generate(prompt).output_ids
         ids_1T = torch.tensor([prompt])
         made["transformers"] = model.generate(

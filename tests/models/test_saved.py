@@ -208,7 +208,7 @@ def test_a_checkpoint_that_reads_otherwise_is_not_kept(model, tokenizer, tmp_pat
 def test_a_trained_checkpoint_that_reads_otherwise_keeps_the_state(train_anew, monkeypatch, capsys):
     ordinary = saved._add_older_keys
     monkeypatch.setattr(saved, "check_tokenizer", lambda *_: None)
-    monkeypatch.setattr("training.loop.learner.check_tokenizer", lambda *_: None)
+    monkeypatch.setattr("training.learner.check_tokenizer", lambda *_: None)
 
     def damage(folder):
         ordinary(folder)
