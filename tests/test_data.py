@@ -9,7 +9,7 @@ from arguments.pruning import PruneArguments
 from command_line.errors import UsageError
 from data import get_data, get_local_prompts
 from prompts.row_formats import Row
-from prompts.rows import HubSource, PathSource
+from prompts.sources import HubSource, PathSource
 from tests.conftest import MEASURED, calibration, custom, write
 
 

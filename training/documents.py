@@ -14,8 +14,8 @@ from torch import Tensor
 
 from command_line.errors import UsageError, reject
 from command_line.messages import warn
-from data import drawn_order
 from models.tokens import continuation_ids, text_ids
+from prompts.examples import drawn_order
 from runs.prompt_encoding import TemplateError, chat_ids
 from training.arguments import LearnerArguments
 from training.texts import Answer, Chat, Plain, TrainingText

@@ -1,18 +1,16 @@
 """What each data set makes of a row, written out by hand."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from arguments.prompts import DataArguments
 from data import get_data
-from prompts.dataset_table import DATASETS, DataSet, plain_shot
+from prompts import dataset_table
+from prompts.dataset_table import DATASETS, plain_shot
 from prompts.row_formats import RowsError
-from prompts.rows import HubSource
+from prompts.sources import HubSource
 from tests.conftest import write
-
-README = Path(__file__).parents[2] / "README.md"
 
 ARTICLE = " ".join(f"w{number}" for number in range(103))
 
@@ -119,10 +117,11 @@ def test_hub_names_hold_parquet():
     assert DATASETS["top_v2"].source == HubSource("WillHeld/top_v2")
 
 
-def test_the_readmes_entry_is_a_data_set(tmp_path, monkeypatch):
-    """Added as the README says, it runs."""
-    (entry,) = re.findall(r'```python\n("news.*?)```', README.read_text(), re.DOTALL)
-    added = eval(f"{{{entry}}}", {"DataSet": DataSet, "HubSource": HubSource})
+def test_the_docstrings_entry_is_a_data_set(tmp_path, monkeypatch):
+    (entry,) = re.findall(
+        r'^    ("news.*?^    \),)', dataset_table.__doc__, re.DOTALL | re.MULTILINE
+    )
+    added = eval(f"{{{entry}}}", vars(dataset_table))
     (name,) = added
     monkeypatch.setitem(DATASETS, name, added[name])
     path = write(tmp_path / "rows.csv", [{"body": "It rained.", "headline": "Rain"}])

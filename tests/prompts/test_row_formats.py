@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from prompts import row_formats
 from prompts.row_formats import RowsError
-from prompts.rows import PathSource
+from prompts.sources import PathSource
 from tests.conftest import write
 
 ROWS = [

@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from prompts.row_formats import RowsError
-from prompts.rows import HubSource, PackageSource, PathSource, named_split
+from prompts.sources import HubSource, PackageSource, PathSource, named_split
 from tests.conftest import write
 from tests.prompts.test_row_formats import ROWS, values
 
