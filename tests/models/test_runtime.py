@@ -1,4 +1,4 @@
-"""Where a run happens: what settles it, what a log says of it, the memory that it takes."""
+"""Device and dtype of a run, what a log says of them, and the peak of memory."""
 
 import dataclasses
 import mmap
@@ -10,10 +10,9 @@ import torch
 from arguments.model import ModelArguments
 from command_line.errors import UsageError
 from models import runtime
-from models.runtime import Runtime, start
+from models.runtime import start
 from processes.ranks import Ranks
-
-CPU = Runtime(torch.device("cpu"), torch.float64)
+from tests.loading import CPU
 
 
 def test_dtype_follows_the_flag_then_the_device(monkeypatch):
@@ -41,8 +40,8 @@ def test_a_script_of_one_process_refuses_more(monkeypatch):
 
 @pytest.mark.skipif(not runtime._CLEAR_REFS.exists(), reason="the system cannot reset a peak")
 def test_the_peak_of_memory_can_begin_anew():
-    # Mapped, not allocated: an allocator may keep what is freed.
-    with mmap.mmap(-1, 400_000_000) as block:
+    # Mapped, because an allocator may keep freed memory.
+    with mmap.mmap(-1, 200_000_000) as block:
         block.write(b"x" * len(block))
         before = CPU.peak_memory_bytes()
     CPU.reset_peak_memory()
@@ -61,7 +60,7 @@ def test_facts_name_what_a_reader_must_know():
 
 @pytest.fixture
 def of_two(monkeypatch):
-    """Makes this process the second of two on one machine."""
+    """Make this process the second of two on one machine."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(runtime, "joined", lambda: Ranks(1, 2, 1, 2))
     threads = torch.get_num_threads()
@@ -69,9 +68,7 @@ def of_two(monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(
-    ("chosen", "cores", "threads"), [(None, 8, 4), ("1", 8, 4), ("1", 1, 1), ("1", 3, 1)]
-)
+@pytest.mark.parametrize(("chosen", "cores", "threads"), [(None, 8, 4), ("1", 8, 4), ("1", 1, 1)])
 def test_processes_of_one_machine_divide_its_cores(of_two, monkeypatch, chosen, cores, threads):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if chosen:
@@ -83,7 +80,7 @@ def test_processes_of_one_machine_divide_its_cores(of_two, monkeypatch, chosen, 
 
 def test_threads_that_a_user_chose_stay(of_two, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    torch.set_num_threads(3)  # as torch does where it is started so
+    torch.set_num_threads(3)  # as torch does at its start
     assert start(ModelArguments(device="cpu"), parallel=True).facts()["threads"] == 3
 
 
