@@ -64,7 +64,7 @@ def with_stored_template(
 
 @dataclass(frozen=True)
 class DataArguments(PromptArguments):
-    """Which prompts are evaluated."""
+    """Which prompts, and how they are changed."""
 
     dataset: str = flag(DEFAULT_DATASET, "the data set", tuple(DATASETS))
     data_path: str | None = flag(

@@ -36,7 +36,7 @@ class RunArguments:
 
     @property
     def stop_words(self) -> tuple[str, ...]:
-        """The words of `--stop_words`; without the flag, the data set's own."""
+        """Return the words of `--stop_words`; without the flag, the data set's own."""
         chosen = self.generation.chosen_stop_words()
         return DATASETS[self.data.dataset].stop_words if chosen is None else chosen
 

@@ -22,7 +22,7 @@ from models.compilation import compile_obstacle
 from models.configurations import unused_settings
 from models.loaded_weights import check_complete, some, unused_heads
 from models.loading_errors import one_line_errors
-from models.quantised import finish_loading, loading_options
+from models.quantised import dequantising_options, finish_loading
 from models.runtime import Runtime
 from models.synthetic import find_synthetic, is_synthetic, make_model
 from models.weight_layout import favour_single_rows
@@ -91,7 +91,7 @@ def read_model(checkpoint: Checkpoint, runtime: Runtime) -> PreTrainedModel:
 def _read_weights(checkpoint: Checkpoint, runtime: Runtime) -> PreTrainedModel:
     name, options, where = checkpoint.name, checkpoint.options, checkpoint.location
     own = {"dtype": runtime.dtype, "attn_implementation": checkpoint.attention}
-    own |= loading_options(name, checkpoint.source, checkpoint.config, where)
+    own |= dequantising_options(name, checkpoint.source, checkpoint.config, where)
     read: Any = AutoModelForCausalLM.from_pretrained  # returns a pair with output_loading_info
     try:
         model, report = read(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
     AutoQuantizationConfig,
@@ -30,13 +30,13 @@ _FP8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = (".weight_scale_inv", ".scale", ".qscale_weight")
 
 
-def quantisation(config: Any) -> dict[str, Any] | None:
+def quantisation(config: PreTrainedConfig) -> dict[str, Any] | None:
     """Return the settings of a checkpoint's quantisation; None for ordinary weights."""
     settings = getattr(config, "quantization_config", None)
     return settings if isinstance(settings, dict | None) else settings.to_dict()
 
 
-def method_of(config: Any) -> str | None:
+def method_of(config: PreTrainedConfig) -> str | None:
     """Return the method of quantisation as config.json names it; None for ordinary weights."""
     settings = quantisation(config)
     if settings is None:
@@ -46,7 +46,7 @@ def method_of(config: Any) -> str | None:
     return str(settings.get("quant_method"))
 
 
-def check_quantised(name: str, config: Any) -> None:
+def check_quantised(name: str, config: PreTrainedConfig) -> None:
     """Reject a quantisation that cannot be read here, before weights are read.
 
     transformers would load values of an unknown quantisation as if they were weights.
@@ -60,15 +60,12 @@ def check_quantised(name: str, config: Any) -> None:
     wanted = _PACKAGES.get(method, {})
     missing = [package for module, package in wanted.items() if find_spec(module) is None]
     if missing:
-        reject(
-            "model",
-            name,
-            f"its weights are quantised by {method}, which needs {' and '.join(missing)}; run: "
-            f"pip install {' '.join(missing)}, or name a checkpoint that is not quantised",
-        )
+        needed = f"its weights are quantised by {method}, which needs {' and '.join(missing)}"
+        cure = f"run: pip install {' '.join(missing)}, or name a checkpoint that is not quantised"
+        reject("model", name, f"{needed}; {cure}")
 
 
-def check_can_be_saved(flag: str, value: str | None, name: str, config: Any) -> None:
+def check_can_be_saved(flag: str, value: str | None, name: str, config: PreTrainedConfig) -> None:
     """Reject a flag that saves a model which stays quantised in memory."""
     method = method_of(config)
     if value is not None and method is not None and method not in DEQUANTISED:
@@ -79,7 +76,9 @@ def check_can_be_saved(flag: str, value: str | None, name: str, config: Any) -> 
         reject(flag, value, allowed)
 
 
-def loading_options(name: str, source: str, config: Any, where: dict[str, Any]) -> dict[str, Any]:
+def dequantising_options(
+    name: str, source: str, config: PreTrainedConfig, where: dict[str, Any]
+) -> dict[str, Any]:
     """Return the arguments that make `from_pretrained` dequantise; none for ordinary weights.
 
     Raise `UsageError` for fp8 weights that transformers would read wrongly.
@@ -94,7 +93,11 @@ def loading_options(name: str, source: str, config: Any, where: dict[str, Any]) 
 
 
 def finish_loading(
-    name: str, model: PreTrainedModel, config: Any, dtype: torch.dtype, device_map: str | None
+    name: str,
+    model: PreTrainedModel,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    device_map: str | None,
 ) -> None:
     """Turn a dequantised model into an ordinary model in the run's dtype.
 

@@ -28,6 +28,9 @@ from files.reading import (
     unique,
 )
 
+_AFTER_RETURN = re.compile(r"(?<=\r)(?!\n)")
+_HEAD_BYTES = 64  # enough to skip white space before an array
+
 
 class RowsError(ValueError):
     """Rows cannot be read. The message says why; the caller adds the flag that named them."""
@@ -82,16 +85,14 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise RowsError(f"cannot be read ({error.strerror})") from error
 
 
-_HEAD_BYTES = 64  # enough to skip white space before an array
-
-
 def _parse_json_rows(file: BinaryIO) -> list[Row]:
     """Return the rows of one array, or one row per line that is not blank."""
     head = file.peek(_HEAD_BYTES)  # type: ignore[attr-defined]  # of both kinds of file
     if head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
         return _parse_array(file.read(ARRAY_BYTES + 1))
     numbered = enumerate(_text_lines(file), start=1)
-    return [_parse_line(number, line) for number, line in numbered if line.strip()]
+    lines = ((f"line {number}", line.rstrip("\r\n")) for number, line in numbered if line.strip())
+    return [_json_row(place, _parsed(line, f"{place} ")) for place, line in lines]
 
 
 def _parse_array(content: bytes) -> list[Row]:
@@ -101,12 +102,8 @@ def _parse_array(content: bytes) -> list[Row]:
         text = text_of(content)
     except ValueError as error:
         raise RowsError(str(error)) from error
-    rows = []
-    for number, values in enumerate(_parsed(text, "", "line {0.lineno}, "), start=1):
-        if not isinstance(values, dict):
-            raise RowsError(f"row {number} is not a JSON object")
-        rows.append(Row(f"row {number}", values))
-    return rows
+    numbered = enumerate(_parsed(text, "", "line {0.lineno}, "), start=1)
+    return [_json_row(f"row {number}", values) for number, values in numbered]
 
 
 def _text_lines(file: BinaryIO) -> Iterator[str]:
@@ -123,11 +120,10 @@ def _text_lines(file: BinaryIO) -> Iterator[str]:
         raise RowsError(f"line {number} {error}") from error
 
 
-def _parse_line(number: int, line: str) -> Row:
-    values = _parsed(line.rstrip("\r\n"), f"line {number} ")
+def _json_row(place: str, values: Any) -> Row:
     if not isinstance(values, dict):
-        raise RowsError(f"line {number} is not a JSON object")
-    return Row(f"line {number}", values)
+        raise RowsError(f"{place} is not a JSON object")
+    return Row(place, values)
 
 
 def _parsed(text: str, place: str, within: str = "") -> Any:
@@ -163,9 +159,6 @@ def _parse_csv(file: BinaryIO) -> list[Row]:
         raise RowsError(f"line {lines.line_num} {error}") from error
     finally:
         csv.field_size_limit(limit)
-
-
-_AFTER_RETURN = re.compile(r"(?<=\r)(?!\n)")
 
 
 def _is_row(values: list[str]) -> bool:

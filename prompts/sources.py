@@ -10,6 +10,9 @@ from typing import Any, Protocol
 from files.reading import read_settings
 from prompts.row_formats import FORMATS, Row, RowsError, read_rows
 
+_CONVERTED = r"(?P<shard>\d{4,})(?P<total>)\.parquet"  # names of the hub's own conversion
+_STATE = "state.json"  # beside the files of a split that `datasets` saved
+
 
 class Rows(Protocol):
     """The rows of a split."""
@@ -198,9 +201,6 @@ def _files_in(folder: Path, split: str) -> list[Path]:
     return _saved_files(inner) if _is_saved(inner) else _shards(inner, _CONVERTED, split)
 
 
-_CONVERTED = r"(?P<shard>\d{4,})(?P<total>)\.parquet"  # names of the hub's own conversion
-
-
 def _shards(folder: Path, pattern: str, split: str) -> list[Path]:
     """Return the files whose names match, in order; a missing or doubled shard is an error."""
     matches = ((re.fullmatch(pattern, path.name, re.IGNORECASE), path) for path in folder.iterdir())
@@ -220,9 +220,6 @@ def _shards(folder: Path, pattern: str, split: str) -> list[Path]:
 def _is_saved(folder: Path) -> bool:
     """Return whether `datasets` saved a single split here."""
     return all((folder / name).is_file() for name in (_STATE, "dataset_info.json"))
-
-
-_STATE = "state.json"
 
 
 def _saved_files(folder: Path) -> list[Path]:
