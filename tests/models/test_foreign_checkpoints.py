@@ -191,12 +191,6 @@ def test_an_adapter_beside_merged_weights_is_not_applied_again(adapted, checkpoi
     )
 
 
-@pytest.mark.parametrize("lacking", ["model.safetensors", "config.json"])
-def test_an_adapter_alone_is_named_as_one(adapted, lacking):
-    (adapted / lacking).unlink()
-    assert refusal(adapted) == ALONE
-
-
 COMMIT = "0" * 40
 
 
@@ -217,7 +211,9 @@ def in_the_cache(tmp_path):
 
 
 @pytest.mark.parametrize("lacking", ["model.safetensors", "config.json"])
-def test_a_repository_of_an_adapter_alone_is_named_as_one(adapted, in_the_cache, lacking):
+def test_an_adapter_alone_is_named_in_a_folder_and_a_repository(adapted, in_the_cache, lacking):
+    (adapted / lacking).unlink()
+    assert refusal(adapted) == ALONE
     if lacking == "config.json" and not obeys(adapted):
         pytest.skip("this release of transformers takes what the hub lacks for an unreachable hub")
     flags = in_the_cache(adapted, "someone/adapter", lacking, "model.safetensors.index.json")

@@ -15,16 +15,13 @@ from processes.ranks import Ranks
 from tests.loading import CPU
 
 
-def test_dtype_follows_the_flag_then_the_device(monkeypatch):
+def test_device_and_dtype_follow_the_flags_then_the_machine(monkeypatch):
     assert start(ModelArguments()).dtype == torch.float32
     assert start(ModelArguments(dtype="bfloat16")).dtype == torch.bfloat16
     assert start(ModelArguments(model_args="dtype=float16")).dtype == torch.float16
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert start(ModelArguments()).dtype == torch.bfloat16
     assert start(ModelArguments(device="cpu")).dtype == torch.float32
-
-
-def test_cuda_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="--device cuda: torch sees no CUDA device"):
         start(ModelArguments(device="cuda"))
@@ -49,7 +46,7 @@ def test_the_peak_of_memory_can_begin_anew():
     assert dataclasses.replace(CPU, holds_more=True).peak_memory_bytes() is None
 
 
-def test_facts_name_what_a_reader_must_know():
+def test_facts_describe_the_machine():
     facts = CPU.facts()
     assert facts["dtype"] == "float64"
     assert facts["device_type"] == "cpu"

@@ -18,7 +18,6 @@ from tests.conftest import ANGULAR, GREEDY, LAYERS, tiny_config
 from tests.loading import reconfigured, reweighed
 
 THETA = 500000.0
-BRIEF = ["--max_steps", "2", "--warmup_steps", "1"]
 SCALINGS = {
     "none": None,
     "llama3": {
@@ -89,11 +88,11 @@ def logits(model):
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_positions_of_a_legacy_config_are_written_for_both_major_versions(
+def test_positions_and_tokenizer_are_written_for_both_major_versions(
     kind, scaling, tokenizer, tmp_path
 ):
-    model = legacy(tmp_path / "legacy", kind, SCALINGS[scaling])
-    pruned(model).save(named(tokenizer), tmp_path / "saved")
+    model, tokenizer = legacy(tmp_path / "legacy", kind, SCALINGS[scaling]), named(tokenizer)
+    pruned(model).save(tokenizer, tmp_path / "saved")
     values = read_settings(tmp_path / "saved" / "config.json")
     assert values["rope_theta"] == values["rope_parameters"]["rope_theta"] == THETA
     older = values["rope_scaling"] or {"rope_type": "default"}
@@ -102,11 +101,6 @@ def test_positions_of_a_legacy_config_are_written_for_both_major_versions(
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
     assert torch.equal(logits(again), logits(model))
     assert again.config.rope_parameters == model.config.rope_parameters
-
-
-def test_the_tokenizer_is_written_for_both_major_versions(model, tokenizer, tmp_path):
-    tokenizer = named(tokenizer)
-    write_checkpoint(model, tokenizer, tmp_path / "saved")
     values = read_settings(tmp_path / "saved" / "tokenizer_config.json")
     assert values["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert values["additional_special_tokens"] == ["<extra>"]
@@ -115,17 +109,6 @@ def test_the_tokenizer_is_written_for_both_major_versions(model, tokenizer, tmp_
     assert again(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
     assert again.extra_special_tokens == ["<extra>"]
     assert again.chat_template == tokenizer.chat_template
-
-
-def test_a_trained_checkpoint_is_written_for_both_major_versions(train_anew):
-    code, out = train_anew(*BRIEF)
-    assert code == 0
-    values = read_settings(out / "checkpoint" / "config.json")
-    assert values["rope_theta"] == values["rope_parameters"]["rope_theta"]
-    assert values["rope_scaling"] is None
-    assert values["torch_dtype"] == values["dtype"]
-    tokens = read_settings(out / "checkpoint" / "tokenizer_config.json")
-    assert tokens["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_a_tokenizer_that_reads_otherwise_is_refused_before_training(
@@ -189,7 +172,9 @@ def test_a_checkpoint_that_reads_otherwise_is_not_kept(model, tokenizer, tmp_pat
     assert list(target.parent.iterdir()) == []
 
 
-def test_a_trained_checkpoint_that_reads_otherwise_keeps_the_state(train_anew, monkeypatch, capsys):
+def test_a_trained_checkpoint_that_reads_otherwise_is_written_again(
+    train_anew, monkeypatch, capsys
+):
     ordinary = saved._add_older_keys
     monkeypatch.setattr(saved, "check_tokenizer", lambda *_: None)
     monkeypatch.setattr("training.learner.check_tokenizer", lambda *_: None)
@@ -199,12 +184,19 @@ def test_a_trained_checkpoint_that_reads_otherwise_keeps_the_state(train_anew, m
         reweighed(folder, turn_a_bit)
 
     monkeypatch.setattr(saved, "_add_older_keys", damage)
-    code, out = train_anew(*BRIEF)
+    brief = ["--max_steps", "2", "--warmup_steps", "1"]
+    code, out = train_anew(*brief)
     assert code == 1
     assert "reads otherwise: model.norm.weight" in capsys.readouterr().err
     assert not (out / "checkpoint").exists()
     monkeypatch.setattr(saved, "_add_older_keys", ordinary)
-    assert train_anew(*BRIEF)[0] == 0
+    assert train_anew(*brief)[0] == 0
+    values = read_settings(out / "checkpoint" / "config.json")
+    assert values["rope_theta"] == values["rope_parameters"]["rope_theta"]
+    assert values["rope_scaling"] is None
+    assert values["torch_dtype"] == values["dtype"]
+    tokens = read_settings(out / "checkpoint" / "tokenizer_config.json")
+    assert tokens["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_a_damaged_conversion_is_no_embedded_model(tmp_path, monkeypatch, model, tokenizer):
