@@ -1,17 +1,19 @@
-"""Checkpoints that lie on this machine: those that ship with the project, and the user's."""
+"""Checkpoints on this machine: those that ship with the project, and the user's folders."""
 
 from pathlib import Path
 
 from command_line.errors import reject
 from files.reading import read_settings
 
-PROMPT_FILE = "prompt_template.json"  # beside the weights of one that was trained with a template
+PROMPT_FILE = (
+    "prompt_template.json"  # beside the weights of a model that was trained with a template
+)
 PLACEHOLDER = "{message}"
 SHIPPED = {"layerskip-topv2-5m": Path(__file__).parents[1] / "checkpoints" / "layerskip-topv2-5m"}
 
 
 def checkpoint_folder(model: str) -> Path | None:
-    """The folder that `--model` names, by its path or as one that ships; None for others."""
+    """Return the folder of a shipped checkpoint or of a path; None for other models."""
     if model in SHIPPED:
         return SHIPPED[model]
     try:
@@ -22,10 +24,10 @@ def checkpoint_folder(model: str) -> Path | None:
 
 
 def stored_template(model: str, dataset: str | None = None) -> str | None:
-    """The template, as `--template` takes it, that a checkpoint's prompts were trained in.
+    """Return the template that a checkpoint was trained with, as `--template` takes it.
 
-    None where it has none, or has one for another data set than the one named. Raises
-    `UsageError` for a file that holds something else.
+    Return None without a template, and where the template belongs to another data set than
+    `dataset`. Raise `UsageError` for a file that holds something else.
     """
     folder = checkpoint_folder(model)
     if folder is None or not (folder / PROMPT_FILE).is_file():
@@ -34,9 +36,8 @@ def stored_template(model: str, dataset: str | None = None) -> str | None:
         stored = read_settings(folder / PROMPT_FILE)
         template, trained_on = stored["template"], stored["dataset"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reject(
-            "model", model, f"its {PROMPT_FILE} cannot be read ({type(error).__name__}: {error})"
-        )
+        reason = f"its {PROMPT_FILE} cannot be read ({type(error).__name__}: {error})"
+        reject("model", model, reason)
     if not isinstance(template, str) or PLACEHOLDER not in template:
         reject("model", model, f"the template in its {PROMPT_FILE} must hold {PLACEHOLDER}")
     return template if dataset in (None, trained_on) else None

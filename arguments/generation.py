@@ -1,4 +1,4 @@
-"""How tokens are generated."""
+"""The flags of decoding."""
 
 import math
 from dataclasses import dataclass
@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from command_line.errors import reject
 from command_line.flags import flag, unescaped
 
-# The tables of these choices live where torch is imported; a test holds each tuple equal to its
-# table's keys.
+# Their tables lie in modules that import torch; a test compares each tuple with its table's keys.
 GENERATION_STRATEGIES = ("autoregressive", "self_speculative")
 STREAMERS = ("none", "standard", "speculative")
 NO_STOP_WORDS = "none"
@@ -18,26 +17,26 @@ class GenerationArguments:
     """How tokens are generated."""
 
     generation_strategy: str = flag("autoregressive", "the decoder", GENERATION_STRATEGIES)
-    max_steps: int = flag(512, "most tokens generated for one prompt")
+    max_steps: int = flag(512, "most tokens to generate per prompt")
     exit_layer: int = flag(
         -1,
-        "layers of the original model that draft (self_speculative) or decode (autoregressive); "
-        "-1: none",
+        "number of first layers of the original model that draft (self_speculative) or decode "
+        "(autoregressive); -1: none",
     )
-    num_speculations: int = flag(-1, "self_speculative: tokens drafted in one round; -1: none")
+    num_speculations: int = flag(-1, "self_speculative: tokens drafted per round; -1: none")
     sample: bool = flag(True, "sample; false: greedy")
     temperature: float = flag(0.6, "sampling temperature, above 0")
     top_k: int = flag(0, "sample from the k likeliest tokens; 0: from all")
     top_p: float = flag(0.9, "sample from the smallest set of tokens with this mass, in (0, 1]")
     no_repeat_ngram_size: int | None = flag(
-        None, "no n-gram of this size occurs twice in prompt and output"
+        None, "let no n-gram of this size occur twice in prompt and output"
     )
     stop_words: list[str] | None = flag(
         None,
-        r"texts that end the output, \n, \t and \\ understood; the word none: nothing does "
-        "(default: what ends an answer in the data set)",
+        r"texts that end the output, with \n, \t and \\ as escapes; none: no text does "
+        "(default: the data set's own)",
     )
-    stop_token_ids: list[int] = flag([], "token ids that end the output, beside the model's own")
+    stop_token_ids: list[int] = flag([], "token ids that end the output, besides the model's own")
     seed: int = flag(42, "seed of sampling, of the examples' order and of few-shot examples")
 
     def check(self) -> None:
@@ -56,7 +55,7 @@ class GenerationArguments:
             reject("stop_token_ids", min(self.stop_token_ids), "must be token ids, 0 or more")
 
     def chosen_stop_words(self) -> tuple[str, ...] | None:
-        """The words of `--stop_words`; None where it was not given."""
+        """Return the words of `--stop_words`, unescaped; None without the flag."""
         if self.stop_words is None:
             return None
         return tuple(unescaped(word) for word in self.stop_words if word != NO_STOP_WORDS)
@@ -65,7 +64,7 @@ class GenerationArguments:
         if "" in words:
             reject("stop_words", "''", "must not be empty")
         if NO_STOP_WORDS in words and len(words) > 1:
-            reject("stop_words", " ".join(words), f"{NO_STOP_WORDS} stands alone")
+            reject("stop_words", " ".join(words), f"{NO_STOP_WORDS} must be the only word")
 
     def _check_speculation(self) -> None:
         if self.exit_layer == -1:
@@ -74,9 +73,9 @@ class GenerationArguments:
             reject("num_speculations", self.num_speculations, "self_speculative needs at least 1")
 
     def _check_sampling(self) -> None:
-        # Logits divided by less would leave float32's range.
+        # Logits divided by a smaller number would leave float32's range.
         if not 1e-6 <= self.temperature < math.inf:
-            allowed = "must be above 0, and no less than 1e-6; --sample false is greedy"
+            allowed = "must be 1e-6 or more; --sample false is greedy"
             reject("temperature", self.temperature, allowed)
         if self.top_k < 0:
             reject("top_k", self.top_k, "must be 0 (off) or more")

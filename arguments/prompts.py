@@ -1,4 +1,4 @@
-"""Which prompts, and what becomes of their text on the way to the model."""
+"""The flags that choose prompts, and that change their text before the model reads it."""
 
 import typing
 from dataclasses import dataclass, replace
@@ -13,24 +13,24 @@ DEFAULT_DATASET = "human_eval"
 
 @dataclass(frozen=True)
 class PromptArguments:
-    """What becomes of a text on its way to the model."""
+    """How prompts are changed before the model reads them."""
 
     template: str | None = flag(
         None,
-        r"text around every prompt, which takes the place of {message}; \n, \t and \\ understood "
-        "(default: the one that a checkpoint of train.py stores, with the data set it was trained "
-        "on)",
+        r"text around each prompt, with {message} in the prompt's place and \n, \t and \\ as "
+        "escapes (default: the template that train.py stored with the checkpoint, for the data "
+        "set of the training)",
     )
     apply_chat_template: bool = flag(
-        False, "hand the prompt to the model as a user's message, by its tokenizer's template"
+        False, "format the prompt as a user's message with the tokenizer's chat template"
     )
     truncate_prompt: bool = flag(
         False,
-        "keep the tail of a prompt that, with --max_steps, exceeds the positions, instead of "
-        "leaving it out",
+        "keep the tail of a prompt that, with --max_steps, exceeds the model's positions, instead "
+        "of skipping the prompt",
     )
-    prompt_field: str = flag("prompt", "custom_jsonl: the field that holds the prompt")
-    response_field: str = flag("response", "custom_jsonl: the field that holds the reference")
+    prompt_field: str = flag("prompt", "custom_jsonl: field of the prompt")
+    response_field: str = flag("response", "custom_jsonl: field of the reference")
 
     def check(self) -> None:
         if self.template is not None and PLACEHOLDER not in self.template:
@@ -40,11 +40,11 @@ class PromptArguments:
                 reject(name, "''", "must not be empty")
 
     def renamed_fields(self) -> dict[str, str]:
-        """The fields of custom_jsonl, and what the user's rows call them."""
+        """Map each field of custom_jsonl to the name that the user's rows have for it."""
         return {"prompt": self.prompt_field, "response": self.response_field}
 
     def filled_template(self, message: str) -> str:
-        """The message inside `--template`, or alone without one."""
+        """Return the message inside `--template`; without a template, the message alone."""
         if self.template is None:
             return message
         return unescaped(self.template).replace(PLACEHOLDER, message)
@@ -56,7 +56,7 @@ _Prompting = typing.TypeVar("_Prompting", bound=PromptArguments)
 def with_stored_template(
     prompting: _Prompting, model: str, dataset: str | None = None
 ) -> _Prompting:
-    """The flags with the checkpoint's own template, where `--template` names none."""
+    """Return the flags with the checkpoint's own template where `--template` is not given."""
     if prompting.template is not None:
         return prompting
     return replace(prompting, template=stored_template(model, dataset))
@@ -64,23 +64,25 @@ def with_stored_template(
 
 @dataclass(frozen=True)
 class DataArguments(PromptArguments):
-    """Which prompts."""
+    """Which prompts, and how they are changed."""
 
     dataset: str = flag(DEFAULT_DATASET, "the data set", tuple(DATASETS))
     data_path: str | None = flag(
         None,
-        "JSONL, JSONL.gz, CSV or Parquet file of the data set's rows, or a folder with a test and "
+        "the data set's rows: a JSONL, JSONL.gz, CSV or Parquet file, or a folder with a test and "
         "a train file (default: the hub; for human_eval, a package)",
     )
     num_samples: int | None = flag(None, "examples to evaluate (default: all)")
-    random_shuffle: bool = flag(True, "evaluate in an order drawn by --seed; false: as they come")
+    random_shuffle: bool = flag(
+        True, "evaluate in an order drawn by --seed; false: in the order of the rows"
+    )
     n_shot: int = flag(
-        0, "solved examples before every prompt, drawn by --seed from the training split"
+        0, "solved examples before each prompt, drawn by --seed from the training split"
     )
     execute_code: bool = flag(
         False,
-        "human_eval: run the data set's tests on every completion, code that a model wrote, in a "
-        "process of its own; gives pass@1",
+        "human_eval: run the data set's tests on each completion, which is code that a model "
+        "wrote, each in a separate process; measures pass@1",
     )
 
     def check(self) -> None:
@@ -92,5 +94,5 @@ class DataArguments(PromptArguments):
         if self.data_path == "":
             reject("data_path", "''", "must not be empty")
         if self.execute_code and DATASETS[self.dataset].tests is None:
-            having = ", ".join(name for name, one in DATASETS.items() if one.tests)
+            having = ", ".join(name for name, dataset in DATASETS.items() if dataset.tests)
             reject("execute_code", "true", f"--dataset {self.dataset} has no tests; {having} has")

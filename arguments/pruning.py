@@ -1,4 +1,4 @@
-"""Which layers are removed, and what decides on them."""
+"""The flags of pruning."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,27 +9,27 @@ from command_line.flags import check_new_folder, flag
 from prompts.dataset_table import DATASETS
 
 PRUNE_METHODS = ("base", "angular", "random")
-PLAN_FILE = "prune_plan.json"  # beside the weights of a checkpoint that was saved pruned
+PLAN_FILE = "prune_plan.json"  # beside the weights of a pruned checkpoint
 
 
 @dataclass(frozen=True)
 class CalibrationArguments:
-    """On what a plan is decided."""
+    """What decides which layers are removed."""
 
     prune_seed: int = flag(
-        42, "seed of the plan: which layers are dropped, or which examples calibrate"
+        42, "seed of the plan: draws the layers to drop, or the examples to calibrate on"
     )
     calibration_samples: int = flag(
-        32, "angular: examples, none of them evaluated, on which distances are measured"
+        32, "angular: number of examples to calibrate on, none of them evaluated"
     )
     calibration_dataset: str | None = flag(
         None,
-        "angular: data set to calibrate on (default: the one evaluated, its training split where "
-        f"there is one; {DEFAULT_DATASET} where none is evaluated)",
+        "angular: data set to calibrate on (default: the evaluated data set, its training split "
+        f"if it has one; {DEFAULT_DATASET} if nothing is evaluated)",
         tuple(DATASETS),
     )
     calibration_path: str | None = flag(
-        None, "angular: file or folder of calibration rows, as --data_path"
+        None, "angular: file or folder of calibration rows, like --data_path"
     )
 
     def check(self) -> None:
@@ -39,7 +39,7 @@ class CalibrationArguments:
             reject("calibration_path", "''", "must not be empty")
 
     def names_calibration(self) -> bool:
-        """Whether examples to calibrate on are named, and not those of the data evaluated."""
+        """Return whether calibration has a source of its own, other than the evaluated data."""
         return (self.calibration_dataset or self.calibration_path) is not None
 
 
@@ -50,7 +50,7 @@ class PruneArguments(CalibrationArguments):
     prune_method: str = flag("base", "base removes nothing", PRUNE_METHODS)
     prune_n: int | None = flag(None, "angular: number of consecutive layers to remove, 1 to L - 2")
     dropout_threshold: float | None = flag(
-        None, "random: probability with which each layer is removed, in [0, 1)"
+        None, "random: probability that a layer is removed, in [0, 1)"
     )
     save_pruned: str | None = flag(None, "folder for the pruned model, an ordinary checkpoint")
 
@@ -61,20 +61,18 @@ class PruneArguments(CalibrationArguments):
         self._check_belongs("calibration_dataset", "angular")
         self._check_belongs("calibration_path", "angular")
         if self.prune_n is not None and self.prune_n < 1:
-            reject("prune_n", self.prune_n, "must be 1 to L - 2, L being the model's layers")
+            reject("prune_n", self.prune_n, "must be 1 to L - 2 for a model of L layers")
         if self.dropout_threshold is not None and not 0 <= self.dropout_threshold < 1:
             reject("dropout_threshold", self.dropout_threshold, "must be in [0, 1)")
         if self.save_pruned is not None:
-            # One that an earlier start has saved is told from others once the plan is known.
+            # A pruned checkpoint may exist already: its plan is compared once this plan is known.
             check_new_folder("save_pruned", self.save_pruned, may_exist=True)
-            if (
-                Path(self.save_pruned).exists()
-                and not (Path(self.save_pruned) / PLAN_FILE).exists()
-            ):
+            folder = Path(self.save_pruned)
+            if folder.exists() and not (folder / PLAN_FILE).exists():
                 reject("save_pruned", self.save_pruned, "exists already; name a new folder")
 
     def calibrates(self) -> bool:
-        """Whether the method measures something on examples."""
+        """Return whether the method measures something on examples."""
         return self.prune_method == "angular"
 
     def _check_needed(self, name: str, method: str) -> None:

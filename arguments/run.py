@@ -23,7 +23,7 @@ class LogArguments:
 
 @dataclass
 class RunArguments:
-    """All flags of one run."""
+    """All flags of one run; a checkpoint's own template is filled in."""
 
     model: ModelArguments
     data: DataArguments
@@ -36,7 +36,7 @@ class RunArguments:
 
     @property
     def stop_words(self) -> tuple[str, ...]:
-        """Those of `--stop_words`, or else what ends an answer in the data set."""
+        """Return the words of `--stop_words`; without the flag, the data set's own."""
         chosen = self.generation.chosen_stop_words()
         return DATASETS[self.data.dataset].stop_words if chosen is None else chosen
 

@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     if max(flags.exit_layers) >= layers:
         reject("exit_layers", flags.exit_layers, f"must be below the model's {layers} layers")
     # Peers share the weights in transformers' layout; this project's engine lays out its own.
-    model = read_model(checkpoint, runtime, model_flags.extra()).eval().requires_grad_(False)
+    model = read_model(checkpoint, runtime).eval().requires_grad_(False)
     prompts = [encode(data, checkpoint, example.prompt) for example in examples]
     steps = lengths(model, checkpoint.tokenizer, prompts, flags.max_steps)
     capacity = max(map(len, prompts)) + max(steps)

@@ -24,7 +24,8 @@ if not __package__:  # started as a file, whose folder Python puts first
 
 import torch
 
-from arguments.model import DTYPES, ModelArguments
+from arguments.model import ModelArguments
+from arguments.model_args import DTYPES
 from benchmarks.bandwidth import Bandwidth, step_bytes
 from benchmarks.conditions import check_least, head, write_results
 from benchmarks.measuring import human_eval_prompts, in_turn, timed

@@ -1,4 +1,4 @@
-"""The files of a checkpoint before its weights are read: found, checked and fingerprinted."""
+"""Find, check and fingerprint the files of a checkpoint before its weights are read."""
 
 import hashlib
 from pathlib import Path
@@ -22,8 +22,8 @@ from models.embedded import EMBEDDED_MODEL, embedded_checkpoint
 # Weights, configuration, tokenizers of every kind and their chat templates.
 _FINGERPRINTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 _SAMPLED_BYTES = 1 << 16
-_MOST_HEADER_BYTES = 100_000_000  # what safetensors itself allows
-# Keys of a configuration that must be at least 1 where it has them.
+_MOST_HEADER_BYTES = 100_000_000  # the limit of safetensors itself
+# Keys that must be at least 1 if a configuration has them.
 _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -34,7 +34,7 @@ _NO_WEIGHTS = "holds no *.safetensors weights, the one format that is read"
 
 
 def find_source(name: str) -> str:
-    """The folder, or the name on the hub, that `--model` means."""
+    """Return the folder that `--model` names, or else the name, as one on the hub."""
     if name == EMBEDDED_MODEL:
         return str(embedded_checkpoint())
     if name in SHIPPED:
@@ -67,11 +67,11 @@ def _check_folder(name: str, folder: Path) -> None:
         reject("model", name, f"the folder {_NO_WEIGHTS}")
 
 
-def adapter_aside(source: str, where: dict[str, Any]) -> str | None:
-    """Says that an adapter beside a model's own weights is not applied to them.
+def unused_adapter(source: str, where: dict[str, Any]) -> str | None:
+    """Return the remark that an adapter beside full weights is not applied; None without one.
 
-    transformers applies it, which changes weights that it was merged into already. Raises
-    `UsageError` where its release cannot be told not to, as those before 5.23 in a folder.
+    transformers would apply the adapter to weights that may contain it already. Raise `UsageError`
+    if `without_adapter` does not work, as in folders before transformers 5.23.
     """
     if find_adapter_config_file(source, **where) is None:
         return None
@@ -82,12 +82,12 @@ def adapter_aside(source: str, where: dict[str, Any]) -> str | None:
 
 
 def without_adapter(where: dict[str, Any]) -> dict[str, Any]:
-    """How `from_pretrained` is told to apply no adapter: it looks for one where none can be."""
+    """Return arguments of `from_pretrained` that make it look for an adapter in vain."""
     return {"adapter_kwargs": where | {"subfolder": _NO_FOLDER}}
 
 
 def _check_no_adapter_alone(name: str, source: str, **where: Any) -> None:
-    """Refuses an adapter that lies there without the model that it changes."""
+    """Reject a source that holds an adapter without the model that it changes."""
     path = find_adapter_config_file(source, **where)
     if path is None:
         return
@@ -101,17 +101,17 @@ def _check_no_adapter_alone(name: str, source: str, **where: Any) -> None:
 
 
 def check_safetensors(name: str, commit: str, cache_dir: str | None) -> None:
-    """Refuses a repository without *.safetensors weights, as the hub's answers in the cache say."""
+    """Reject a repository without *.safetensors weights; the cache holds the hub's answers."""
     where = {"cache_dir": cache_dir, "revision": commit}
     names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
     found = [try_to_load_from_cache(name, file, **where) for file in names]
-    if all(one is _CACHED_NO_EXIST for one in found):
+    if all(path is _CACHED_NO_EXIST for path in found):
         _check_no_adapter_alone(name, name, **where)
         reject("model", name, f"the repository {_NO_WEIGHTS}")
 
 
 def find_commit(name: str, where: dict[str, Any]) -> str:
-    """The commit that the revision of a repository on the hub, or in its cache, names now."""
+    """Return the commit that the revision of a repository names now, on the hub or in its cache."""
     path = cached_file(name, "config.json", **where)
     if path is None:
         _check_no_adapter_alone(name, name, **where)
@@ -119,16 +119,11 @@ def find_commit(name: str, where: dict[str, Any]) -> str:
     return Path(path).parent.name
 
 
-def pinned(commit: str | None) -> dict[str, str]:
-    """How transformers is told to read files of one commit, whatever is pushed meanwhile."""
-    return {"revision": commit} if commit else {}
-
-
 def fingerprint(folder: Path) -> str:
-    """Names the contents of a checkpoint's folder by a hash over its files.
+    """Return a hash over a checkpoint's files, without an adapter, which is not read.
 
     Weights enter by size, safetensors header and evenly spaced samples: hashing all bytes of a
-    large model would take minutes at every start. An adapter, which is not read, does not enter.
+    large model would take minutes at each start.
     """
     digest = hashlib.sha256()
     for path in sorted(path for kind in _FINGERPRINTED for path in folder.glob(kind)):
@@ -137,8 +132,11 @@ def fingerprint(folder: Path) -> str:
         digest.update(f"{path.name} {path.stat().st_size} ".encode())
         if path.suffix == ".safetensors":
             _update_with_samples(digest, path)
-        else:
-            digest.update(_side_file(path))
+            continue
+        try:
+            digest.update(read_bounded(path, PART_BYTES))
+        except ValueError as error:
+            raise ValueError(f"{path.name} {error}") from error
     return f"files {digest.hexdigest()[:16]}"
 
 
@@ -152,10 +150,3 @@ def _update_with_samples(digest: Any, path: Path) -> None:
         for offset in range(8 + header_bytes, path.stat().st_size, stride):
             file.seek(offset)
             digest.update(file.read(_SAMPLED_BYTES))
-
-
-def _side_file(path: Path) -> bytes:
-    try:
-        return read_bounded(path, PART_BYTES)
-    except ValueError as error:
-        raise ValueError(f"{path.name} {error}") from error

@@ -1,4 +1,4 @@
-"""Whether decoding steps can be compiled here."""
+"""Check whether decoding steps can be compiled here."""
 
 import importlib.util
 import os
@@ -12,12 +12,12 @@ from self_speculation.llama_model_utils import COMPILED_ATTENTION, DEFAULT_ATTEN
 
 
 def compile_obstacle(arguments: ModelArguments, device: torch.device) -> str | None:
-    """Why decoding steps cannot be compiled with these flags, here; None where they can."""
-    extra = arguments.extra()
-    kernel = extra.get("attn_implementation") or DEFAULT_ATTENTION
-    if kernel not in COMPILED_ATTENTION:
-        return f"attn_implementation={kernel} is not compiled"
-    if "device_map" in extra:
+    """Return why decoding steps cannot be compiled with these flags here; None if they can."""
+    options = arguments.options
+    attention = options.get("attn_implementation") or DEFAULT_ATTENTION
+    if attention not in COMPILED_ATTENTION:
+        return f"attn_implementation={attention} is not compiled"
+    if "device_map" in options:
         return "a model that device_map places is not compiled"
     if device.type == "cuda" and not importlib.util.find_spec("triton"):
         return "the package triton is not installed"
@@ -28,7 +28,7 @@ def compile_obstacle(arguments: ModelArguments, device: torch.device) -> str | N
 
 
 def _compilers(device: torch.device) -> list[str]:
-    """The compilers of which one will be called: by Triton for C, by torch for C++."""
+    """Return the compilers that are tried: Triton wants one for C, torch one for C++."""
     if device.type == "cuda":
         return [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
     return [os.environ.get("CXX", "clang++" if platform.system() == "Darwin" else "g++")]

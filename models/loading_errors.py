@@ -1,4 +1,4 @@
-"""One line for whatever keeps a model or its tokenizer from loading."""
+"""Turn whatever keeps a model or its tokenizer from loading into one line."""
 
 import re
 from collections.abc import Iterator
@@ -12,30 +12,30 @@ from files.error_lines import error_line
 from files.hub_reasons import Wanted, causes, hub_reason
 from models.embedded import EMBEDDED_MODEL
 
-_TOKENIZER = "its tokenizer "
 _NEITHER_FILE = "Couldn't instantiate the backend tokenizer"
 
 
 @contextmanager
-def one_line_errors(name: str, revision: str | None = None) -> Iterator[None]:
-    """Raises a `UsageError` that says in one line why the model cannot be loaded."""
-    with _one_line(name, "", revision):
+def one_line_errors(
+    name: str, revision: str | None = None, of_tokenizer: bool = False
+) -> Iterator[None]:
+    """Raise a `UsageError` whose one line says why a model or its tokenizer cannot be loaded."""
+    try:
         yield
-
-
-@contextmanager
-def one_line_tokenizer_errors(name: str) -> Iterator[None]:
-    """Raises a `UsageError` that says in one line why the model's tokenizer cannot be loaded."""
-    with _one_line(name, _TOKENIZER, None):
-        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        # A checkpoint is foreign input: transformers raises errors of every type.
+        reason = _reason(error, revision, of_tokenizer)
+        raise UsageError(f"--model {name}: {reason}") from error
 
 
 def tokenizer_reason(error: BaseException) -> str | None:
-    """Says what a tokenizer lacks; None for an error that transformers itself explains."""
+    """Return what a tokenizer lacks; None if the message of transformers explains it."""
     said = str(error)
     if _NEITHER_FILE in said:
         return "lacks a tokenizer.json or tokenizer.model"
-    # Where it cannot read SentencePiece, transformers 5 takes the file for one of tiktoken.
+    # Without the packages that read SentencePiece, transformers 5 takes the file for tiktoken's.
     if not re.search(r"`tiktoken`|tokenizer\.model", said):
         return None
     if is_sentencepiece_available() and is_protobuf_available():
@@ -44,22 +44,12 @@ def tokenizer_reason(error: BaseException) -> str | None:
     return f"its tokenizer.model {needed}"
 
 
-@contextmanager
-def _one_line(name: str, what: str, revision: str | None) -> Iterator[None]:
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:
-        # A checkpoint is foreign input, and transformers answers it with errors of every type.
-        raise UsageError(f"--model {name}: {_reason(error, what, revision)}") from error
-
-
-def _reason(error: BaseException, what: str, revision: str | None) -> str:
+def _reason(error: BaseException, revision: str | None, of_tokenizer: bool) -> str:
     hint = f"; name a checkpoint folder, or {EMBEDDED_MODEL}"
     reason = hub_reason(error, Wanted("model", revision=revision, otherwise=hint))
     if reason is None and any(isinstance(cause, EntryNotFoundError) for cause in causes(error)):
         reason = "lacks a file that a safetensors checkpoint has"
-    if reason is None and what == _TOKENIZER:
+    if reason is None and of_tokenizer:
         reason = tokenizer_reason(error)
+    what = "its tokenizer " if of_tokenizer else ""
     return reason or f"{what}cannot be loaded ({error_line(error)})"

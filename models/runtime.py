@@ -1,4 +1,4 @@
-"""Where a run happens: process, device, dtype, and the memory that it takes."""
+"""Where a run happens: process, device, dtype, and its peak of memory."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ _STATUS = Path("/proc/self/status")
 class Runtime:
     """The device and dtype of a run, and whether its decoding steps are compiled.
 
-    `holds_more`: other weights than the run's lie in the same memory, whose peak says nothing then.
+    `holds_more`: memory holds other weights than the run's too, so its peak is not measured.
     `ranks` are the processes that share the run's examples.
     """
 
@@ -39,7 +39,7 @@ class Runtime:
     ranks: Ranks = ALONE
 
     def facts(self) -> dict[str, Any]:
-        """What a reader of the log must know of the machine and its software."""
+        """Return what the log says of the machine and its software."""
         cuda = self.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self.device) if cuda else _cpu_name(),
@@ -51,24 +51,22 @@ class Runtime:
         }
 
     def reset_peak_memory(self) -> None:
-        """Forgets the peak so far, such as that of loading the whole model before it was pruned."""
+        """Forget the peak so far, such as that of loading the model before it was pruned."""
         if self.device.type == "cuda":
             for device in range(torch.cuda.device_count()):
                 torch.cuda.reset_peak_memory_stats(device)
         elif _CLEAR_REFS.exists() and os.access(_CLEAR_REFS, os.W_OK):
-            # 5 resets the peak of the resident set (proc(5)).
+            # Writing 5 resets the peak of the resident set (proc(5)).
             _CLEAR_REFS.write_text("5")
 
     def peak_memory_bytes(self) -> int | None:
-        """The most memory held since the reset: by CUDA's allocator, or resident on a CPU.
+        """Return the peak since the reset: of CUDA's allocators in total, or resident on a CPU.
 
-        CUDA devices over which a model is spread are added up. Where no system file tells the
-        resident peak, it is that of the process's whole life.
+        Without the system file that resets it, the resident peak is that of the whole process.
         """
         if self.holds_more:
             return None
         if self.device.type == "cuda":
-            # A device on which this process holds nothing adds nothing.
             return sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
         if _STATUS.exists():
             peak = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
@@ -80,10 +78,10 @@ class Runtime:
 
 
 def start(arguments: ModelArguments, parallel: bool = False) -> Runtime:
-    """Settles device and dtype, and quietens libraries. Raises `UsageError` without them.
+    """Choose device and dtype, and silence libraries. Raise `UsageError` for a missing device.
 
-    `parallel`: torchrun may have started several processes, each of which gets a device of its own,
-    or on a CPU its part of the cores.
+    `parallel`: torchrun may have started several processes; each gets its own CUDA device, or its
+    share of the CPU's cores.
     """
     quieten_libraries()
     started = process_count()
@@ -91,11 +89,14 @@ def start(arguments: ModelArguments, parallel: bool = False) -> Runtime:
         reject("nproc_per_node", started, "of torchrun: this script runs in one process")
     ranks = joined()
     device = _device_of(ranks, device_type(arguments.device))
-    _check_placement(arguments, ranks)
+    options = arguments.options
+    if ranks.count > 1 and "device_map" in options:
+        allowed = "spreads one model over all devices; torchrun with one process (or none) does so"
+        reject("model_args", f"device_map={options['device_map']}", allowed)
     default = "bfloat16" if device.type == "cuda" else "float32"
-    dtype = getattr(torch, arguments.dtype or arguments.extra().get("dtype", default))
+    dtype = getattr(torch, arguments.dtype or options.get("dtype", default))
     if dtype == torch.float32:
-        # TF32 keeps 10 bits of each product: too few for equality of the two decoders.
+        # TF32 keeps 10 bits of each product: too few for the two decoders to agree.
         torch.set_float32_matmul_precision("highest")
     compiled = arguments.compile and compile_obstacle(arguments, device) is None
     return Runtime(device, dtype, compiled, ranks=ranks)
@@ -105,39 +106,28 @@ def _device_of(ranks: Ranks, kind: str) -> torch.device:
     if ranks.count == 1:
         return torch.device(kind)
     if kind == "cpu":
-        torch.set_num_threads(_threads_of_one(ranks.local_count))
+        torch.set_num_threads(_threads_per_process(ranks.local_count))
         return torch.device(kind)
-    found = torch.cuda.device_count()
-    if ranks.local_rank >= found:
-        allowed = f"of torchrun: torch sees {found} CUDA devices here, and each process needs one"
+    count = torch.cuda.device_count()
+    if ranks.local_rank >= count:
+        allowed = f"of torchrun: torch sees {count} CUDA devices here, and each process needs one"
         reject("nproc_per_node", ranks.local_count, allowed)
     device = torch.device(kind, ranks.local_rank)
     torch.cuda.set_device(device)
     return device
 
 
-def _threads_of_one(processes: int) -> int:
-    """The cores that a process gets of those that its machine lends to all.
-
-    torchrun sets OMP_NUM_THREADS to 1 where nobody has; another number is a user's.
-    """
-    chosen = os.environ.get("OMP_NUM_THREADS") or "1"
-    if chosen != "1":
+def _threads_per_process(processes: int) -> int:
+    """Return an equal share of the machine's cores, unless the user chose OMP_NUM_THREADS."""
+    if os.environ.get("OMP_NUM_THREADS", "") not in ("", "1"):  # torchrun sets 1 by default
         return torch.get_num_threads()
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux has it
+    affinity = getattr(os, "sched_getaffinity", None)  # on Linux
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(1, cores // processes)
 
 
-def _check_placement(arguments: ModelArguments, ranks: Ranks) -> None:
-    placed = arguments.extra().get("device_map")
-    if placed is not None and ranks.count > 1:
-        allowed = "spreads one model over all devices; torchrun with one process (or none) does so"
-        reject("model_args", f"device_map={placed}", allowed)
-
-
 def quieten_libraries() -> None:
-    """Leaves it to this project to say what its user should know."""
+    """Silence other libraries: this project prints the warnings that matter."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     hub_logging.set_verbosity_error()
@@ -145,17 +135,14 @@ def quieten_libraries() -> None:
 
 
 def device_type(asked: str | None) -> str:
-    """The device that --device asks for, cuda where it asks for none and there is one."""
+    """Return the device of `--device`; without the flag, cuda if available."""
     if asked == "cuda" and not torch.cuda.is_available():
         reject("device", "cuda", "torch sees no CUDA device here; use --device cpu")
     return asked or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def start_compiled(arguments: ModelArguments) -> Runtime:
-    """As `start` with --compile true, for what makes no sense without.
-
-    Raises `FailedError` where nothing can be compiled.
-    """
+    """Call `start` with --compile true; raise `FailedError` if nothing can be compiled here."""
     arguments = replace(arguments, compile=True)
     runtime = start(arguments)
     obstacle = compile_obstacle(arguments, runtime.device)
@@ -175,7 +162,7 @@ def _cpu_name() -> str:
 
 def _versions() -> dict[str, str | None]:
     packages = ("transformers", "accelerate", "tokenizers")
-    # torch's own word names its build too, such as 2.13.0+cpu.
+    # torch itself also names the build, such as 2.13.0+cpu.
     return {"torch": torch.__version__} | {name: _version(name) for name in packages}
 
 

@@ -1,6 +1,6 @@
-"""Checkpoints as they are written here: for transformers 4 and 5, and compared before they count.
+"""Write checkpoints for transformers 4 and 5, and compare what was written with the model.
 
-`write_checkpoint` is the only way in which the project writes a model.
+The project writes models only through `write_checkpoint`.
 """
 
 import json
@@ -11,36 +11,43 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.integrations.accelerate import load_offloaded_parameter
 
 from files.reading import read_settings
 from models.weight_layout import stored_by_rows
 from self_speculation.offloading import save_weights
 
-_COMPARED_ELEMENTS = 1 << 23  # of a weight, at a time
+_COMPARED_ELEMENTS = 1 << 23  # of a weight at a time
 # Words, numbers, code with indentation, other scripts, a symbol of four bytes, spaces at both ends.
 _PROBE = " The 3 cats\n\n    return x_1 != 'é'  # Straße 東京 😀\t1,234.50 \n"
-# Keys that differ between a configuration in memory and the same one in a file.
-_OF_THE_PLACE = {"_name_or_path", "transformers_version", "dtype", "architectures"}
+# Keys that differ between a configuration in memory and its file.
+_IGNORED = {"_name_or_path", "transformers_version", "dtype", "architectures"}
 
 
 class DifferentError(OSError):
-    """A checkpoint that reads otherwise than what was written."""
+    """A written checkpoint does not read back as the same model."""
 
 
 def write_checkpoint(
-    model: nn.Module,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     files: dict[str, Any] | None = None,
     portable: bool = True,
 ) -> None:
-    """Writes model, tokenizer and `files`, JSON values by name; reads all of it back and compares.
+    """Write model, tokenizer and `files`, JSON values by name; read everything back and compare.
 
-    `portable` adds the keys from which transformers 4 reads the same model and tokenizer. Raises
-    OSError where something cannot be written, and `DifferentError` where it reads otherwise.
+    `portable` adds the keys from which transformers 4 reads the same model and tokenizer. Raise
+    OSError if something cannot be written, and `DifferentError` if it reads otherwise.
     """
     with stored_by_rows(model):
         save_weights(model, folder)
@@ -56,11 +63,11 @@ def write_checkpoint(
         _require(read_settings(folder / name) == json.loads(json.dumps(values)), name)
 
 
-def check_tokenizer(config: Any, tokenizer: Any) -> None:
-    """Finds out before a training whether its checkpoint will read with this tokenizer.
+def check_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check before a training that its checkpoint will read back with this tokenizer.
 
-    transformers 5 puts a model type's own tokenizer in the place of some others. Raises
-    `DifferentError` where the ids would differ.
+    transformers 5 replaces some tokenizers by its own for the model type. Raise `DifferentError`
+    if the ids would differ.
     """
     with tempfile.TemporaryDirectory() as scratch:
         config.save_pretrained(scratch)
@@ -69,24 +76,24 @@ def check_tokenizer(config: Any, tokenizer: Any) -> None:
         _compare_tokenizer(tokenizer, Path(scratch))
 
 
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     try:
         tokenizer.save_pretrained(folder)
     except OSError:
         raise
     except Exception as error:
-        # Rust's errors, such as of a full disk, have no type of their own.
+        # Errors of Rust, such as for a full disk, are plain exceptions.
         raise OSError(str(error)) from error
 
 
 def _add_older_keys(folder: Path) -> None:
-    """Writes what transformers 4.57 reads beside what transformers 5 writes.
+    """Add the keys of transformers 4.57 to those of transformers 5.
 
-    Version 5 knows `rope_parameters` alone, version 4 `rope_theta` and `rope_scaling` alone, and
-    each passes over what the other says: without these keys version 4 computes with a theta of
-    10000, unscaled. Version 5 reads the older keys into the same `rope_parameters`.
+    Version 5 writes only `rope_parameters`, version 4 reads only `rope_theta` and `rope_scaling`:
+    without these keys version 4 would compute unscaled, with a theta of 10000. Version 5 reads
+    the older keys into the same `rope_parameters`.
     """
-    config = _read(folder / "config.json")
+    config = read_settings(folder / "config.json")
     rope = dict(config.get("rope_parameters") or {})
     if rope:
         config["rope_theta"] = rope.pop("rope_theta")
@@ -97,16 +104,12 @@ def _add_older_keys(folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return
-    tokenizer = _read(path)
+    tokenizer = read_settings(path)
     if tokenizer.get("tokenizer_class") == "TokenizersBackend":
-        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"  # its name in version 4
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name in version 4
     if isinstance(tokenizer.get("extra_special_tokens"), list):  # a dict of names in version 4
         tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
     _write(path, tokenizer)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
@@ -114,9 +117,9 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _compare_weights(model: nn.Module, folder: Path) -> None:
-    """Compares names, shapes, dtypes and every bit, a part of a weight at a time."""
-    expected, tied = model.state_dict(), getattr(model, "all_tied_weights_keys", {})
+def _compare_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Compare names, shapes, dtypes and all bits, a part of a weight at a time."""
+    expected, tied = model.state_dict(), model.all_tied_weights_keys
     stored: set[str] = set()
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -129,7 +132,7 @@ def _compare_weights(model: nn.Module, folder: Path) -> None:
     _require(bool(stored), "weights, of which there are none")
 
 
-def _in_memory(model: nn.Module, name: str, weights: dict[str, Tensor]) -> Tensor:
+def _in_memory(model: PreTrainedModel, name: str, weights: dict[str, Tensor]) -> Tensor:
     weight = weights[name]
     return load_offloaded_parameter(model, name) if weight.is_meta else weight
 
@@ -153,32 +156,28 @@ def _parts(weight: Tensor, stored: Any) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _bits(part: Tensor) -> Tensor:
-    """Bytes: equal for what is not a number too, and different for 0.0 and -0.0."""
+    """Return bytes, which are equal for NaN and NaN, and different for 0.0 and -0.0."""
     return part.contiguous().flatten().view(torch.uint8)
 
 
-def _compare_settings(model: nn.Module, folder: Path) -> None:
+def _compare_settings(model: PreTrainedModel, folder: Path) -> None:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    for name in _differences(config.to_dict(), model.config.to_dict()):
-        _require(False, f"config.json's {name}")
+    _compare_keys("config.json", config, model.config)
     if (folder / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(folder)
-        for name in _differences(generation.to_dict(), model.generation_config.to_dict()):
-            _require(False, f"generation_config.json's {name}")
+        _compare_keys("generation_config.json", generation, model.generation_config)
 
 
-def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Keys whose values differ as JSON, which has no tuples and no numbers as keys."""
-    names = sorted((one.keys() | other.keys()) - _OF_THE_PLACE)
-
-    def text(value: Any) -> str:
-        return json.dumps(value, sort_keys=True)
-
-    return [name for name in names if text(one.get(name)) != text(other.get(name))]
+def _compare_keys(file: str, stored: Any, settings: Any) -> None:
+    """Compare values as JSON, which has no tuples and no numbers as keys."""
+    one, other = stored.to_dict(), settings.to_dict()
+    for name in sorted((one.keys() | other.keys()) - _IGNORED):
+        texts = {json.dumps(each.get(name), sort_keys=True) for each in (one, other)}
+        _require(len(texts) == 1, f"{file}'s {name}")
 
 
-def _compare_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Compares ids, tokens and template. transformers may add tokens, as of Qwen2, at the end."""
+def _compare_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Compare ids, tokens and template. transformers may append tokens, as for Qwen2."""
     again = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     _require(again(_PROBE)["input_ids"] == tokenizer(_PROBE)["input_ids"], "the tokenizer's ids")
     _require(again.get_vocab().items() >= tokenizer.get_vocab().items(), "the vocabulary")

@@ -1,4 +1,4 @@
-"""Made-up weights in the shape of public models, for work on speed where those are out of reach.
+"""Make up weights in the shape of a public model, for work on speed without the model itself.
 
 The tokens mean nothing. Speed and memory are those of the shape, and the acceptance is chosen.
 """
@@ -12,18 +12,24 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from arguments.model import SYNTHETIC
 from command_line.errors import reject
 
 DEFAULT_ACCEPTANCE = 0.7
-NUM_SPECULATIONS = 6  # of the rounds whose acceptance is chosen
-# What --model_args may say of weights that are on no disk.
+NUM_SPECULATIONS = 6  # per round, for the acceptance that is chosen
+# The keys of --model_args that do not concern files.
 MODEL_ARGS = ("attn_implementation", "dtype")
 
-_RECIPE = 1  # raise it when the same name comes to mean other weights
+_RECIPE = 1  # raise it when the weights of a name change
 _SEED = 0
 _CALIBRATION_TOKENS = 64
 _QUERY_SCALE = 4.0
@@ -39,7 +45,7 @@ _LLAMA3 = {
     "num_key_value_heads": 8,
     "rms_norm_eps": 1e-5,
 }
-# As the config.json of each public model says.
+# From the config.json of each public model.
 SHAPES: dict[str, dict[str, Any]] = {
     "llama3.2-1b": _LLAMA3
     | {
@@ -89,39 +95,39 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class SyntheticModel:
-    """A shape of `SHAPES`, and the acceptance that its weights are made for."""
+    """A shape of `SHAPES`, and the acceptance that the weights are made for."""
 
     shape: str
     acceptance: float = DEFAULT_ACCEPTANCE
 
     @property
     def config(self) -> LlamaConfig:
-        """The public model's, without tokens that begin or end a text."""
+        """Return the public model's configuration, without tokens that begin or end a text."""
         values = {"tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": None}
         return LlamaConfig(**values | SHAPES[self.shape])
 
     @property
     def exit_layer(self) -> int:
-        """The exit layer at which the acceptance holds: a quarter of the depth."""
+        """Return the exit layer at which the acceptance holds: a quarter of the depth."""
         return self.config.num_hidden_layers // 4
 
     @property
     def fingerprint(self) -> str:
-        """Changes with all that defines the weights, device and dtype aside."""
+        """Return a hash of all that defines the weights, except device and dtype."""
         defining = asdict(self) | SHAPES[self.shape] | {"seed": _SEED, "recipe": _RECIPE}
         text = json.dumps(defining, sort_keys=True)
         return f"synthetic {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def is_synthetic(name: str) -> bool:
-    """Whether `--model` names a model that is made up."""
+    """Return whether `--model` names a synthetic model."""
     return name.startswith(SYNTHETIC)
 
 
 def find_synthetic(name: str, model_args: dict[str, Any]) -> SyntheticModel:
-    """The model that synthetic:SHAPE or synthetic:SHAPE:ACCEPTANCE names.
+    """Return the model that synthetic:SHAPE or synthetic:SHAPE:ACCEPTANCE names.
 
-    Raises `UsageError` for another name, and for arguments that are about files.
+    Raise `UsageError` for another name, and for `--model_args` that concern files.
     """
     shape, separator, text = name.removeprefix(SYNTHETIC).partition(":")
     if shape not in SHAPES:
@@ -137,8 +143,8 @@ def find_synthetic(name: str, model_args: dict[str, Any]) -> SyntheticModel:
 
 
 def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A token for every byte, then filler that no text encodes to, up to the vocabulary's size."""
-    # GPT-2's way to write a byte: a printable character of its own, ASCII being itself.
+    """Return a tokenizer with a token per byte, filled up with tokens that no text encodes to."""
+    # GPT-2 writes each byte as a printable character, printable ASCII as itself.
     printable = {ord(symbol): symbol for symbol in pre_tokenizers.ByteLevel.alphabet()}
     others = sorted(set(printable.values()) - set(map(chr, range(256))))
     symbols = [printable[byte] if byte in printable else others.pop(0) for byte in range(256)]
@@ -152,19 +158,19 @@ def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 def make_model(
     synthetic: SyntheticModel, device: torch.device, dtype: torch.dtype, attention: str
-) -> nn.Module:
-    """Draws the weights where they will stay, and fits the late layers to the acceptance.
+) -> LlamaForCausalLM:
+    """Draw the weights on the device, and fit the late layers to the acceptance.
 
-    Matrices keep states at unit size, so that every layer adds about as much to the residual
-    stream, and the embedding next to nothing: no token is followed by itself. Queries are longer,
-    so that attention picks a few tokens; a mean over many would make all states alike, and the
-    output a loop.
+    Matrices keep states at unit size, so that each layer adds about as much to the residual
+    stream, and the embedding next to nothing: no token follows itself. Queries are longer, so that
+    attention picks a few tokens; a mean over many would make all states alike, and the output a
+    loop.
 
-    What the layers after the exit add is scaled until it turns the state by an angle theta. Seen
-    through a head of random rows, the two states give Gaussian logits with correlation
-    cos(theta); theta is the angle at which such logits agree on the likeliest token as often as
-    greedy rounds of `NUM_SPECULATIONS` drafts need. Half precision adds rounding of its own,
-    which counts where the acceptance is close to 1.
+    The additions of the layers after the exit are scaled until they turn the state by an angle
+    theta. A head of random rows maps both states to Gaussian logits with correlation cos(theta);
+    theta is the angle at which such logits agree on the likeliest token as often as greedy rounds
+    of `NUM_SPECULATIONS` drafts need. Half precision adds rounding, which matters if the
+    acceptance is close to 1.
     """
     model = _empty_model(synthetic.config, device, dtype, attention)
     draws = torch.Generator(device).manual_seed(_SEED)
@@ -175,31 +181,31 @@ def make_model(
 
 
 def match_rate_for(acceptance: float) -> float:
-    """The rate p at which single tokens match where accepted / drafted is `acceptance`.
+    """Return the rate p at which single tokens match if accepted / drafted is `acceptance`.
 
-    A draft of k tokens is accepted up to its first mismatch: (p + ... + p^k) / k of it on average.
+    A draft of k tokens is accepted up to the first mismatch: (p + ... + p^k) / k on average.
     """
     powers = range(1, NUM_SPECULATIONS + 1)
     return _bisect(lambda p: sum(p**i for i in powers) / NUM_SPECULATIONS, acceptance, 0, 1)
 
 
 def angle_for(match_rate: float, vocabulary: int) -> float:
-    """The angle between two states whose random logits agree so often on the largest, radians."""
+    """Return the angle, in radians, between two states whose random logits agree so often."""
     return _bisect(
         lambda angle: argmax_agreement(math.cos(angle), vocabulary), match_rate, math.pi / 2, 0
     )
 
 
 def argmax_agreement(correlation: float, vocabulary: int) -> float:
-    """How often two Gaussian vectors, correlated in [0, 1) entry by entry, share their argmax.
+    """Return how often two Gaussian vectors with entries correlated in [0, 1) share their argmax.
 
-    V E[F(x, y)^(V - 1)] over one entry (x, y) of both, F being the distribution function of such
-    a pair: no other entry exceeds it in either vector. `vocabulary` is some hundreds at least.
+    V E[F(x, y)^(V - 1)] over one entry (x, y) of both, where F is the distribution function of
+    such a pair: no other entry exceeds it in either vector. V must be a few hundred at least.
     """
     rest = math.sqrt(1 - correlation**2)
     x = torch.linspace(0, 4 + math.sqrt(2 * math.log(vocabulary)), 40, dtype=torch.float64)
     z = torch.linspace(-6, 6, 40, dtype=torch.float64)  # y = correlation x + rest z
-    # Of another entry: how far below x its first half lies, as finely as its second half reacts.
+    # How far below x the first half of another entry lies, as finely as the second half reacts.
     d = torch.linspace(0, 16, 100, dtype=torch.float64) / max(correlation / rest, 1)
     above_y_XZd = torch.special.ndtr(-(z[:, None] + correlation / rest * d))
     above_XZ = torch.trapezoid(_density(x[:, None, None] - d) * above_y_XZd, d)
@@ -210,12 +216,12 @@ def argmax_agreement(correlation: float, vocabulary: int) -> float:
 
 
 def _density(x: Tensor) -> Tensor:
-    """Of the standard normal distribution."""
+    """Return the density of the standard normal distribution."""
     return torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
 
 
 def _bisect(function: Callable[[float], float], value: float, low: float, high: float) -> float:
-    """Where a function takes the value, being below it at `low` and above at `high`."""
+    """Return where a function takes the value; it is below at `low` and above at `high`."""
     for _ in range(20):
         middle = (low + high) / 2
         low, high = (middle, high) if function(middle) < value else (low, middle)
@@ -231,24 +237,24 @@ def _number(text: str) -> float:
 
 def _empty_model(
     config: LlamaConfig, device: torch.device, dtype: torch.dtype, attention: str
-) -> nn.Module:
+) -> LlamaForCausalLM:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     model.to_empty(device=device)
     model.tie_weights()
-    # Its frequencies are no parameters and were lost with the meta device.
+    # The frequencies are no parameters and were lost with the meta device.
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config).to(device)
     return model
 
 
 @torch.no_grad()
-def _draw_weights(model: nn.Module, draws: torch.Generator) -> None:
+def _draw_weights(model: LlamaForCausalLM, draws: torch.Generator) -> None:
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.fill_(1)
         else:
-            # Uniform with variance 1 / columns: some releases of torch draw normals in half
-            # precision without their tails.
+            # Uniform with variance 1 / columns: some releases of torch draw half-precision
+            # normals without tails.
             bound = math.sqrt(3 / parameter.shape[1])
             parameter.uniform_(-bound, bound, generator=draws)
     for layer in model.model.layers:
@@ -257,19 +263,19 @@ def _draw_weights(model: nn.Module, draws: torch.Generator) -> None:
 
 @torch.no_grad()
 def _turn_late_layers(
-    model: nn.Module, exit_layer: int, angle: float, draws: torch.Generator
+    model: LlamaForCausalLM, exit_layer: int, angle: float, draws: torch.Generator
 ) -> None:
-    """Scales what the layers after the exit add, in a pass over random tokens.
+    """Scale the additions of the layers after the exit, in a pass over random tokens.
 
-    In many dimensions the additions of layers that know nothing of each other are orthogonal to
-    each other and to the exit state: n of them, each tan(angle) / sqrt(n) of its length, turn it
-    by the angle.
+    In many dimensions the additions of independent layers are orthogonal to each other and to the
+    exit state: n of them, each tan(angle) / sqrt(n) times as long as the state, turn it by the
+    angle.
     """
     late = model.model.layers[exit_layer:]
     share = math.tan(angle) / math.sqrt(len(late))
     exit_norms: list[Tensor] = []
 
-    def scale(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def scale(layer: LlamaDecoderLayer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         exit_norms.append(inputs[0].float().norm())
         added = output - inputs[0]
         factor = float(share * exit_norms[0] / added.float().norm())

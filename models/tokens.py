@@ -1,20 +1,21 @@
-"""The tokens of texts that a model reads, and of those that it is to say after them."""
+"""Encode prompts, and the texts that are to follow them."""
 
 import itertools
-from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from self_speculation.output_text import OutputText
 
 
-def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """Return a text's tokens, without end tokens that the tokenizer adds by itself."""
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return a text's tokens without end tokens that the tokenizer appends."""
     return without_added_ends(tokenizer, text, tokenizer(text)["input_ids"])
 
 
-def without_added_ends(tokenizer: Any, text: str, ids: list[int]) -> list[int]:
-    """Return the tokens of a text without the end tokens behind them that it does not spell.
+def without_added_ends(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
+    """Return a text's `ids` without end tokens that the tokenizer appended.
 
-    A model that reads the end token after its prompt has nothing left to say.
+    After an end token a model has nothing left to say.
     """
     end = tokenizer.eos_token_id
     if ids[-1:] != [end]:
@@ -23,13 +24,14 @@ def without_added_ends(tokenizer: Any, text: str, ids: list[int]) -> list[int]:
     return ids[: len(ids) - max(_count_at_end(ids, end) - _count_at_end(spelled, end), 0)]
 
 
-def continuation_ids(tokenizer: Any, prompt: str, prompt_ids: list[int], text: str) -> list[int]:
-    """Return the tokens of a text that follows a prompt, as a model that has read it says them.
+def continuation_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, prompt_ids: list[int], text: str
+) -> list[int]:
+    """Return the tokens with which a model continues its prompt by the text.
 
-    Tokenizers of the SentencePiece family put a space before whatever they encode. The tokens are
-    therefore the first of three encodings that decode to the text behind the prompt: the text's
-    own, the end of both texts together, the text's behind a line break. Where a tokenizer changes
-    texts, so that none does, they are the text's own.
+    Tokenizers of the SentencePiece family put a space before each text that they encode. Hence
+    three encodings are tried until one decodes to the text behind the prompt: the text alone, the
+    end of both texts together, the text behind a line break. The default is the text alone.
     """
     output_text = OutputText(tokenizer, prompt_ids)
     own = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -46,5 +48,5 @@ def continuation_ids(tokenizer: Any, prompt: str, prompt_ids: list[int], text: s
 
 
 def _count_at_end(ids: list[int], end: int) -> int:
-    """Return how often the end token stands at the end."""
+    """Return the number of end tokens at the end."""
     return sum(1 for _ in itertools.takewhile(end.__eq__, reversed(ids)))

@@ -1,35 +1,46 @@
-"""The data sets: where their rows come from, and what becomes of a row.
+r"""The table of data sets: where rows come from, and how a row becomes prompt and reference.
 
-Every prompt is the one that LayerSkip (Elhoushi et al. 2024) evaluates.
+To add a data set, add an entry to `DATASETS` at the end of this file:
+
+    "news_headlines": DataSet(
+        fields=("body", "headline"),
+        examples=lambda row: [(f"{row['body']}\nHeadline:", f" {row['headline']}")],
+        source=HubSource("someone/news", revision="refs/convert/parquet"),
+        stop_words=("\n",),
+    ),
+
+The flags, few-shot examples, calibration and metrics of all scripts then work with it. The
+prompts of the entries below are those of LayerSkip (Elhoushi et al. 2024).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from prompts.row_formats import RowsError
-from prompts.rows import HubSource, PackageSource, Source, field_names
+from prompts.row_formats import RowsError, field_names
+from prompts.sources import HubSource, PackageSource, Source
 
 PREFIX_WORDS = 100
 
 
 def plain_shot(prompt: str, reference: str) -> str:
-    """A solved example, on lines of its own."""
+    """Return a solved example as separate lines."""
     glued = prompt[-1:].isspace() or reference[:1].isspace()
     return f"{prompt}{'' if glued else ' '}{reference}\n"
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """One data set.
+    """How to read one data set.
 
-    `fields` are the texts that a row must have, its content first. `examples` makes a row's
-    (prompt, reference) pairs; it may raise `RowsError`. `source` is where the rows are without
-    `--data_path`; None where only the user knows. `stop_words` end an answer, unless
-    `--stop_words` names others. `shot` writes a solved example into a few-shot prompt. `id_field`
-    names an example, where rows have it; others are counted from 1. `tests` makes of a row the
-    program that, run after prompt and completion, fails where the completion is wrong. The rows
-    of a `renamable` data set may call its fields as `--prompt_field` and `--response_field` say.
+    fields: the texts that each row must have, the content first.
+    examples: makes a row's (prompt, reference) pairs; may raise `RowsError`.
+    source: where rows come from without `--data_path`; None if `--data_path` is required.
+    stop_words: texts that end an answer, unless `--stop_words` is given.
+    shot: writes a solved example into a few-shot prompt.
+    id_field: the field with the example's id; rows without it are counted from 1.
+    tests: makes the program that, run after prompt and completion, fails for a wrong completion.
+    renamable: the flags `--prompt_field` and `--response_field` rename the fields.
     """
 
     fields: tuple[str, ...]
@@ -56,7 +67,7 @@ def _continuation(article: str) -> list[tuple[str, str]]:
 
 
 def _chat(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """A pair for every PARSER turn: all turns before it, and its message."""
+    """Return a pair for each PARSER turn: all turns before it, and its message."""
     turns, pairs, spoken = row.get("data"), [], ""
     if not isinstance(turns, list):
         raise RowsError(f"has no list field 'data'; it has: {field_names(row)}")
@@ -101,7 +112,7 @@ DATASETS: dict[str, DataSet] = {
     "xsum_summarization": DataSet(
         fields=("document", "summary"),
         examples=lambda row: _summary(row["document"], row["summary"]),
-        # The main revision is a loading script.
+        # The main revision is a loading script, which `datasets` 5 does not run.
         source=HubSource("EdinburghNLP/xsum", revision="refs/convert/parquet"),
         stop_words=("Article:",),
         shot=_summary_shot,
@@ -110,7 +121,7 @@ DATASETS: dict[str, DataSet] = {
         fields=("prompt", "canonical_solution"),
         examples=lambda row: [(row["prompt"], row["canonical_solution"])],
         source=PackageSource(),
-        # Those of Codex (Chen et al. 2021): whatever begins after the function's body.
+        # From Codex (Chen et al. 2021): what may follow the function's body.
         stop_words=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
         id_field="task_id",
         tests=_unit_tests,

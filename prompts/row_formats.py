@@ -1,4 +1,4 @@
-"""One file of rows: JSON, CSV, Parquet or Arrow, packed or not, and what is wrong with it."""
+"""Read the rows of a JSON, CSV, Parquet or Arrow file, gzipped or not."""
 
 import codecs
 import csv
@@ -28,23 +28,31 @@ from files.reading import (
     unique,
 )
 
+_AFTER_RETURN = re.compile(r"(?<=\r)(?!\n)")
+_HEAD_BYTES = 64  # enough to skip white space before an array
+
 
 class RowsError(ValueError):
-    """Rows that cannot be read; the message says why, its reader knows which flag named them."""
+    """Rows cannot be read. The message says why; the caller adds the flag that named them."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row's fields, and where they stand, such as line 3."""
+    """The fields of a row, and its place in the file, such as line 3."""
 
     place: str
     values: dict[str, Any]
 
 
-def read_rows(path: Path, name: str = "") -> list[Row]:
-    """All rows of one file, at least one. `name` is what to call the file, where nobody named it.
+def field_names(values: dict[str, Any]) -> str:
+    """Return the names of a row's fields, for an error about a missing field."""
+    return ", ".join(values) or "none"
 
-    Raises `RowsError`.
+
+def read_rows(path: Path, name: str = "") -> list[Row]:
+    """Return all rows of a file, at least one; raise `RowsError` for a file that is not sound.
+
+    `name` is put before the rows' places, if the user did not name the file itself.
     """
     within = f"{name} " if name else ""
     suffix = Path(path.stem if _packed(path) else path.name).suffix.lower()
@@ -66,25 +74,25 @@ def _packed(path: Path) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The file's own bytes, unpacked; what goes wrong while they are read is a `RowsError`."""
+    """Open the file, unpacked; turn errors of reading it into a `RowsError`."""
     try:
         with opened(path) as file:
-            yield gzip.GzipFile(fileobj=file) if _packed(path) else file
+            # GzipFile has the methods of BinaryIO without being declared as one.
+            yield gzip.GzipFile(fileobj=file) if _packed(path) else file  # type: ignore[misc]
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise RowsError(f"is no whole gzip file ({error})") from error
     except OSError as error:
         raise RowsError(f"cannot be read ({error.strerror})") from error
 
 
-_HEAD_BYTES = 64  # more white space than an array has before it
-
-
 def _parse_json_rows(file: BinaryIO) -> list[Row]:
-    """The rows of one array, or a row of each line that is not blank."""
-    if file.peek(_HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
+    """Return the rows of one array, or one row per line that is not blank."""
+    head = file.peek(_HEAD_BYTES)  # type: ignore[attr-defined]  # of both kinds of file
+    if head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
         return _parse_array(file.read(ARRAY_BYTES + 1))
     numbered = enumerate(_text_lines(file), start=1)
-    return [_parse_line(number, line) for number, line in numbered if line.strip()]
+    lines = ((f"line {number}", line.rstrip("\r\n")) for number, line in numbered if line.strip())
+    return [_json_row(place, _parsed(line, f"{place} ")) for place, line in lines]
 
 
 def _parse_array(content: bytes) -> list[Row]:
@@ -94,16 +102,12 @@ def _parse_array(content: bytes) -> list[Row]:
         text = text_of(content)
     except ValueError as error:
         raise RowsError(str(error)) from error
-    rows = []
-    for number, values in enumerate(_parsed(text, "", "line {0.lineno}, "), start=1):
-        if not isinstance(values, dict):
-            raise RowsError(f"row {number} is not a JSON object")
-        rows.append(Row(f"row {number}", values))
-    return rows
+    numbered = enumerate(_parsed(text, "", "line {0.lineno}, "), start=1)
+    return [_json_row(f"row {number}", values) for number, values in numbered]
 
 
 def _text_lines(file: BinaryIO) -> Iterator[str]:
-    """The lines with their ends, of a file that may begin with a byte order mark."""
+    """Yield the lines with their ends, without a byte order mark."""
     number, offset, lines = 1, 0, bounded_lines(file)
     try:
         for line in lines:
@@ -116,22 +120,21 @@ def _text_lines(file: BinaryIO) -> Iterator[str]:
         raise RowsError(f"line {number} {error}") from error
 
 
-def _parse_line(number: int, line: str) -> Row:
-    values = _parsed(line.rstrip("\r\n"), f"line {number} ")
+def _json_row(place: str, values: Any) -> Row:
     if not isinstance(values, dict):
-        raise RowsError(f"line {number} is not a JSON object")
-    return Row(f"line {number}", values)
+        raise RowsError(f"{place} is not a JSON object")
+    return Row(place, values)
 
 
 def _parsed(text: str, place: str, within: str = "") -> Any:
-    """Return what JSON says. `place` begins an error's message, `within` its place in the text."""
+    """Parse JSON. An error begins with `place`; `within` formats the place inside the text."""
     try:
         return parse_json(text)
     except DuplicateKeyError as error:
         raise RowsError(f"{place}{error}") from error
     except json.JSONDecodeError as error:
         reason = f"{error.msg}, {within.format(error)}column {error.colno}"
-        # A line that is sound as far as it goes may be the first of a row over several.
+        # A line that breaks off may be the first of a row on several lines.
         cut = place and error.pos >= len(text)
         hint = "; a row is one line, or all rows are in one array" if cut else ""
         raise RowsError(f"{place}is not JSON ({reason}){hint}") from error
@@ -140,8 +143,8 @@ def _parsed(text: str, place: str, within: str = "") -> Any:
 
 
 def _parse_csv(file: BinaryIO) -> list[Row]:
-    """Rows of comma-separated values below a line that names the fields."""
-    # The module decides what ends a line: it gets lines that end in \r one by one.
+    """Return the rows of comma-separated values below a line with the names of the fields."""
+    # The csv module wants one line at a time, also where lines end in \r.
     pieces = itertools.chain.from_iterable(map(_AFTER_RETURN.split, _text_lines(file)))
     lines = csv.reader(filter(None, pieces), strict=True)
     # The module's own limit, 128 KiB a field, is less than a long document.
@@ -158,31 +161,28 @@ def _parse_csv(file: BinaryIO) -> list[Row]:
         csv.field_size_limit(limit)
 
 
-_AFTER_RETURN = re.compile(r"(?<=\r)(?!\n)")
-
-
 def _is_row(values: list[str]) -> bool:
-    """False for a blank line, and for one of commas alone, which is a spreadsheet's blank line."""
+    """Return False for a blank line, and for the commas that spreadsheets write for one."""
     return any(values) or len(values) == 1
 
 
 def _csv_row(number: int, header: list[str], values: list[str]) -> Row:
-    """The row, without columns that have neither name nor value, as spreadsheets write them.
+    """Return the row without the columns of spreadsheets that have neither name nor value.
 
-    The first column may lack a name: there pandas counts rows.
+    The first column may lack a name: pandas counts rows there.
     """
     last = max((n for n, name in enumerate(header, start=1) if name.strip()), default=0)
     if len(values) < last or any(values[len(header) :]):
         names = f"has {len(values)} values, the header {len(header)} names"
         raise RowsError(f"line {number} {names}")
-    found = {}
+    fields = {}
     for column, (name, value) in enumerate(zip(header, values, strict=False), start=1):
         if name.strip():
-            found[name] = value
+            fields[name] = value
         elif value and column > 1:
             unnamed = f"has {value[:40]!r} in column {column}, for which the header has no name"
             raise RowsError(f"line {number} {unnamed}")
-    return Row(f"line {number}", found)
+    return Row(f"line {number}", fields)
 
 
 def _parse_parquet(file: BinaryIO) -> list[Row]:
@@ -192,14 +192,14 @@ def _parse_parquet(file: BinaryIO) -> list[Row]:
 
 
 def _parse_arrow(file: BinaryIO) -> list[Row]:
-    """Rows of Arrow's stream, as `datasets` keeps them, or of its file."""
+    """Return the rows of an Arrow stream, which `datasets` writes, or of an Arrow file."""
     from pyarrow import ipc
 
     def read(whole: BinaryIO) -> Any:
         is_file = whole.read(6) == b"ARROW1"
         whole.seek(0)
         table = (ipc.open_file if is_file else ipc.open_stream)(whole).read_all()
-        table.validate(full=True)  # offsets are read as they lie there, and may lead anywhere
+        table.validate(full=True)  # otherwise damaged offsets could lead anywhere
         return table
 
     return _table_rows(file, "Arrow", read)
@@ -208,7 +208,7 @@ def _parse_arrow(file: BinaryIO) -> list[Row]:
 def _table_rows(file: BinaryIO, kind: str, read: Callable[[BinaryIO], Any]) -> list[Row]:
     import pyarrow
 
-    if isinstance(file, gzip.GzipFile):  # which cannot be read from its end
+    if isinstance(file, gzip.GzipFile):  # cannot be read from the end
         file = io.BytesIO(file.read(PART_BYTES + 1))
         if file.getbuffer().nbytes > PART_BYTES:
             raise RowsError(f"is too large to be unpacked; {kind} files need no gzip")

@@ -104,10 +104,10 @@ def engine_identity(
     arguments: ModelArguments, runtime: Runtime, checkpoint: Checkpoint
 ) -> dict[str, Any]:
     """What decodes, on what."""
-    facts, extra = runtime.facts(), arguments.extra()
+    facts, options = runtime.facts(), arguments.options
     return {
         "model_fingerprint": checkpoint.fingerprint,
-        "model_args": {key: extra[key] for key in _DECISIVE_MODEL_ARGS if key in extra},
+        "model_args": {key: options[key] for key in _DECISIVE_MODEL_ARGS if key in options},
         "dtype": facts["dtype"],
         "device": facts["device"],
         "attention": checkpoint.attention,

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from command_line.errors import UsageError
 from command_line.messages import warn
-from data import EvaluationExample
+from prompts.examples import EvaluationExample
 from runs.definition import RunDefinition
 from runs.prompt_encoding import fitted, longest_prompt
 from self_speculation.llama_model_utils import position_limit

@@ -1,4 +1,4 @@
-"""Checkpoints that are changed and loaded, as tests of loading need them."""
+"""Change checkpoints and load them."""
 
 import json
 
@@ -19,7 +19,7 @@ def loaded(name, **flags) -> LoadedModel:
 
 
 def refusal(name, **flags):
-    """The line that refuses a model, without its name."""
+    """Return the line that rejects a model, without its name."""
     with pytest.raises(UsageError) as caught:
         loaded(name, **flags)
     message = str(caught.value)
@@ -28,13 +28,13 @@ def refusal(name, **flags):
 
 
 def reweighed(folder, change):
-    """Lets a function change the weights of a checkpoint."""
+    """Let a function change the weights of a checkpoint."""
     weights = load_file(folder / "model.safetensors")
     change(weights)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
-def reconfigured(folder, **values):
-    """Sets values of a checkpoint's config.json."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | values))
+def reconfigured(folder, name="config.json", **values):
+    """Set values in a JSON file of a checkpoint."""
+    settings = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(settings | values))

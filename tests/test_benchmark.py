@@ -10,7 +10,7 @@ import pytest
 import benchmark
 from command_line.script import run_script
 from prompts.row_formats import Row, RowsError
-from prompts.rows import HubSource
+from prompts.sources import HubSource
 from runs import experiment
 from runs.metrics import summarize, text_scores
 from runs.reader import find_runs, read_record, read_samples

@@ -1,4 +1,4 @@
-"""Which examples are evaluated, shown and calibrated on, and that they are kept apart."""
+"""The examples that are evaluated and shown, and errors in their rows."""
 
 import shutil
 
@@ -9,7 +9,7 @@ from arguments.pruning import PruneArguments
 from command_line.errors import UsageError
 from data import get_data, get_local_prompts
 from prompts.row_formats import Row
-from prompts.rows import HubSource, PathSource
+from prompts.sources import HubSource, PathSource
 from tests.conftest import MEASURED, calibration, custom, write
 
 
@@ -60,11 +60,14 @@ def test_every_format_of_one_file_selects_the_same_examples(folder, shots):
         assert calibration(other).examples == calibration(original).examples
 
 
-def test_fields_can_be_named(tmp_path):
-    path = tmp_path / "rows.jsonl"
+def test_fields_can_be_named(tmp_path, rows):
+    path = tmp_path / "named.jsonl"
     path.write_text('\ufeff{"q": "one", "a": "zwölf"}\n\n{"q": "two", "a": ""}\n', "utf-8")
     examples = get_data(custom(path, prompt_field="q", response_field="a"), 42).examples
     assert [(e.example_id, e.reference) for e in examples] == [("1", "zwölf"), ("2", "")]
+    swapped = custom(rows, prompt_field="response", response_field="prompt", num_samples=1)
+    (example,) = get_data(swapped, 42).examples
+    assert (example.prompt, example.reference) == ("item 0", "number 0:")
 
 
 def test_every_turn_of_a_chat_is_an_example(tmp_path):
@@ -111,7 +114,6 @@ BAD_ROWS = {
         '{"prompt": "a", "answer": "b"}',
         "line 2 has no field 'response'; it has: prompt, answer",
     ),
-    "no fields": ("{}", "line 2 has no field 'prompt'; it has: none"),
     "no text": (
         '{"prompt": 3, "response": "b"}',
         "line 2 must have a text in the field 'prompt', not int",
@@ -156,7 +158,7 @@ def test_chats_in_which_no_parser_speaks_are_no_examples(tmp_path):
         get_data(custom(path, dataset="chat_format"), 42)
 
 
-def test_fields_are_renamed_only_where_that_is_heard(rows):
+def test_fields_are_renamed_only_for_custom_jsonl(rows):
     for changes in ({"prompt_field": "q"}, {"response_field": "a"}):
         ((flag, value),) = changes.items()
         with pytest.raises(UsageError, match=f"--{flag} {value}: only with --dataset custom_jsonl"):
@@ -168,13 +170,7 @@ def test_fields_are_renamed_only_where_that_is_heard(rows):
         get_local_prompts(DataArguments(prompt_field="q"), other, 42)
 
 
-def test_fields_can_be_swapped(rows):
-    swapped = custom(rows, prompt_field="response", response_field="prompt", num_samples=1)
-    (example,) = get_data(swapped, 42).examples
-    assert (example.prompt, example.reference) == ("item 0", "number 0:")
-
-
-def test_names_are_the_rows_own_where_there_are_some(tmp_path):
+def test_ids_are_those_of_the_rows_if_they_have_any(tmp_path):
     rows = [{"task_id": n, "prompt": f"p{n}", "canonical_solution": ""} for n in ("A/1", "", None)]
     arguments = custom(write(tmp_path / "rows.jsonl", rows), dataset="human_eval")
     assert [name for name, _ in selected(arguments)] == ["A/1", "2", "3"]
@@ -187,7 +183,7 @@ def test_names_are_the_rows_own_where_there_are_some(tmp_path):
     ("name", "message"),
     [("A/1", "holds 2 rows whose task_id is 'A/1'"), ("\ud800", "line 2 holds half a character")],
 )
-def test_names_that_cannot_serve_are_refused(tmp_path, name, message):
+def test_bad_ids_are_refused(tmp_path, name, message):
     rows = [{"task_id": n, "prompt": "p", "canonical_solution": ""} for n in ("A/1", name)]
     path = write(tmp_path / "rows.jsonl", rows)
     with pytest.raises(UsageError, match=message):
@@ -209,7 +205,6 @@ def test_a_source_without_either_split_says_so(monkeypatch):
 
 
 def test_hub_rows_are_made_only_where_they_are_drawn(monkeypatch):
-    """A training split of the hub may hold gigabytes."""
     made = []
 
     class Rows(list):

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from arguments.model import DTYPES
+from arguments.model_args import DTYPES
 from arguments.prompts import PromptArguments
 from command_line.errors import reject
 from command_line.flags import check_new_folder, flag

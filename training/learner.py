@@ -102,7 +102,7 @@ def _load(name: str, attention: str, runtime: Runtime, learns: bool) -> LoadedMo
     checkpoint = find_checkpoint(found)
     if learns:
         check_can_be_saved("model", name, "it", checkpoint.config)
-    model = read_model(checkpoint, runtime, found.extra())
+    model = read_model(checkpoint, runtime)
     plan = plan_beside(checkpoint) if learns else None
     return LoadedModel(model, checkpoint.tokenizer, name, checkpoint.fingerprint, plan)
 

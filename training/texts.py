@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from command_line.errors import reject
-from data import check_characters, content_key, get_split, shuffled
-from prompts.row_formats import Row, RowsError
-from prompts.rows import PathSource, field_names, named_split
+from data import get_split
+from prompts.examples import check_characters, content_key, shuffled
+from prompts.row_formats import Row, RowsError, field_names
+from prompts.sources import PathSource, named_split
 from training.arguments import TrainingDataArguments
 
 

