@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from self_speculation.model_protocol import DecoderLayer, Llama, ModelConfig
+from self_speculation.model_protocol import DecoderLayer, Llama, ModelConfig, decoder_of
 from self_speculation.offloading import input_device
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -33,12 +33,11 @@ def position_limit(config: ModelConfig, prompt_tokens: int | None = None) -> int
     where the long factors would begin.
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    original = rope.get("original_max_position_embeddings")
+    kind, original = rope.get("rope_type"), rope.get("original_max_position_embeddings")
     limit = config.max_position_embeddings
-    if rope.get("rope_type") == "yarn" and original:
+    if kind == "yarn" and original:
         limit = max(limit, int(original * (rope.get("factor") or 1)))
-    is_short = prompt_tokens is not None and original and prompt_tokens <= original
-    if rope.get("rope_type") == "longrope" and is_short:
+    if kind == "longrope" and original and prompt_tokens is not None and prompt_tokens <= original:
         limit = min(limit, original)
     window: int | None = getattr(config, "sliding_window", None)
     return min(limit, window or limit)
@@ -128,7 +127,7 @@ class CachedLlama:
     compile_seconds: float | None = None
 
     def __init__(self, model: Llama, capacity: int) -> None:
-        self._decoder = model.model
+        self._decoder = decoder_of(model)
         self._head = model.lm_head
         self._attention = model.config._attn_implementation
         if self._attention not in SUPPORTED_ATTENTION:

@@ -1,6 +1,5 @@
-"""The parts of a model that the engine uses: transformers' Llama, and families shaped like it.
+"""The parts of a model that the engine uses: transformers' Llama, and families of the same shape.
 
-torch types every part of a module as a tensor or a module; these protocols name the kind.
 Shapes: T new tokens, D hidden.
 """
 
@@ -18,10 +17,7 @@ class HasParameters(Protocol):
 
 
 class ModelConfig(Protocol):
-    """The settings that the engine reads. Where a family has `layer_types`, there is one per layer.
-
-    Optional settings are `rope_parameters`, `sliding_window` and `layer_types`.
-    """
+    """The settings that the engine reads; `rope_parameters` and `sliding_window` are optional."""
 
     num_hidden_layers: int
     max_position_embeddings: int
@@ -66,18 +62,25 @@ class Decoder(Protocol):
 
 
 class Llama(HasParameters, Protocol):
-    """A decoder and its language-model head, as `AutoModelForCausalLM` loads them."""
+    """A decoder and its language-model head, as `AutoModelForCausalLM` loads them.
+
+    torch types any part of a module as a tensor or a module; see `decoder_of`.
+    """
 
     @property
     def config(self) -> ModelConfig: ...
     @property
     def generation_config(self) -> Any: ...
     @property
-    def model(self) -> Decoder: ...
+    def model(self) -> Any: ...
     @property
-    def lm_head(self) -> nn.Module: ...
+    def lm_head(self) -> Any: ...
     @property
     def device(self) -> torch.device: ...
     def get_input_embeddings(self) -> nn.Module: ...
-    def save_pretrained(self, folder: Any, **options: Any) -> None: ...
     def __call__(self, **inputs: Any) -> Any: ...
+
+
+def decoder_of(model: Llama) -> Decoder:
+    """Return the model without its head."""
+    return model.model

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from self_speculation.model_protocol import Llama
+from self_speculation.model_protocol import Llama, decoder_of
 
 _SHARD = "2GB"  # Weights of one file are in the host's memory together.
 
@@ -27,7 +28,7 @@ def layer_places(model: Llama, kept_layers: Iterable[int]) -> dict[str, int]:
 
     `kept_layers`: the layers' indices in the model as it was loaded.
     """
-    layers = zip(kept_layers, model.model.layers, strict=True)
+    layers = zip(kept_layers, decoder_of(model).layers, strict=True)
     return dict(Counter(_place(model, f"model.layers.{index}", layer) for index, layer in layers))
 
 
@@ -47,12 +48,12 @@ def forget_offloaded(layers: Iterable[nn.Module]) -> None:
         loader.all_keys = [key for key in loader.all_keys if key not in gone]
 
 
-def save_weights(model: Llama, folder: Path) -> None:
+def save_weights(model: PreTrainedModel, folder: Path) -> None:
     """Write the model as transformers does, with the weights that lie on the host or on disk.
 
     Files of a model with such weights are small, because each is read into memory whole.
     """
-    small = {"max_shard_size": _SHARD} if hasattr(model, "hf_device_map") else {}
+    small: dict[str, Any] = {"max_shard_size": _SHARD} if hasattr(model, "hf_device_map") else {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")
         model.save_pretrained(folder, **small)
