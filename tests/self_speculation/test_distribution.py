@@ -71,7 +71,7 @@ def is_passed(tested, draws=250):
     observed, expected = sample_sequences(tested, PROMPT, seeded(), draws)
     assert observed.total() == draws
     found = chi_square(observed, expected)
-    assert found.degrees_of_freedom > 3
+    assert found.degrees_of_freedom >= 3
     return found.p_value > ALPHA
 
 
@@ -138,7 +138,7 @@ def test_a_replacement_from_the_wrong_distribution_is_detected(strategy, monkeyp
 
 
 def test_sequences_end_at_a_stop(strategy):
-    _, expected = sample_sequences(strategy(), PROMPT, seeded(), draws=300)
+    _, expected = sample_sequences(strategy(), PROMPT, seeded(), draws=100)
     stop = max(expected, key=expected.get)[0]
     observed, expected = sample_sequences(
         strategy(stop_token_ids=(stop,)), PROMPT, seeded(), draws=300
