@@ -95,10 +95,9 @@ def what_it_took(made: Any) -> str:
     ]
     if tokens > 1:
         parts.append(f"{(tokens - 1) / made.decode_seconds:.1f} tokens/s")
-    drafted = sum(count for count, _ in made.rounds)
+    drafted = made.drafted_tokens
     if drafted:
-        accepted = sum(count for _, count in made.rounds)
-        parts.append(f"{accepted / drafted:.1%} of {drafted} drafts accepted")
+        parts.append(f"{made.accepted_tokens / drafted:.1%} of {drafted} drafts accepted")
     return "; ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Which layers to remove, decided first; their removal, second."""
+"""PrunePlan decides which layers stay; PruneModel removes the others."""
 
 import math
 import random
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from arguments.pruning import PLAN_FILE, PruneArguments
 from command_line.errors import UsageError, reject
@@ -18,15 +19,16 @@ from files.reading import read_settings
 from files.writing import whole_folder
 from models.saved import write_checkpoint
 from processes.ranks import ALONE, Ranks
+from self_speculation.model_protocol import HasParameters, Llama, decoder_of
 from self_speculation.offloading import forget_offloaded, input_device
 
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """Which layers of a model stay, and why: frozen data that can be logged and obeyed.
+    """The layers that stay in a model and the reason: frozen data for the log and for surgery.
 
-    `kept_layers` are 0-based indices of the original model, ascending. `scores` are what the
-    criterion decided by; `calibration` tells on what they were measured.
+    `kept_layers` are ascending 0-based indices of the original model. `scores` are the criterion's
+    measurements; `calibration` counts the prompts and tokens that they were measured on.
     """
 
     method: str
@@ -44,7 +46,7 @@ class PrunePlan:
 
     @property
     def approach(self) -> str:
-        """The plan in a word: base, angular n=2, random p=0.1 seed=0."""
+        """A name of the plan: base, angular n=2, random p=0.1 seed=0."""
         if self.method == "angular":
             return f"angular n={self.prune_n}"
         if self.method == "random":
@@ -52,9 +54,9 @@ class PrunePlan:
         return self.method
 
     def kept_exit_layer(self, exit_layer: int) -> int:
-        """How many kept layers are among the first `exit_layer` of the original model.
+        """Return how many of the first `exit_layer` original layers are kept.
 
-        Raises `UsageError` where that leaves no layer to draft with, or none to verify with.
+        Raises `UsageError` if no layer is left to draft with, or none to verify with.
         """
         if exit_layer >= self.original_layers:
             reject("exit_layer", exit_layer, f"must be 1 to {self.original_layers - 1}")
@@ -70,10 +72,7 @@ class PrunePlan:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "PrunePlan":
-        """The plan that `to_dict` wrote; what is derived from its fields is left aside.
-
-        Raises ValueError for values that are no plan's.
-        """
+        """Return the plan that `to_dict` wrote; raise ValueError for values that are no plan."""
         try:
             plan = cls(**{item.name: values[item.name] for item in fields(cls)})
             plan = replace(plan, kept_layers=tuple(plan.kept_layers))
@@ -88,46 +87,41 @@ class PrunePlan:
 
 
 class PruneModel:
-    """Removes from a model the layers that a plan does not keep, and proves it.
+    """Removes the layers that a plan does not keep.
 
-    The layers go for good: they run no more, hold no memory and need no cache, and the model
-    saves and loads as an ordinary checkpoint.
+    The pruned model has no passes, memory or cache for them, and saves and loads as an ordinary
+    checkpoint. Raises `UsageError` for the plan of a model with another number of layers.
     """
 
-    def __init__(self, model: nn.Module, plan: PrunePlan) -> None:
-        if model.config.num_hidden_layers != plan.original_layers:
-            raise UsageError(
-                f"a plan for {plan.original_layers} layers cannot prune a model of "
-                f"{model.config.num_hidden_layers}"
-            )
+    def __init__(self, model: PreTrainedModel, plan: PrunePlan) -> None:
+        layers, planned = model.config.num_hidden_layers, plan.original_layers
+        if layers != planned:
+            raise UsageError(f"a plan for {planned} layers cannot prune a model of {layers}")
         self.model = model
         self.plan = plan
+        self._decoder = decoder_of(model)
         self.parameters_before = count_parameters(model)
         self.parameters_after = self.parameters_before
 
     def prune(self) -> None:
-        """Drops the layers, renumbers the kept ones and frees the memory."""
-        forget_offloaded(self.model.model.layers[index] for index in self.plan.removed_layers)
+        """Remove the layers, renumber the kept layers and free the memory."""
+        forget_offloaded(self._decoder.layers[index] for index in self.plan.removed_layers)
         self._remove()
 
     def _remove(self) -> None:
-        layers = list(self.model.model.layers)
-        removed = [layers[index] for index in self.plan.removed_layers]
-        self._hold([layers[index] for index in self.plan.kept_layers], self.plan.kept_layers)
+        layers, plan = self._decoder.layers, self.plan
+        removed = sum(count_parameters(layers[index]) for index in plan.removed_layers)
+        self._hold([layers[index] for index in plan.kept_layers], plan.kept_layers)
         self.parameters_after = count_parameters(self.model)
-        self._verify(layers, sum(count_parameters(layer) for layer in removed))
-        del layers, removed
+        assert self.parameters_before - self.parameters_after == removed
+        del layers
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     @contextmanager
     def for_a_while(self) -> Iterator[None]:
-        """Prunes, and makes the model whole again at the end.
-
-        Meanwhile the removed layers wait in the host's memory: `frees_memory` says whether that
-        is another than the model's.
-        """
-        layers, types = list(self.model.model.layers), self._layer_types()
+        """Prune the model for the block; move removed layers to the host if `frees_memory`."""
+        layers, types = list(self._decoder.layers), self._layer_types
         removed = [layers[index] for index in self.plan.removed_layers]
         device, moves = self.model.device, self.frees_memory
         try:
@@ -142,30 +136,29 @@ class PruneModel:
 
     @property
     def frees_memory(self) -> bool:
-        """Whether layers that are removed for a while make room on the model's device.
-
-        Layers that accelerate has placed stay where they are.
-        """
+        """Whether `for_a_while` makes room on the device; layers placed by accelerate stay."""
         return self.model.device.type == "cuda" and not hasattr(self.model, "hf_device_map")
 
     def _hold(
         self, layers: list[nn.Module], indices: Iterable[int], types: list[str] | None = None
     ) -> None:
-        """Makes the model consist of these layers, `indices` of those whose `types` it has."""
-        config = self.model.config
-        types = types or self._layer_types()
-        self.model.model.layers = nn.ModuleList(layers)
+        """Set the model's layers; `indices` are their places in `types` (default: the model's)."""
+        config: Any = self.model.config
+        types = types or self._layer_types
+        self._decoder.layers = nn.ModuleList(layers)
         for index, layer in enumerate(layers):
-            layer.self_attn.layer_idx = index
+            attention: Any = layer.self_attn
+            attention.layer_idx = index
         config.num_hidden_layers = len(layers)
         if types:
             config.layer_types = [types[index] for index in indices]
 
+    @property
     def _layer_types(self) -> list[str] | None:
         return getattr(self.model.config, "layer_types", None)
 
     def report(self) -> str:
-        """Which layers went, by original index and parameter count."""
+        """Return a line about the removed layers: original indices and parameters."""
         plan = self.plan
         if not plan.removed_layers:
             return f"{plan.approach}: all {plan.original_layers} layers kept"
@@ -177,10 +170,10 @@ class PruneModel:
         )
 
     def save(self, tokenizer: Any, folder: str, fingerprint: str | None = None) -> None:
-        """Writes model, tokenizer and plan as an ordinary checkpoint, whole or not at all.
+        """Write model, tokenizer and plan as an ordinary checkpoint, whole or not at all.
 
-        Beside the plan stands the fingerprint of the model that was pruned. The checkpoint appears
-        once it was read back and found equal to the model.
+        The plan's file also holds the fingerprint of the unpruned model. The folder appears only
+        after its files were read back and compared with the model. Raises `UsageError` on failure.
         """
         target = Path(folder)
         try:
@@ -191,19 +184,9 @@ class PruneModel:
         except (OSError, SafetensorError) as error:
             reject("save_pruned", folder, f"cannot be written ({error})")
 
-    def _verify(self, before: list[nn.Module], removed_parameters: int) -> None:
-        after = list(self.model.model.layers)
-        expected = [before[index] for index in self.plan.kept_layers]
-        assert len(after) == len(expected)
-        assert all(one is other for one, other in zip(after, expected, strict=True))
-        assert self.parameters_before - self.parameters_after == removed_parameters
-
 
 def is_saved(folder: str, plan: PrunePlan, fingerprint: str) -> bool:
-    """Whether the folder holds this model pruned by this plan already.
-
-    Raises `UsageError` where it holds something else.
-    """
+    """Whether the folder holds this model pruned by this plan; raise `UsageError` for another."""
     if not Path(folder).exists():
         return False
     try:
@@ -218,82 +201,83 @@ def is_saved(folder: str, plan: PrunePlan, fingerprint: str) -> bool:
 
 def make_plan(
     arguments: PruneArguments,
-    model: nn.Module,
+    model: Llama,
     calibration: Callable[[], list[Tensor]],
     ranks: Ranks = ALONE,
 ) -> PrunePlan:
-    """The plan of `--prune_method`, the same in all processes, which share its measurements.
+    """Return the plan of `--prune_method`; processes share the measurements and get the same plan.
 
-    `calibration` yields token ids, (1, T) each; it is called only by a criterion that measures.
+    `calibration` returns token ids, (1, T) each; only a criterion that measures calls it. Raises
+    `UsageError` for a number of layers that cannot be removed.
     """
     plan = CRITERIA[arguments.prune_method](arguments, model, calibration, ranks)
-    # Where machines differ, so might what they measured.
+    # Machines that differ might measure differently.
     return plan if ranks.count == 1 else PrunePlan.from_dict(ranks.first(plan.to_dict()))
 
 
-def check_prune_n(flag: str, count: int, layers: int) -> None:
-    """Refuses a number of layers that the criterion cannot remove from a model with so many."""
-    if not 1 <= count <= layers - 2:
+def check_prune_n(flag: str, count: int | None, layers: int) -> int:
+    """Return the number of layers to remove; refuse a number that the criterion cannot remove."""
+    if count is None or not 1 <= count <= layers - 2:
         reject(flag, count, f"must be 1 to {layers - 2}; the model has {layers} layers")
+    return count
 
 
-def with_prune_n(plan: PrunePlan, count: int) -> PrunePlan:
-    """The angular plan for another number of layers, by the distances that this one measured."""
-    rows = plan.scores["distances"]
-    known = [[math.nan if value is None else value for value in row] for row in rows]
-    return _least_distance(torch.tensor(known, dtype=torch.float64), count, plan.calibration)
+def with_prune_n(plan: PrunePlan, count: int | None) -> PrunePlan:
+    """Return the angular plan for another number of layers, from the same measurements."""
+    if plan.scores is None:
+        raise ValueError(f"{plan.approach}: a plan without measured distances")
+    rows = [[math.nan if d is None else d for d in row] for row in plan.scores["distances"]]
+    count = check_prune_n("prune_n", count, plan.original_layers)
+    return _least_distance(torch.tensor(rows, dtype=torch.float64), count, plan.calibration)
 
 
-def angular_distances(model: nn.Module, prompts: list[Tensor], ranks: Ranks = ALONE) -> Tensor:
-    """d(l, n) for all l and n at once, float64 of shape (L + 1, L + 1); NaN where l + n > L.
+def angular_distances(model: Llama, prompts: list[Tensor], ranks: Ranks = ALONE) -> Tensor:
+    """Return d(l, n) for all l and n, float64 (L + 1, L + 1); NaN for l + n > L.
 
     d(l, n) = arccos(cos_sim(x(l), x(l + n))) / pi, averaged over prompts, where x(l) is the
-    residual stream before layer l at the prompt's last token and x(L) the one after the last
-    layer (Gromov et al. 2024, arXiv 2403.17887). Each prompt costs one forward pass without the
-    LM head, and leaves nothing behind but the distances of its last token's L + 1 states. Each
-    process measures its share of the prompts; the sum is in the prompts' order.
+    residual stream before layer l at the prompt's last token, and x(L) that after the last layer
+    (Gromov et al. 2024, arXiv 2403.17887). Each prompt costs one forward pass without the LM head;
+    only the distances of its last token's L + 1 states are kept. Each process measures its share
+    of the prompts; they are added up in the order of the prompts.
     """
     layers = model.config.num_hidden_layers
     total = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
     measured = [_distances_of(model, prompt) for prompt in ranks.share(prompts)]
-    shares = ranks.gather(torch.stack(measured) if measured else total[None, :0])
-    for of_prompt in ranks.in_order(shares):
-        total += of_prompt
+    shares = ranks.gather(torch.stack(measured) if measured else total[None][:0])
+    for distances_of_prompt in ranks.in_order([share.unbind() for share in shares]):
+        total += distances_of_prompt
     distances = torch.full_like(total, math.nan)
     for first in range(layers + 1):
         distances[first, : layers + 1 - first] = total[first, first:] / len(prompts)
     return distances
 
 
-def count_parameters(module: nn.Module) -> int:
-    """Parameters, those shared between modules counted once."""
+def count_parameters(module: HasParameters) -> int:
+    """Return the number of parameters; a tensor shared between modules counts once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def weight_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters, those shared between modules counted once."""
+def weight_bytes(module: HasParameters) -> int:
+    """Return the bytes of all parameters; a tensor shared between modules counts once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
-def _distances_of(model: nn.Module, prompt: Tensor) -> Tensor:
+def _distances_of(model: Llama, prompt: Tensor) -> Tensor:
     unit = nn.functional.normalize(_last_token_states(model, prompt), dim=-1)
     return (unit @ unit.T).clamp(-1, 1).arccos() / math.pi
 
 
 @torch.inference_mode()
-def _last_token_states(model: nn.Module, prompt: Tensor) -> Tensor:
-    """x(0) .. x(L) at the last token, float64 of shape (L + 1, D)."""
+def _last_token_states(model: Llama, prompt: Tensor) -> Tensor:
+    """Return x(0) .. x(L) at the last token, float64 (L + 1, D)."""
     states: list[Tensor] = []
 
     def keep_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         states.append(inputs[0][0, -1].clone())  # a view would hold every position
 
-    def keep_output(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-        states.append(output[0, -1].clone())
-
-    decoder = model.model
-    hooks = [layer.register_forward_pre_hook(keep_input) for layer in decoder.layers]
-    hooks.append(decoder.layers[-1].register_forward_hook(keep_output))
+    decoder = decoder_of(model)
+    modules = [*decoder.layers, decoder.norm]
+    hooks = [module.register_forward_pre_hook(keep_input) for module in modules]
     try:
         decoder(input_ids=prompt.to(input_device(model)), use_cache=False)
     finally:
@@ -302,28 +286,27 @@ def _last_token_states(model: nn.Module, prompt: Tensor) -> Tensor:
     return torch.stack([state.cpu().double() for state in states])
 
 
-def _base(arguments: PruneArguments, model: nn.Module, *_: Any) -> PrunePlan:
+def _base(arguments: PruneArguments, model: Llama, *_: Any) -> PrunePlan:
     layers = model.config.num_hidden_layers
     return PrunePlan("base", layers, tuple(range(layers)))
 
 
 def _angular(
     arguments: PruneArguments,
-    model: nn.Module,
+    model: Llama,
     calibration: Callable[[], list[Tensor]],
     ranks: Ranks,
 ) -> PrunePlan:
-    check_prune_n("prune_n", arguments.prune_n, model.config.num_hidden_layers)
+    count = check_prune_n("prune_n", arguments.prune_n, model.config.num_hidden_layers)
     prompts = calibration()
     facts = {"prompts": len(prompts), "tokens": sum(prompt.shape[1] for prompt in prompts)}
-    distances = angular_distances(model, prompts, ranks)
-    return _least_distance(distances, arguments.prune_n, facts)
+    return _least_distance(angular_distances(model, prompts, ranks), count, facts)
 
 
-def _least_distance(distances: Tensor, count: int, calibration: dict[str, int]) -> PrunePlan:
-    """Removes the `count` layers across which the states turn least."""
+def _least_distance(distances: Tensor, count: int, calibration: dict[str, Any] | None) -> PrunePlan:
+    """Return the plan without the `count` layers across which the states turn least."""
     layers = len(distances) - 1
-    # l + n <= L - 1: the last layer is never removed.
+    # l + n <= L - 1: the last layer always stays.
     candidates = distances[: layers - count, count]
     if not candidates.isfinite().all():
         raise UsageError(
@@ -335,14 +318,16 @@ def _least_distance(distances: Tensor, count: int, calibration: dict[str, int]) 
     scores = {
         "first_removed_layer": first,
         "distance": float(candidates[first]),
-        "distances": [[_finite(value) for value in row] for row in distances.tolist()],
+        "distances": [[d if math.isfinite(d) else None for d in row] for row in distances.tolist()],
     }
     return PrunePlan("angular", layers, kept, prune_n=count, scores=scores, calibration=calibration)
 
 
-def _random(arguments: PruneArguments, model: nn.Module, *_: Any) -> PrunePlan:
-    """LayerDrop at inference: each layer is dropped independently (Fan et al. 2020)."""
+def _random(arguments: PruneArguments, model: Llama, *_: Any) -> PrunePlan:
+    """Drop each layer independently: LayerDrop at inference (Fan et al. 2020, arXiv 1909.11556)."""
     layers, threshold = model.config.num_hidden_layers, arguments.dropout_threshold
+    if threshold is None:
+        reject("prune_method", "random", "needs --dropout_threshold")
     draws = random.Random(arguments.prune_seed)
     kept = tuple(index for index in range(layers) if draws.random() >= threshold)
     if not kept:
@@ -355,12 +340,8 @@ def _random(arguments: PruneArguments, model: nn.Module, *_: Any) -> PrunePlan:
     )
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _spans(layers: tuple[int, ...]) -> str:
-    """Indices with runs shortened, as in [3, 20-25]."""
+    """Return the indices with runs shortened, as in [3, 20-25]."""
     spans: list[list[int]] = []
     for layer in layers:
         if spans and layer == spans[-1][1] + 1:

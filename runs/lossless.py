@@ -21,7 +21,7 @@ from runs.fitting import fitted_to_memory, positions_for, within_memory
 from runs.measuring import make_record
 from runs.preparation import make_generator, save_as_asked
 from runs.record import RunRecord
-from self_speculation.distribution import ALPHA, chi_square, needed_tokens, sampled_law
+from self_speculation.distribution import ALPHA, chi_square, needed_tokens, sample_sequences
 from self_speculation.equality import TIE_GAPS, first_difference, ties_allowed, verdict
 from self_speculation.output_text import OutputText
 from self_speculation.sampling import seeded_generator
@@ -94,7 +94,7 @@ class DecoderPair:
         return self._found(flags, lambda item, *both: self._parted(item.prompt_ids, *both))
 
     def sampled(self, draws: int) -> Iterator[tuple[int, Result]]:
-        """The law of what speculation draws, tested against the verifier's."""
+        """The distribution of speculation's draws, tested against the verifier's."""
         flags = self._definition.arguments.generation
         steps = max(flags.max_steps, needed_tokens(flags.num_speculations))
         flags = dataclasses.replace(flags, max_steps=steps)
@@ -148,7 +148,7 @@ class DecoderPair:
         result = {
             "verdict": verdict(found, model.dtype),
             "tokens": len(one),
-            "drafted": sum(drafted for drafted, _ in made.rounds),
+            "drafted": made.drafted_tokens,
             "difference": None,
         }
         if found:
@@ -170,15 +170,15 @@ class DecoderPair:
             return {"verdict": "prompt_too_long"}
         seed, name = self._definition.arguments.generation.seed, item.example.example_id
         generator = seeded_generator(strategy.engine.device, seed, name, "law")
-        observed, law = sampled_law(strategy, ids, generator, draws, plain.strategy)
+        observed, expected = sample_sequences(strategy, ids, generator, draws, plain.strategy)
         result = {
             "draws": observed.total(),
             "sequences": len(observed),
-            "likely_sequences": len(law),
+            "likely_sequences": len(expected),
         }
         if not observed:
             return result | {"verdict": "untested", "chi_square": None}
-        found = chi_square(observed, law)
+        found = chi_square(observed, expected)
         state = "untested" if found.p_value is None else "tested"
         return result | {"verdict": state, "chi_square": dataclasses.asdict(found)}
 
@@ -215,7 +215,7 @@ def summarize_greedy(results: list[Result], dtype: torch.dtype) -> Result:
 
 
 def summarize_sampled(results: list[Result], dtype: torch.dtype) -> Result:
-    """Calls wrong what the law makes too unlikely; marks the results with it.
+    """Calls wrong what the distribution makes too unlikely; marks the results with it.
 
     The level is shared by the prompts, so that any of them is called wrong by mistake with a
     probability of about `ALPHA`. Chi-square is an approximation, worst far out in its tail: twice

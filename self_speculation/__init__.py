@@ -1,4 +1,4 @@
-"""Autoregressive and self-speculative decoding of one Llama."""
+"""Autoregressive and self-speculative decoding of a Llama."""
 
 from self_speculation.autoregressive_generator import AutoRegressiveGenerationStrategy
 from self_speculation.generator_base import GenerationStrategy

@@ -1,13 +1,12 @@
-"""Plain decoding: one pass over the layers for every token."""
+"""Autoregressive decoding: one pass over the layers per token."""
 
 from self_speculation.generator_base import GenerationStrategy, Output
 
 
 class AutoRegressiveGenerationStrategy(GenerationStrategy):
-    """Decodes with the whole model, or from its exit layer where the configuration has one.
+    """Decode with the whole model, or with its first layers if the configuration has an exit layer.
 
-    The latter is early-exit inference: another, smaller model, and no baseline for
-    self-speculation.
+    The latter is early-exit inference: a smaller model, and no baseline for self-speculation.
     """
 
     def prefill(self, output: Output) -> int:

@@ -1,4 +1,4 @@
-"""CompiledLlama: the engine whose steps over one token or a draft's tokens run compiled.
+"""CompiledLlama: an engine with compiled steps of one token and of a draft's tokens.
 
 Shapes: T new tokens, S a bucket of cached positions.
 """
@@ -8,22 +8,25 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from self_speculation.llama_model_utils import CachedLlama, KeyValueCache
+from self_speculation.model_protocol import Llama
 from self_speculation.programs import compile_errors, program_of, programs_known, tensors_of
 from self_speculation.row_kernels import HeadBlock, LayerBlock
 
+TensorFunction = Callable[[list[Tensor]], Tensor]
+
 _SMALLEST_BUCKET = 256
-# Capacities are often powers of two, and a last draft's padding then lies behind them.
+# Capacities are often powers of two; the padding of a last draft lies behind them.
 _BEYOND = 32
 
 
 def buckets_for(positions: int) -> list[int]:
-    """The lengths for which attention is compiled, each about twice the one before.
+    """Return the lengths for which attention is compiled, each about twice the last.
 
-    The last one holds `positions`. A step attends to the smallest that holds its sequence, so its
-    cost follows the actual length.
+    The longest holds `positions`. A step attends to the smallest bucket that holds its sequence, so
+    that its cost follows the actual length.
     """
     powers = [_SMALLEST_BUCKET]
     while powers[-1] + _BEYOND < positions:
@@ -32,19 +35,19 @@ def buckets_for(positions: int) -> list[int]:
 
 
 class CompiledLlama(CachedLlama):
-    """Runs steps of one token, and of `num_speculations` and one, by programs of static shapes.
+    """Runs steps of 1 token and of `num_speculations` + 1 tokens as programs of static shapes.
 
-    A verification of fewer tokens is padded to them. Whatever has another shape, above all the
-    prefill, runs as it would without compilation, over the same cache.
+    A verification of fewer tokens is padded. Steps of other shapes, above all the prefill, run
+    uncompiled over the same cache.
 
-    Everything is compiled, or loaded from an earlier start, by the constructor, which raises
-    `CompileError` where that fails; `compile_seconds` says how long it took, first runs included.
-    `exit_layer` counts the model's layers.
+    The constructor compiles all programs, or loads them from an earlier start, and raises
+    `CompileError` if that fails; `compile_seconds` is its time, first runs included. `exit_layer`
+    counts the model's layers.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Llama,
         capacity: int,
         exit_layer: int | None = None,
         num_speculations: int = 0,
@@ -52,28 +55,28 @@ class CompiledLlama(CachedLlama):
         super().__init__(model, capacity)
         started = time.perf_counter()
         self._most_rows = 1 + num_speculations
-        # Padding may be written behind the last token.
+        # Padding is written behind the last token.
         self._buckets = buckets_for(capacity + self._most_rows)
         self._cache = KeyValueCache(self._buckets[-1])
         self._layers = [LayerBlock(layer) for layer in self._decoder.layers]
         self._layer_tensors = [tensors_of(layer) for layer in self._layers]
         self._head_block = HeadBlock(self._decoder.norm, self._head)
         self._head_tensors = tensors_of(self._head_block)
-        self._spans: dict[tuple, Callable[[list[Tensor]], Tensor]] = {}
-        self._heads: dict[int, Callable[[list[Tensor]], Tensor]] = {}
+        self._spans: dict[tuple[int, int, int, int], TensorFunction] = {}
+        self._heads: dict[int, TensorFunction] = {}
         with compile_errors():
             self._warm_up(exit_layer)
         self.compile_seconds = time.perf_counter() - started
 
     @property
     def compilations(self) -> int:
-        """Programs built or loaded in this process, and steps made of them here, so far."""
+        """Number of programs of this process and of steps that this engine made of them."""
         return programs_known() + len(self._spans) + len(self._heads)
 
     @torch.inference_mode()
     def reset(self, exit_layer: int | None = None) -> None:
         super().reset(exit_layer)
-        # A sequence that overflowed may have left what no zero of attention takes away.
+        # An overflowed sequence may have left values that are not finite: 0 times them is NaN.
         self._cache.clear()
 
     @torch.inference_mode()
@@ -91,7 +94,7 @@ class CompiledLlama(CachedLlama):
     def _run(
         self, states_1TD: Tensor, first: int, last: int, start: int, tokens: int | None = None
     ) -> Tensor:
-        """As for any engine; only the first `tokens` states (default: all) need be right."""
+        """As in `CachedLlama`; only the first `tokens` states (default: all) matter."""
         rows = states_1TD.shape[1]
         bucket = next(bucket for bucket in self._buckets if bucket >= start + rows)
         span = self._spans.get((first, last, rows, bucket))
@@ -106,19 +109,17 @@ class CompiledLlama(CachedLlama):
         return head([states_1TD[:, -count:].contiguous()])
 
     def _inputs(self, states_1TD: Tensor, start: int, bucket: int, tokens: int) -> list[Tensor]:
-        """States, what they may see (T, S), their rotary cosines and sines, and positions (T,)."""
+        """Return states, visible positions (T, S), rotary cosines and sines, and positions (T,)."""
         device, end = states_1TD.device, start + states_1TD.shape[1]
         positions_T = torch.arange(start, end, device=device)
-        # Some kinds of rotary embedding depend on the longest position: padding must not be it.
+        # Some rotary embeddings depend on the longest position, which padding must not change.
         real_1T = positions_T.clamp(max=start + tokens - 1)[None]
         cosine, sine = self._decoder.rotary_emb(states_1TD, position_ids=real_1T)
         visible_TS = torch.arange(bucket, device=device) <= positions_T[:, None]
         return [states_1TD.contiguous(), visible_TS, cosine, sine, positions_T]
 
-    def _span(
-        self, first: int, last: int, bucket: int, inputs: list[Tensor]
-    ) -> Callable[[list[Tensor]], Tensor]:
-        """Layers `first` to `last` in one call over a bucket, for inputs of such shapes."""
+    def _span(self, first: int, last: int, bucket: int, inputs: list[Tensor]) -> TensorFunction:
+        """Return layers `first` to `last` over a bucket as a function of such inputs."""
         steps = []
         for index in range(first, last):
             caches = list(self._cache.layer(index, bucket))
@@ -135,7 +136,7 @@ class CompiledLlama(CachedLlama):
 
     @torch.inference_mode()
     def _warm_up(self, exit_layer: int | None) -> None:
-        """Builds and runs whatever rounds will need, in every bucket."""
+        """Build and run all programs that rounds need, in every bucket."""
         ids_11 = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         super()._run(self._embed(ids_11), 0, self.num_layers, 0)  # allocates the cache
         spans = {(0, self.num_layers, 1)}
@@ -151,24 +152,22 @@ class CompiledLlama(CachedLlama):
                 self._heads[rows] = self._head_of([states_1TD])
                 self._logits(states_1TD, rows)
 
-    def _head_of(self, inputs: list[Tensor]) -> Callable[[list[Tensor]], Tensor]:
+    def _head_of(self, inputs: list[Tensor]) -> TensorFunction:
         program, tensors = program_of(self._head_block, inputs, self._config), self._head_tensors
         return _fast(lambda inputs: program(tensors, inputs), inputs)
 
 
-def _fast(
-    function: Callable[[list[Tensor]], Tensor], inputs: list[Tensor]
-) -> Callable[[list[Tensor]], Tensor]:
-    """The function itself on a CPU; on CUDA, what it launches, captured once and replayed whole."""
+def _fast(function: TensorFunction, inputs: list[Tensor]) -> TensorFunction:
+    """Return the function on a CPU; on CUDA, a graph that replays all its launches at once."""
     return _Replay(function, inputs) if inputs[0].device.type == "cuda" else function
 
 
 class _Replay:
-    """A CUDA graph of what a function does to inputs of such shapes."""
+    """A CUDA graph of a function of inputs of these shapes."""
 
-    def __init__(self, function: Callable[[list[Tensor]], Tensor], inputs: list[Tensor]) -> None:
+    def __init__(self, function: TensorFunction, inputs: list[Tensor]) -> None:
         self._inputs = [tensor.clone() for tensor in inputs]
-        # The compiler's own first launches must not be part of the graph.
+        # The first calls compile; their launches must not be part of the graph.
         stream = torch.cuda.Stream(inputs[0].device)
         stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
         with torch.cuda.stream(stream):
@@ -183,5 +182,5 @@ class _Replay:
         for static, tensor in zip(self._inputs, inputs, strict=True):
             static.copy_(tensor)
         self._graph.replay()
-        # The next replay writes to the same memory.
+        # The next replay overwrites the output.
         return self._output.clone()

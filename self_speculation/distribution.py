@@ -1,12 +1,11 @@
-"""Whether sampled outputs are distributed as the verifier says.
+"""Test whether speculation samples from the verifier's distribution.
 
-The joint law of generated tokens 2 to 4, given the first, which belongs to the prefill: drawn many
-times over by speculation, and computed from the verifier's probabilities token by token.
+The joint distribution of generated tokens 2 to 4, given the first, which the prefill yields, is
+sampled by speculation and computed from the verifier's probabilities token by token.
 
 Shapes: V vocabulary.
 """
 
-import dataclasses
 import itertools
 from collections import Counter
 from dataclasses import dataclass
@@ -16,19 +15,19 @@ import torch
 from self_speculation.generator_base import GenerationStrategy, Output
 
 LENGTH = 3
-LEAST_EXPECTED = 5  # draws in a bin, for chi-square to hold
+LEAST_EXPECTED = 5  # draws per bin that chi-square needs
 ALPHA = 0.001
-_ROUNDING = 1e-6  # what float32 probabilities may lack of one
+_ROUNDING = 1e-6  # by which a sum of float32 probabilities may differ from 1
 
 Sequence = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ChiSquare:
-    """Pearson's test of draws against expected counts; `p_value` None where there is no choice.
+    """Pearson's test of draws against expected counts; `p_value` is None for a single bin.
 
-    `rare_draws`, where the law is hardly expected to leave its likely sequences: how often it was
-    left, which is tested by itself against `rare_expected`, and counts in `p_value` too.
+    If the unlikely sequences are too rare for a bin, their number `rare_draws` is tested separately
+    against `rare_expected`, and `p_value` covers both tests; otherwise both are None.
     """
 
     statistic: float
@@ -38,22 +37,21 @@ class ChiSquare:
     rare_expected: float | None = None
 
 
-def sampled_law(
+def sample_sequences(
     strategy: GenerationStrategy,
     prompt_ids: list[int],
     generator: torch.Generator,
     draws: int,
     judge: GenerationStrategy | None = None,
 ) -> tuple[Counter[Sequence], dict[Sequence, float]]:
-    """What speculation drew, and the verifier's probability of every sequence that is likely.
+    """Return the counts of the drawn sequences and the probabilities of the likely ones.
 
-    Likely is what is expected at least `LEAST_EXPECTED` times. A sequence is shorter than `LENGTH`
-    where a stop ends it; both are empty where the first token is one. The prompt is read once.
+    A likely sequence is expected at least `LEAST_EXPECTED` times. A stop makes a sequence shorter
+    than `LENGTH`; if the first token is a stop, both results are empty. The prompt runs once.
 
-    Every other output has room for `LENGTH` tokens after the first and no more, so that fewer are
-    drafted and the token that follows a draft which stands as a whole is among those compared.
-    `judge` decodes by the same rules, and says what the verifier's probabilities are; None asks the
-    strategy's own full steps.
+    Every other output has room for only `LENGTH` tokens after the first. Then fewer are drafted,
+    and the comparison includes the token that follows an entirely accepted draft. `judge`, of the
+    same configuration, computes the verifier's probabilities (default: the strategy's full steps).
     """
     judge = judge or strategy
     engine, sampling = strategy.engine, strategy.config.sampling
@@ -66,36 +64,35 @@ def sampled_law(
     limits = itertools.cycle((needed_tokens(strategy.config.num_speculations), 1 + LENGTH))
     drawn = (_draw(strategy, prompt_ids, first, limit) for limit in limits)
     observed = Counter(itertools.islice(drawn, draws))
-    law: dict[Sequence, float] = {}
+    expected: dict[Sequence, float] = {}
     if judge is not strategy:
         judge.begin(prompt_ids, generator)
         judge.engine.forward(judge.column(prompt_ids))
-    _enumerate(judge, prompt_ids, [first], 1.0, LEAST_EXPECTED / draws, law)
-    return observed, law
+    _enumerate(judge, prompt_ids, [first], 1.0, LEAST_EXPECTED / draws, expected)
+    return observed, expected
 
 
-def chi_square(observed: Counter[Sequence], law: dict[Sequence, float]) -> ChiSquare:
-    """Compares counts with a law whose unlikely sequences, left out of it, share one bin.
+def chi_square(observed: Counter[Sequence], expected: dict[Sequence, float]) -> ChiSquare:
+    """Test counts against the probabilities of likely sequences; all others share one bin.
 
-    Where even together they are expected less than `LEAST_EXPECTED` times, which is too few for
-    chi-square, how many were drawn is tested by itself, and the others among themselves. Of both
-    p-values the smaller counts, doubled.
+    If the others together are expected fewer than `LEAST_EXPECTED` times, too few for chi-square,
+    their number is tested separately, and the p-value is twice the smaller of both.
     """
     draws = observed.total()
-    counts = [observed[sequence] for sequence in law]
-    probabilities = list(law.values())
+    counts = [observed[sequence] for sequence in expected]
+    probabilities = list(expected.values())
     others = draws - sum(counts)
     remainder = 1 - sum(probabilities)
     if draws * remainder >= LEAST_EXPECTED:
         return _pearson([*counts, others], [*probabilities, remainder])
     found = _pearson(counts, [one / sum(probabilities) for one in probabilities])
-    expected = draws * max(remainder, _ROUNDING)
-    p_value: float | None = _at_least(others, expected)
-    if found.p_value is not None:
-        p_value = min(1.0, 2 * min(p_value, found.p_value))
-    elif not others:
-        p_value = None
-    return dataclasses.replace(found, p_value=p_value, rare_draws=others, rare_expected=expected)
+    rare_expected = draws * max(remainder, _ROUNDING)
+    rare_p_value = _at_least(others, rare_expected)
+    if found.p_value is None:
+        p_value = rare_p_value if others else None
+    else:
+        p_value = min(1.0, 2 * min(rare_p_value, found.p_value))
+    return ChiSquare(found.statistic, found.degrees_of_freedom, p_value, others, rare_expected)
 
 
 def _pearson(counts: list[int], probabilities: list[float]) -> ChiSquare:
@@ -110,7 +107,7 @@ def _pearson(counts: list[int], probabilities: list[float]) -> ChiSquare:
 
 
 def _at_least(count: int, expected: float) -> float:
-    """The probability of so many rare events or more (Poisson)."""
+    """Return the probability of `count` rare events or more (Poisson)."""
     if not count:
         return 1.0
     pair = torch.tensor([count, expected], dtype=torch.float64)
@@ -118,12 +115,12 @@ def _at_least(count: int, expected: float) -> float:
 
 
 def needed_tokens(num_speculations: int) -> int:
-    """Tokens that an output must have room for, so that no round is cut short."""
+    """Return the tokens that an output needs room for, so that no draft is shortened."""
     return 1 + LENGTH + num_speculations
 
 
 def _draw(strategy: GenerationStrategy, prompt_ids: list[int], first: int, limit: int) -> Sequence:
-    """The tokens after the first, by the rounds of an output of at most `limit` tokens."""
+    """Return the tokens after the first, from the rounds of an output of at most `limit` tokens."""
     strategy.engine.rollback(len(prompt_ids))
     output = Output(prompt_ids, limit, strategy.ending)
     output.extend([first])
@@ -138,11 +135,11 @@ def _enumerate(
     output_ids: list[int],
     probability: float,
     least: float,
-    law: dict[Sequence, float],
+    found: dict[Sequence, float],
 ) -> None:
-    """Walks all continuations of at least this probability, by full-depth steps."""
+    """Add all continuations of at least this probability, by full-depth steps."""
     if len(output_ids) > LENGTH or strategy.ending.reason(output_ids):
-        law[tuple(output_ids[1:])] = probability
+        found[tuple(output_ids[1:])] = probability
         return
     engine = strategy.engine
     engine.rollback(len(prompt_ids) + len(output_ids) - 1)
@@ -150,4 +147,4 @@ def _enumerate(
     (probs_V,) = strategy.config.sampling.probabilities(logits_1V, prompt_ids + output_ids)
     joint_V = probs_V.double() * probability
     for token in (joint_V >= least).nonzero()[:, 0].tolist():
-        _enumerate(strategy, prompt_ids, [*output_ids, token], float(joint_V[token]), least, law)
+        _enumerate(strategy, prompt_ids, [*output_ids, token], float(joint_V[token]), least, found)

@@ -1,27 +1,27 @@
-"""Whether two greedy outputs are the same, or differ only where rounding decides.
+"""Compare two greedy outputs: equal, different by rounding, or wrong.
 
-Kernels for one row and for several add in another order, so two correct decoders of one model may
-part where two tokens' logits all but coincide.
+Kernels for one row and for several rows add in different orders, so two correct decoders of one
+model may differ where the logits of two tokens are almost equal.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
+from self_speculation.model_protocol import Llama
 from self_speculation.offloading import input_device
 
-# How far apart two logits may be for rounding to decide between them. Where a dtype has none, its
-# rounding is so coarse that no gap tells it from a mistake.
+# Largest gap between two logits that rounding explains. Half precision rounds so coarsely that no
+# gap tells rounding from a mistake.
 TIE_GAPS = {torch.float32: 1e-3, torch.float64: 1e-9}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two outputs part, and how far apart the model holds the two tokens' logits there.
+    """The first position at which two outputs differ, and the gap of the two tokens' logits there.
 
-    `logit_gap` is infinite where one output simply ends before the other.
+    `logit_gap` is infinite if one output ends before the other.
     """
 
     position: int
@@ -29,10 +29,7 @@ class Difference:
 
 
 def verdict(difference: Difference | None, dtype: torch.dtype) -> str:
-    """What a difference between two outputs means: equal, tie or wrong.
-
-    In half precision a difference proves nothing, and is called different.
-    """
+    """Return equal, tie or wrong; different in half precision, which proves nothing."""
     if difference is None:
         return "equal"
     if dtype not in TIE_GAPS:
@@ -41,17 +38,17 @@ def verdict(difference: Difference | None, dtype: torch.dtype) -> str:
 
 
 def ties_allowed(tokens: int) -> int:
-    """How many ties so many generated tokens may hold: one in 10,000, and one in fewer."""
+    """Return how many ties are accepted among generated tokens: one per 10,000, at least one."""
     return max(1, tokens // 10_000)
 
 
 @torch.inference_mode()
 def first_difference(
-    model: nn.Module, prompt_ids: list[int], one_ids: list[int], other_ids: list[int]
+    model: Llama, prompt_ids: list[int], one_ids: list[int], other_ids: list[int]
 ) -> Difference | None:
-    """The first position at which two outputs of one prompt differ; None where they are equal.
+    """Return the first difference between two outputs of one prompt; None if they are equal.
 
-    The gap is that of one uncached pass of transformers' own over prompt and common prefix.
+    One uncached pass of transformers over the prompt and the common prefix measures the gap.
     """
     if one_ids == other_ids:
         return None

@@ -1,4 +1,4 @@
-"""What every decoding strategy shares: configuration, the stop rule, the loop and its result."""
+"""The decoding loop that all strategies share: configuration, stop rule, output and result."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -15,17 +15,21 @@ from self_speculation.output_text import OutputText
 from self_speculation.sampling import SamplingRule
 from self_speculation.timing import StepTime, Stopwatch, now
 
-# Part of every run's identity: raise it when the same arguments may yield other tokens or speeds.
+# Part of the run id: raise it when the same arguments may yield other tokens or speeds.
 ENGINE_VERSION = 6
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How to decode. `kept_exit_layer` counts layers that the model still holds after pruning."""
+    """How to decode.
+
+    `kept_exit_layer` counts the layers that pruning kept. `num_speculations` is the draft length;
+    autoregressive decoding ignores it.
+    """
 
     max_steps: int = 512
     kept_exit_layer: int | None = None
-    num_speculations: int | None = None
+    num_speculations: int = 0
     sampling: SamplingRule = SamplingRule()
     stop_words: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -33,12 +37,12 @@ class GenerationConfig:
 
 @dataclass
 class Generation:
-    """One generated output, and what it took.
+    """An output with its times and its speculative rounds.
 
-    `output_ids` end with the token that completed the stop, `text` before it. The first token
-    belongs to the prefill, all others to `decode_seconds` and `steps`. `rounds` holds (drafted,
-    accepted) tokens of every speculative round, as the verifier judged them: a stop may lie
-    before the last.
+    `output_ids` end with the token that completed the stop, `text` ends before it. The prefill
+    yields the first token; `decode_seconds` and `steps` cover all others. `rounds` holds the
+    (drafted, accepted) tokens of each round, as the verifier judged them: the output may stop
+    before the last accepted token.
     """
 
     output_ids: list[int]
@@ -50,20 +54,28 @@ class Generation:
     steps: dict[str, StepTime] = field(default_factory=dict)
     rounds: list[tuple[int, int]] = field(default_factory=list)
 
+    @property
+    def drafted_tokens(self) -> int:
+        return sum(drafted for drafted, _ in self.rounds)
+
+    @property
+    def accepted_tokens(self) -> int:
+        return sum(accepted for _, accepted in self.rounds)
+
 
 def on_device(ids: list[int], device: torch.device) -> torch.Tensor:
-    """Token ids, (T,), on a device that is not waited for."""
+    """Return token ids, (T,), on the device, without waiting for it."""
     ids_T = torch.tensor(ids)
     if device.type != "cuda":
         return ids_T.to(device)
-    # Out of pageable memory, the copy would wait until all work before it is done.
+    # A copy from pageable memory would wait until the device has finished all earlier work.
     return ids_T.pin_memory().to(device, non_blocking=True)
 
 
 class StopRule:
-    """Ends an output at a stop token, or where its text comes to hold a stop word.
+    """Ends an output at a stop token, or as soon as its text contains a stop word.
 
-    `after` yields the rule for the outputs of one prompt, whose text continues the prompt's.
+    `after` returns the rule for outputs that continue a prompt's text.
     """
 
     def __init__(
@@ -75,22 +87,22 @@ class StopRule:
         self._stop_words = stop_words
         self._ends = {word[-1] for word in stop_words}
         self._completing: dict[int, bool] = {}
-        # A token adds at least one byte to the text, save for the few that add nothing.
+        # Almost every token adds at least one byte to the text; 16 more allow for the others.
         self._tail_size = 16 + max((len(word.encode()) for word in stop_words), default=0)
 
     def after(self, prompt_ids: list[int]) -> "StopRule":
-        """Return the same rule for outputs that follow this prompt."""
+        """Return the rule for outputs that follow this prompt."""
         rule = copy.copy(self)
         rule._decode = OutputText(self._tokenizer, prompt_ids)
         return rule
 
     def reason(self, output_ids: list[int]) -> str | None:
-        """Why the newest token ends the output: stop_token, stop_word, or None."""
+        """Return why the last token ends the output: stop_token, stop_word, or None."""
         if output_ids[-1] in self.stop_token_ids:
             return "stop_token"
         if not self._stop_words or not self._may_complete(output_ids[-1]):
             return None
-        # The tail is searched first, so that a long output is not decoded anew for every token.
+        # Search the tail first, so that a long output is not decoded again for every token.
         start = self._decode.whole_run(output_ids, max(0, len(output_ids) - self._tail_size))
         spans = (output_ids[start:], output_ids)
         if all(self._cut(self._decode(ids)) is not None for ids in spans):
@@ -98,16 +110,16 @@ class StopRule:
         return None
 
     def text(self, output_ids: list[int], reason: str) -> str:
-        """The output's text before the stop."""
+        """Return the output's text before the stop."""
         if reason == "stop_token":
             return self._decode(output_ids[:-1])
         text = self._decode(output_ids)
         return text[: self._cut(text)] if reason == "stop_word" else text
 
     def settled(self, output_ids: list[int]) -> str:
-        """The beginning of the text that further tokens cannot change any more.
+        """Return the beginning of the text that further tokens cannot change.
 
-        What is held back may become a character that lacks bytes yet, or a stop word.
+        An incomplete character and the beginning of a stop word are held back.
         """
         ends = output_ids and output_ids[-1] in self.stop_token_ids
         text = self._decode(output_ids[:-1] if ends else self._decode.settled(output_ids))
@@ -119,51 +131,51 @@ class StopRule:
         return text[: len(text) - held]
 
     def _may_complete(self, token_id: int) -> bool:
-        """Whether a stop word's last character can come with this token; True in doubt.
+        """Whether the token may contain the last character of a stop word; True in doubt.
 
-        Decoding is slow beside a small model's steps, and most tokens are soon told apart.
+        Decoding a text is slow compared with a small model's steps; this saves it for most tokens.
         """
         if token_id not in self._completing:
             piece = self._alone([token_id])
-            # Alone, a token may lack bytes of a character, or lose a space before it.
+            # A token decoded alone may lack bytes of a character, or lose its leading space.
             doubtful = not piece or "\ufffd" in piece or " " in self._ends
             self._completing[token_id] = doubtful or any(end in piece for end in self._ends)
         return self._completing[token_id]
 
     def _cut(self, text: str) -> int | None:
-        """Where the first stop word begins."""
+        """Return the place at which the first stop word begins."""
         return min((text.index(word) for word in self._stop_words if word in text), default=None)
 
 
 def _overlap(text: str, word: str) -> int:
-    """How many characters at the text's end are the beginning of the word, but not all of it."""
+    """Return how many characters at the text's end begin the word without completing it."""
     return next((size for size in range(len(word) - 1, 0, -1) if text.endswith(word[:size])), 0)
 
 
 class Streamer:
-    """Shows an output while it grows; this one shows nothing.
+    """Receives an output while it grows; this class shows nothing.
 
-    What it takes is no part of any time measured. `shows_drafts`: each draft is to be handed in,
-    for which the device must be waited for.
+    Its time is excluded from all measured times. `shows_drafts`: it also receives each draft, for
+    which the host waits for the device.
     """
 
     shows_drafts = False
 
     def begin(self, stop_rule: StopRule) -> None:
-        """A new output begins; the last one may not have come to its end."""
+        """Begin a new output, even if the last output never ended."""
 
     def draft(self, output_ids: list[int]) -> None:
-        """Those of these ids that were not shown before are drafted, and may fall."""
+        """Show a draft: all ids that were not shown before may still be rejected."""
 
     def show(self, output_ids: list[int]) -> None:
-        """These ids stand."""
+        """Show the output so far; its ids are final."""
 
     def end(self, text: str) -> None:
-        """The output is over, and this is its text."""
+        """End the output, whose text this is."""
 
 
 class Output:
-    """The tokens of one output as it grows; it stops growing at the first reason to."""
+    """The tokens of an output as it grows, up to the first reason to stop."""
 
     def __init__(self, prompt_ids: list[int], limit: int, stop_rule: StopRule) -> None:
         self.prompt_ids = prompt_ids
@@ -174,7 +186,7 @@ class Output:
 
     @property
     def tokens(self) -> list[int]:
-        """Prompt and output, newest token last."""
+        """Prompt and output, in order."""
         return self.prompt_ids + self.ids
 
     @property
@@ -183,7 +195,7 @@ class Output:
         return self._limit - len(self.ids)
 
     def extend(self, ids: list[int]) -> None:
-        """Appends tokens up to the one that ends the output."""
+        """Append tokens up to the token that ends the output."""
         for token_id in ids:
             self.ids.append(token_id)
             self.stop_reason = self._stop_rule.reason(self.ids)
@@ -196,7 +208,7 @@ class Output:
 class GenerationStrategy(ABC):
     """Decodes one prompt after another with the same engine and configuration.
 
-    A subclass says what one round is. After every round the engine holds all tokens but the newest.
+    A subclass defines the round. After each round the engine has cached all tokens but the last.
     """
 
     def __init__(self, engine: CachedLlama, config: GenerationConfig, stop_rule: StopRule) -> None:
@@ -211,10 +223,10 @@ class GenerationStrategy(ABC):
         max_steps: int | None = None,
         streamer: Streamer | None = None,
     ) -> Generation:
-        """Generates up to `max_steps` tokens; the default is the configuration's.
+        """Generate up to `max_steps` tokens (default: the configuration's).
 
-        Ends where prompt and output fill what the engine can hold after such a prompt. Raises
-        ValueError for a prompt that is empty or beyond its capacity.
+        The output also ends when the engine has no room for more. Raises ValueError for a prompt
+        that is empty or longer than the engine's capacity.
         """
         engine = self.engine
         if not 1 <= len(prompt_ids) <= engine.capacity:
@@ -250,7 +262,7 @@ class GenerationStrategy(ABC):
     def begin(
         self, prompt_ids: list[int], generator: torch.Generator, streamer: Streamer | None = None
     ) -> None:
-        """Forgets the last prompt; `ending` is the stop rule for outputs that follow this one."""
+        """Forget the last prompt; `ending` is the stop rule for outputs that follow this prompt."""
         self.engine.reset(self.config.kept_exit_layer)
         self.ending = self.stop_rule.after(prompt_ids)
         self.generator = generator
@@ -261,28 +273,28 @@ class GenerationStrategy(ABC):
 
     @contextmanager
     def unmeasured(self) -> Iterator[None]:
-        """What is done inside is no part of the decoding's time.
+        """Exclude the block from the decoding time.
 
-        It stands where tokens have just come off the device, which has nothing left to do.
+        Use it only while the device is idle, after its tokens were read.
         """
         started = perf_counter()
         yield
         self._unmeasured_seconds += perf_counter() - started
 
     def prefill(self, output: Output) -> int:
-        """Runs the prompt through the model; returns the first token."""
+        """Run the prompt through the model; return the first token."""
         return self.step(output, self.column(output.prompt_ids))
 
     def step(self, output: Output, ids_1T: torch.Tensor, depth: int | None = None) -> int:
-        """One plain step through the first `depth` layers: new tokens in, the next token out."""
+        """Run new tokens through the first `depth` layers (default: all); return the next token."""
         logits_1V = self.engine.forward(ids_1T, depth=depth)
         token, _ = self.config.sampling.pick(logits_1V, output.tokens, self.generator)
         return int(token)
 
     def column(self, ids: list[int]) -> torch.Tensor:
-        """Token ids as the engine takes them, (1, T)."""
+        """Return token ids on the engine's device, (1, T)."""
         return on_device(ids, self.engine.device)[None]
 
     @abstractmethod
     def round(self, output: Output) -> list[int]:
-        """Generates the next tokens, at least one and at most `output.remaining`."""
+        """Generate the next tokens, at least one and at most `output.remaining`."""

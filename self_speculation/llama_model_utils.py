@@ -1,7 +1,7 @@
-"""CachedLlama: a Llama that runs any span of its layers over a cache of its own.
+"""CachedLlama: a Llama that runs any span of its layers over its own cache.
 
-The one file that knows transformers' internals. Strategies see tokens and logits, never a cache,
-a mask or a position.
+Only this file knows transformers' internals. Strategies see tokens and logits, never a cache, a
+mask or a position.
 
 Shapes: T new tokens, M positions whose logits are read, V vocabulary; the batch is always 1.
 """
@@ -11,44 +11,45 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from self_speculation.model_protocol import DecoderLayer, Llama, ModelConfig, decoder_of
 from self_speculation.offloading import input_device
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-MOST_LAYERS = 10_000  # beyond, a configuration is damaged, and a model takes hours to be laid out
+MOST_LAYERS = 10_000  # More mean a damaged configuration, whose model would take hours to build.
 DEFAULT_ATTENTION = "sdpa"
 COMPILED_ATTENTION = ("sdpa", "eager")
 SUPPORTED_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
 
 
-def position_limit(config: Any, prompt_tokens: int | None = None) -> int:
-    """Return the longest sequence, in tokens, that the model can decode; of a given prompt, if any.
+def position_limit(config: ModelConfig, prompt_tokens: int | None = None) -> int:
+    """Return the longest sequence, in tokens, that the model can decode (after a given prompt).
 
-    YaRN stretches the positions by its factor (Peng et al. 2023, arXiv 2309.00071). Within a
-    sliding window, windowed and full attention are the same; sequences end where they differ.
-    LongRoPE (Ding et al. 2024, arXiv 2402.13753) has factors for short and for long sequences, and
-    keys that were cached with the former do not fit the latter: a sequence that begins short ends
-    where the long ones would begin.
+    YaRN multiplies the positions by its factor (Peng et al. 2023, arXiv 2309.00071). A sequence
+    ends with its sliding window, within which windowed and full attention are equal. LongRoPE
+    (Ding et al. 2024, arXiv 2402.13753) has factors for short and for long sequences, and keys
+    cached with the short factors do not fit the long ones: a sequence with a short prompt ends
+    where the long factors would begin.
     """
     rope = getattr(config, "rope_parameters", None) or {}
-    original = rope.get("original_max_position_embeddings")
+    kind, original = rope.get("rope_type"), rope.get("original_max_position_embeddings")
     limit = config.max_position_embeddings
-    if rope.get("rope_type") == "yarn" and original:
+    if kind == "yarn" and original:
         limit = max(limit, int(original * (rope.get("factor") or 1)))
-    is_short = prompt_tokens is not None and original and prompt_tokens <= original
-    if rope.get("rope_type") == "longrope" and is_short:
+    if kind == "longrope" and original and prompt_tokens is not None and prompt_tokens <= original:
         limit = min(limit, original)
-    return min(limit, getattr(config, "sliding_window", None) or limit)
+    window: int | None = getattr(config, "sliding_window", None)
+    return min(limit, window or limit)
 
 
-def early_exit_view(model: nn.Module, kept_exit_layer: int) -> nn.Module:
-    """A model of the first layers alone, then norm and head; early-exit inference for batches.
+def early_exit_view(model: Llama, kept_exit_layer: int) -> Any:
+    """Return a model of the first layers, norm and head, for early-exit inference in batches.
 
-    It shares every weight with `model`, which stays as it is.
+    It shares every weight with `model`, which does not change.
     """
     view, decoder = _shallow_copy(model), _shallow_copy(model.model)
-    config = copy.deepcopy(model.config)
+    config: Any = copy.deepcopy(model.config)
     config.num_hidden_layers = kept_exit_layer
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:kept_exit_layer]
@@ -58,11 +59,11 @@ def early_exit_view(model: nn.Module, kept_exit_layer: int) -> nn.Module:
     return view
 
 
-def _shallow_copy(module: nn.Module) -> nn.Module:
-    """Another module with the same parts, in which one can be replaced."""
+def _shallow_copy(module: Any) -> Any:
+    """Return another module with the same parts, in which a part can be replaced."""
     other = copy.copy(module)
     other._modules = dict(module._modules)
-    # accelerate's hooks replace `forward` by one that is bound to the module it was put on.
+    # accelerate's hooks replace `forward` by a function that is bound to the hooked module.
     for name in ("forward", "_old_forward", "_hf_hook"):
         other.__dict__.pop(name, None)
     return other
@@ -71,9 +72,8 @@ def _shallow_copy(module: nn.Module) -> nn.Module:
 class KeyValueCache:
     """Keys and values of every layer, allocated once for `capacity` tokens.
 
-    Decoder layers of transformers call `update`, as they would on transformers' own caches.
-    Nothing is ever copied to make room or to forget: `position` says where the next tokens are
-    written, and what lies behind them is overwritten later.
+    transformers' decoder layers call `update`, as on transformers' own caches. Growing and
+    forgetting copy nothing: the next tokens are written at `position`, over whatever is there.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -84,7 +84,7 @@ class KeyValueCache:
     def update(
         self, key: Tensor, value: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Writes (1, heads, T, head size) at `position`; returns views of all up to there."""
+        """Write (1, heads, T, head size) at `position`; return views of all tokens so far."""
         if layer_idx not in self._buffers:
             self._buffers[layer_idx] = (self._allocate(key), self._allocate(value))
         keys, values = self._buffers[layer_idx]
@@ -94,39 +94,40 @@ class KeyValueCache:
         return keys[:, :, :end], values[:, :, :end]
 
     def layer(self, layer_idx: int, length: int) -> tuple[Tensor, Tensor]:
-        """A layer's first `length` keys and values, (1, heads, `length`, head size), as views.
+        """Return a layer's first `length` keys and values as views, (1, heads, S, head size).
 
-        The layer was updated before. Shapes and strides say nothing of the capacity.
+        The layer must have been updated before. Shapes and strides do not depend on the capacity.
         """
         keys, values = self._buffers[layer_idx]
         return keys[0, :, :length][None], values[0, :, :length][None]
 
     def clear(self) -> None:
-        """Overwrites everything with zeros."""
+        """Overwrite everything with zeros."""
         for buffer in chain.from_iterable(self._buffers.values()):
             buffer.zero_()
 
     def _allocate(self, like: Tensor) -> Tensor:
-        # Token by token in memory, so that what is read of it lies alike whatever the capacity.
+        # Token by token in memory, so that the strides of a view do not depend on the capacity.
         _, heads, _, size = like.shape
         return like.new_zeros(1, self.capacity, heads, size).transpose(1, 2)
 
 
 class CachedLlama:
-    """Decodes one sequence at a time, early layers ahead of the others where a draft is wanted.
+    """Decodes one sequence at a time; the early layers may run ahead of the others to draft.
 
-    `length` counts the tokens that every layer holds. `draft` runs early layers ahead of it and
-    keeps their outputs (the exit states) pending; `verify` brings the remaining layers level.
+    `length` counts the tokens that every layer has cached. `draft` runs more tokens through the
+    early layers and keeps their outputs (the exit states) pending; `verify` runs them through the
+    remaining layers.
 
-    `capacity`: tokens of the longest sequence; the cache is allocated for them at first use and
-    reused from sequence to sequence. `compile_seconds` is what was spent on compiling steps; None
-    where none are compiled.
+    `capacity`: tokens of the longest sequence; the cache is allocated at first use and reused for
+    all sequences. `compile_seconds`: time spent on compiling steps; None without compilation.
+    Raises ValueError for an attention kernel that is not supported.
     """
 
     compile_seconds: float | None = None
 
-    def __init__(self, model: nn.Module, capacity: int) -> None:
-        self._decoder = model.model
+    def __init__(self, model: Llama, capacity: int) -> None:
+        self._decoder = decoder_of(model)
         self._head = model.lm_head
         self._attention = model.config._attn_implementation
         if self._attention not in SUPPORTED_ATTENTION:
@@ -142,27 +143,27 @@ class CachedLlama:
         self.reset()
 
     def reset(self, exit_layer: int | None = None) -> None:
-        """Begins a new sequence; drafts will run the first `exit_layer` of the model's layers."""
+        """Begin a new sequence; drafts will run the first `exit_layer` layers (default: all)."""
         self.length = 0
-        self.exit_layer = exit_layer
+        self.exit_layer = exit_layer or self.num_layers
         self._exit_states: list[Tensor] = []
 
     def room_after(self, prompt_tokens: int) -> int:
-        """Return how many tokens may follow such a prompt; the last one is never cached."""
+        """Return how many tokens may follow such a prompt; the last is never cached."""
         limit = position_limit(self._config, prompt_tokens)
         return min(self.capacity, limit) - prompt_tokens + 1
 
     @property
     def pending(self) -> int:
-        """Tokens beyond `length` that `draft` has run through the early layers."""
+        """Number of tokens beyond `length` that `draft` has run through the early layers."""
         return sum(states.shape[1] for states in self._exit_states)
 
     @torch.inference_mode()
     def forward(self, ids_1T: Tensor, count: int = 1, depth: int | None = None) -> Tensor:
-        """Runs T new tokens through the first `depth` layers (default: all).
+        """Run T new tokens through the first `depth` layers (default: all).
 
-        Returns the logits of the last `count` positions, (count, V). Needs that nothing is pending.
-        A sequence is decoded at one depth throughout: other layers would lack these tokens.
+        Return the logits of the last `count` positions, (count, V). No draft may be pending. Use
+        the same depth for a whole sequence: deeper layers do not cache these tokens.
         """
         assert not self._exit_states, "pending drafts must be verified or rolled back first"
         states_1TD = self._run(self._embed(ids_1T), 0, depth or self.num_layers, self.length)
@@ -171,17 +172,17 @@ class CachedLlama:
 
     @torch.inference_mode()
     def draft(self, ids_1T: Tensor) -> Tensor:
-        """Runs T new tokens through the early layers; returns the last one's logits, (1, V)."""
+        """Run T new tokens through the early layers; return the logits of the last, (1, V)."""
         states_1TD = self._early(ids_1T)
         self._exit_states.append(states_1TD)
         return self._logits(states_1TD, 1)
 
     @torch.inference_mode()
     def verify(self, ids_1T: Tensor, count: int) -> Tensor:
-        """Brings every layer level with all pending tokens and T new ones, T at least 1.
+        """Run all pending tokens and T new tokens through the remaining layers, T at least 1.
 
-        The new tokens run through the early layers first, the pending ones only through the
-        remaining layers. Returns the logits of the last `count` positions, (count, V).
+        The new tokens run through the early layers first. Return the logits of the last `count`
+        positions, (count, V).
         """
         states_1TD = torch.cat([*self._exit_states, self._early(ids_1T)], dim=1)
         self._exit_states = []
@@ -190,7 +191,7 @@ class CachedLlama:
         return self._logits(states_1TD, count)
 
     def rollback(self, length: int) -> None:
-        """Forgets all but the first `length` tokens, pending ones included."""
+        """Forget all pending tokens, and all others after the first `length`."""
         assert length <= self.length, f"cannot roll {self.length} tokens back to {length}"
         self.length = length
         self._exit_states = []
@@ -203,13 +204,14 @@ class CachedLlama:
         return self._decoder.embed_tokens(ids_1T)
 
     def _run(self, states_1TD: Tensor, first: int, last: int, start: int) -> Tensor:
-        """Layers `first` to `last` over tokens at positions `start` and after."""
+        """Run layers `first` to `last` (excluded) over tokens that begin at position `start`."""
         count = states_1TD.shape[1]
         assert start + count <= self.capacity, f"{start + count} tokens exceed {self.capacity}"
         positions_1T = torch.arange(start, start + count, device=states_1TD.device)[None]
         rotary = self._decoder.rotary_emb(states_1TD, position_ids=positions_1T)
         mask = self._mask(states_1TD, start)
         self._cache.position = start
+        layer: DecoderLayer
         for layer in self._decoder.layers[first:last]:
             states_1TD = layer(
                 states_1TD,
@@ -221,11 +223,10 @@ class CachedLlama:
         return states_1TD
 
     def _mask(self, states_1TD: Tensor, start: int) -> Tensor | None:
-        """Lets every token see itself and what is before it; None where the kernel does so itself.
+        """Return the causal mask, or None if the kernel masks correctly by itself.
 
-        transformers' sdpa applies its own causal mask to more than one query without a mask, but
-        counts positions from 0: right for a first chunk only. Flash attention aligns it to the
-        last key.
+        Without a mask, transformers' sdpa masks several queries as if they began at position 0,
+        which is right only for the first chunk. Flash attention aligns its mask to the last key.
         """
         count = states_1TD.shape[1]
         if count == 1 or self._attention.startswith("flash"):
@@ -239,5 +240,5 @@ class CachedLlama:
         return torch.zeros_like(visible, dtype=states_1TD.dtype).masked_fill(~visible, -torch.inf)
 
     def _logits(self, states_1TD: Tensor, count: int) -> Tensor:
-        """The head runs only on the positions that are read."""
+        """Return logits of the last `count` positions; the head runs only on these."""
         return self._head(self._decoder.norm(states_1TD[:, -count:]))[0].to(self.device)

@@ -1,37 +1,41 @@
-"""Weights that accelerate keeps on the host or on disk, and brings to a device for each pass."""
+"""Models whose weights accelerate keeps on the host or on disk between passes."""
 
 import warnings
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-_SHARD = "2GB"  # of a file that is put together in a host's memory
+from self_speculation.model_protocol import Llama, decoder_of
+
+_SHARD = "2GB"  # Weights of one file are in the host's memory together.
 
 
-def input_device(model: nn.Module) -> torch.device:
-    """Where token ids are wanted: where embeddings are computed, wherever they are kept."""
-    embeddings = model.get_input_embeddings()
+def input_device(model: Llama) -> torch.device:
+    """Return the device of token ids: the one that computes embeddings, wherever they lie."""
+    embeddings: Any = model.get_input_embeddings()
     if embeddings.weight.is_meta:
         return torch.device(embeddings._hf_hook.execution_device)
     return embeddings.weight.device
 
 
-def layer_places(model: nn.Module, kept_layers: Iterable[int]) -> dict[str, int]:
-    """How many of the model's layers lie on each device, on the host (cpu) and on disk.
+def layer_places(model: Llama, kept_layers: Iterable[int]) -> dict[str, int]:
+    """Return how many layers lie on each device, on the host (cpu) and on disk.
 
-    `kept_layers`: their indices in the model as it was loaded.
+    `kept_layers`: the layers' indices in the model as it was loaded.
     """
-    layers = zip(kept_layers, model.model.layers, strict=True)
+    layers = zip(kept_layers, decoder_of(model).layers, strict=True)
     return dict(Counter(_place(model, f"model.layers.{index}", layer) for index, layer in layers))
 
 
 def forget_offloaded(layers: Iterable[nn.Module]) -> None:
-    """Lets go of what accelerate keeps of layers that will not run any more.
+    """Free the host memory that accelerate holds for removed layers.
 
-    Their weights would stay on the host for as long as any other layer's do.
+    It would keep their weights as long as those of any other layer.
     """
     for module in (module for layer in layers for module in layer.modules()):
         kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
@@ -44,19 +48,19 @@ def forget_offloaded(layers: Iterable[nn.Module]) -> None:
         loader.all_keys = [key for key in loader.all_keys if key not in gone]
 
 
-def save_weights(model: nn.Module, folder: Path) -> None:
-    """Writes the model as transformers does, those weights included that lie on no device.
+def save_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Write the model as transformers does, with the weights that lie on the host or on disk.
 
-    These are brought into memory a file at a time, so files are small where there are any.
+    Files of a model with such weights are small, because each is read into memory whole.
     """
-    small = {"max_shard_size": _SHARD} if hasattr(model, "hf_device_map") else {}
+    small: dict[str, Any] = {"max_shard_size": _SHARD} if hasattr(model, "hf_device_map") else {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")
         model.save_pretrained(folder, **small)
 
 
-def _place(model: nn.Module, name: str, layer: nn.Module) -> str:
-    """What the device map says of the layer, by its own name or that of a module around it."""
+def _place(model: Llama, name: str, layer: nn.Module) -> str:
+    """Return the device map's entry of the layer, or of a module that contains it."""
     spread = getattr(model, "hf_device_map", None)
     if spread is None:
         return str(next(layer.parameters()).device)

@@ -1,8 +1,8 @@
-"""The text that an output's tokens add to the text of its prompt.
+"""The text that an output adds to the text of its prompt.
 
-Tokenizers of the SentencePiece family (Llama 2, Code Llama, Mistral) drop the space at the
-beginning of whatever they decode. Decoded alone, an output would lose a leading space, and
-indented code a part of its indentation.
+SentencePiece tokenizers (Llama 2, Code Llama, Mistral) drop a space at the beginning of every text
+that they decode. An output decoded alone would lose its leading space, and indented code a part of
+its indentation.
 """
 
 import re
@@ -10,20 +10,22 @@ from os.path import commonprefix
 from typing import Any
 
 _FIRST_CONTEXT = 8
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # of SentencePiece, for what has no other token
+_BYTE = re.compile(
+    r"<0x([0-9A-F]{2})>"
+)  # SentencePiece's token of a byte of a character without a token
 _REPLACEMENT = "\ufffd"
 
 
 class OutputText:
     """Decodes outputs that follow one prompt.
 
-    The text of an output is what prompt and output decode to together, less the prompt's text.
-    Only the prompt's end is decoded again with every output: as many tokens as it takes to have
-    visible text before the output. `special`: special tokens are part of the text.
+    The text of an output is the text of prompt and output together, without the prompt's text.
+    Only the end of the prompt is decoded again with every output: enough tokens for visible text
+    before the output. `special`: special tokens are part of the text.
 
-    Tokens that stand for a byte are decoded in runs, and a run that is no UTF-8 becomes all
-    replacement characters. An output that ends inside a character keeps the characters before it,
-    and one that is no UTF-8 behind the prompt's bytes is decoded apart from them.
+    Tokenizers decode byte tokens in runs, and a run that is not UTF-8 becomes all replacement
+    characters. Therefore an output that ends inside a character keeps the characters before it, and
+    an output that is not UTF-8 after the prompt's bytes is decoded apart from them.
     """
 
     def __init__(
@@ -42,13 +44,13 @@ class OutputText:
         return self._text(ids) + (_REPLACEMENT if begun else "")
 
     def whole_run(self, output_ids: list[int], start: int) -> int:
-        """Return the last place up to `start` before which tokens do not matter for those after."""
+        """Return the last place up to `start` that does not divide a run of bytes."""
         while start and self._in_run(output_ids[start]):
             start -= 1
         return start
 
     def settled(self, output_ids: list[int]) -> list[int]:
-        """Return the output's first tokens, whose text no further token can change."""
+        """Return the output's first tokens, whose text later tokens cannot change."""
         count = len(output_ids)
         while count and self._in_run(output_ids[count - 1]):
             count -= 1
@@ -60,11 +62,11 @@ class OutputText:
             return text[len(self._context) :]
         if not self._context.endswith(_REPLACEMENT):
             return self._decode(ids)
-        # The output completes a character of the prompt.
+        # The output completes the prompt's last character.
         return text[len(commonprefix([text, self._context])) :]
 
     def _begun_character(self, ids: list[int]) -> int:
-        """Return how many tokens at the end are the first bytes of a character."""
+        """Return how many tokens at the end begin a character without completing it."""
         run = ids[len(self.settled(ids)) :]
         values = bytes(value for value in map(self._byte, run) if value is not None)
         try:
@@ -80,11 +82,11 @@ class OutputText:
         return 0
 
     def _in_run(self, token_id: int) -> bool:
-        """Whether the token is a byte, or left out, so that bytes around it are one run."""
+        """Whether the token is a byte, or is left out, which makes the bytes around it one run."""
         return token_id in self._skipped or self._byte(token_id) is not None
 
     def _byte(self, token_id: int) -> int | None:
-        # A model may know more tokens than its tokenizer, which calls them None.
+        # A model may have more tokens than its tokenizer, which returns None for them.
         match = _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(token_id) or "")
         return int(match[1], 16) if match else None
 
@@ -94,7 +96,7 @@ class OutputText:
         while True:
             ids = prompt_ids[-count:]
             text = self._decode(ids) if ids else ""
-            # A first character without its first bytes, or a stripped space, is no visible text.
+            # A character without its first bytes and a stripped space are no visible text.
             if count >= len(prompt_ids) or text.strip(f"{_REPLACEMENT} "):
                 return ids, text
             count *= 2

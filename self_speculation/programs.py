@@ -1,9 +1,9 @@
-"""A block of modules as a compiled program of its tensors, built once and kept for later starts.
+"""Compiled programs of a block of modules, built once and kept for later starts.
 
-A program takes weights as it takes any input, so one serves every layer that is built alike. On a
-CPU it is a library of native code that AOTInductor makes and that is called without Python or
-checks in between; it lies in the user's cache and is loaded from there by the next start. On CUDA
-torch.compile makes it, with the compiler's own cache, and its calls are meant to be captured.
+The weights are inputs of a program, so all layers of the same structure share a program. On a CPU
+AOTInductor makes a native library, which is called without Python or checks in between; the user's
+cache keeps it for the next start. On CUDA torch.compile makes the program and has its own cache;
+the caller captures its launches in a graph.
 """
 
 import functools
@@ -25,14 +25,15 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from self_speculation.model_protocol import ModelConfig
 from self_speculation.user_cache import cache_folder
 
-# A block's tensors, then its inputs; returns its one output.
+# Takes a block's tensors, then its inputs; returns its output.
 Program = Callable[[list[Tensor], list[Tensor]], Tensor]
 
 _CPUINFO = Path("/proc/cpuinfo")
-# Of a configuration, what says nothing of one layer or is known otherwise.
-_OF_THE_WHOLE = (
+# Settings that do not describe one layer, or that the block's tensors show.
+_NOT_OF_A_LAYER = (
     "num_hidden_layers",
     "layer_types",
     "_name_or_path",
@@ -41,21 +42,23 @@ _OF_THE_WHOLE = (
     "transformers_version",
 )
 _OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}
-# Products of one row are sums of Triton's then, which read weights faster than the library's.
-_CUDA_OPTIONS = {"coordinate_descent_tuning": True}
+# Products of one row become sums in Triton, which read weights faster than the library.
+_CUDA_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
+    "coordinate_descent_tuning": True
+}
 _programs: dict[str, Program] = {}
 
 
 class CompileError(Exception):
-    """The compiler failed; the message says how, in one line."""
+    """The compiler failed; the message gives the reason in one line."""
 
 
 @contextmanager
 def compile_errors() -> Iterator[None]:
-    """Makes a `CompileError` of whatever breaks inside.
+    """Turn any error of the block into a `CompileError`.
 
-    Export, lowering, the C++ compiler, the cache's folder and CUDA's capture raise errors of their
-    own.
+    Export, lowering, the C++ compiler, the cache's folder and CUDA's capture each raise their own
+    errors.
     """
     try:
         yield
@@ -67,16 +70,16 @@ def compile_errors() -> Iterator[None]:
 
 
 def tensors_of(block: nn.Module) -> list[Tensor]:
-    """A block's parameters and buffers, in the order in which its program takes them."""
+    """Return a block's parameters and buffers, in the order in which its program takes them."""
     return list(_named_tensors(block).values())
 
 
-def program_of(block: nn.Module, inputs: list[Tensor], config: Any) -> Program:
-    """The program of a block for inputs of such shapes, found or built.
+def program_of(block: nn.Module, inputs: list[Tensor], config: ModelConfig) -> Program:
+    """Return the program of a block for inputs of these shapes; load or build it if necessary.
 
-    The same program is given for blocks that are alike: all that sets two of a class apart, beside
-    their tensors, must be in `config`, the model's. Raises `CompileError` where that fails; on CUDA
-    the compiler starts with the first call, and raises then.
+    Blocks of one class share a program if their tensors' layouts and `config`, the model's, are
+    equal. Raises `CompileError` on failure; on CUDA the compiler runs, and may raise, in the first
+    call of the program.
     """
     key = _key(block, inputs, config)
     if key not in _programs:
@@ -87,7 +90,7 @@ def program_of(block: nn.Module, inputs: list[Tensor], config: Any) -> Program:
 
 
 def programs_known() -> int:
-    """How many programs this process has built or loaded."""
+    """Return how many programs this process has built or loaded."""
     return len(_programs)
 
 
@@ -96,7 +99,7 @@ class _Stateless(nn.Module):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        # Held in a tuple, where torch does not look for parameters.
+        # A tuple hides the block's parameters from torch.
         self._block = (block,)
         self._names = tuple(_named_tensors(block))
 
@@ -111,7 +114,7 @@ def _native(block: nn.Module, inputs: list[Tensor], key: str) -> Program:
     with FileLock(f"{path}.lock"):
         try:
             run = _load(path)
-        except Exception:  # missing, damaged, or made where libraries are newer
+        except Exception:  # missing, damaged, or built with newer libraries
             tokens = inputs[0].shape[1]
             print(f"Compiling {type(block).__name__}, {tokens} tokens (once)", file=sys.stderr)
             _build(block, inputs, path)
@@ -121,7 +124,7 @@ def _native(block: nn.Module, inputs: list[Tensor], key: str) -> Program:
 
 def _load(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:
     if not path.is_file():
-        raise FileNotFoundError(path)  # torch would warn of a file that is outdated
+        raise FileNotFoundError(path)  # torch would warn of an outdated file
     return torch._inductor.aoti_load_package(str(path), run_single_threaded=True).loader.boxed_run
 
 
@@ -129,22 +132,22 @@ def _build(block: nn.Module, inputs: list[Tensor], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.inference_mode(False), torch.no_grad():
-            made = torch._inductor.aoti_compile_and_package(
+            path_built = torch._inductor.aoti_compile_and_package(
                 _exported(block, inputs),
                 package_path=f"{scratch}/program.pt2",
                 inductor_configs=_OPTIONS,
             )
-        Path(made).replace(path)
+        Path(path_built).replace(path)
 
 
 def _captured_later(block: nn.Module, inputs: list[Tensor], _: str) -> Program:
-    # Of an exported graph, since torch.compile counts variants of one function and has a limit.
+    # torch.compile limits the variants of a function; each exported graph is its own function.
     graph = _exported(block, inputs).module()
     return torch.compile(graph, fullgraph=True, dynamic=False, options=_CUDA_OPTIONS)
 
 
 def _exported(block: nn.Module, inputs: list[Tensor]) -> torch.export.ExportedProgram:
-    # Tensors of inference mode cannot be traced.
+    # Inference tensors cannot be traced.
     with torch.inference_mode(False), torch.no_grad():
         arguments = [tensor.clone() for tensor in inputs]
         return torch.export.export(_Stateless(block), (tensors_of(block), arguments), strict=False)
@@ -155,7 +158,7 @@ def _named_tensors(block: nn.Module) -> dict[str, Tensor]:
 
 
 def _signature(block: nn.Module) -> str:
-    """What a block is built of: modules by name and class, tensors by shape, stride and dtype."""
+    """Return a block's modules by name and class, and its tensors by layout."""
     modules = [
         (name, type(module).__module__, type(module).__qualname__)
         for name, module in block.named_modules()
@@ -164,16 +167,16 @@ def _signature(block: nn.Module) -> str:
     return repr((modules, tensors))
 
 
-def _layout(tensor: Tensor) -> tuple:
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
     return tuple(tensor.shape), tensor.stride(), str(tensor.dtype), str(tensor.device)
 
 
-def _key(block: nn.Module, inputs: list[Tensor], config: Any) -> str:
-    """Names all that a program depends on, the code that makes it included."""
+def _key(block: nn.Module, inputs: list[Tensor], config: ModelConfig) -> str:
+    """Hash everything that a program depends on, including the code that makes it."""
     facts = [
         _signature(block),
         [_layout(tensor) for tensor in inputs],
-        json.dumps(_meaning(config), sort_keys=True, default=str),
+        json.dumps(_layer_settings(config), sort_keys=True, default=str),
         _sources(inspect.getfile(type(block))),
         torch.__version__,
         transformers.__version__,
@@ -185,22 +188,22 @@ def _key(block: nn.Module, inputs: list[Tensor], config: Any) -> str:
 
 @functools.cache
 def _sources(of_block: str) -> str:
-    """A hash of the code that decides what a program does, its block's file included."""
+    """Hash the code that decides what a program does, including the block's file."""
     paths = [Path(__file__).with_name(name) for name in ("programs.py", "row_kernels.py")]
     paths.append(Path(of_block))
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
-def _meaning(config: Any) -> dict[str, Any]:
-    """What a configuration says of one layer, however many there are."""
+def _layer_settings(config: ModelConfig) -> dict[str, Any]:
+    """Return the settings that describe one layer."""
     values = config.to_dict()
-    for key in _OF_THE_WHOLE:
+    for key in _NOT_OF_A_LAYER:
         values.pop(key, None)
     return values
 
 
 def _processor() -> str:
-    """The instruction set for which native code is made."""
+    """Return the processor's model and instruction set, for which native code is made."""
     if not _CPUINFO.is_file():
         return f"{platform.machine()} {platform.processor()}"
     first = _CPUINFO.read_text().partition("\n\n")[0].splitlines()

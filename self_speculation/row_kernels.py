@@ -1,8 +1,8 @@
-"""Decoder layers rewritten for one token or a few: what the compiler turns into few, fast loops.
+"""Decoder layers for one token or a few, written so that the compiler makes few, fast loops.
 
-A matrix product with a handful of rows is bound by reading the weights once, in order. Library
-kernels for it reach a part of a CPU's bandwidth; written as one sum of products per weight row,
-with all input rows inside, the compiler makes of it a loop that streams the weights as they lie.
+A matrix product with few rows is bound by reading the weights once, in order. Library kernels do
+not reach a CPU's bandwidth; from one sum of products per weight row, with all input rows inside,
+the compiler makes a loop that streams the weights in their order.
 
 Shapes: T new tokens, S cached positions attended to (a bucket), H heads, G query heads that share
 one key/value head, D head size, N and K rows and columns of a weight.
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 _ATTENTION = "static_rows"
-# More sums in one loop than this no longer fit a CPU's registers, and the loop takes long to build.
+# More sums in one loop do not fit a CPU's registers, and the loop takes long to compile.
 _MOST_SUMS = 32
 _SUMS_IN_REGISTERS = 12
 _MOST_WEIGHT_ROWS = 4
 
 
 class FewRowsLinear(nn.Linear):
-    """A linear layer that reads every weight once for all of its few input rows."""
+    """A linear layer that reads every weight once for all of its input rows, if these are few."""
 
     def forward(self, input: Tensor) -> Tensor:
         rows_TK = input.reshape(-1, self.in_features)
@@ -37,10 +37,10 @@ class FewRowsLinear(nn.Linear):
 
 
 def _products(rows_TK: Tensor, weight_NK: Tensor) -> Tensor:
-    """`rows @ weight.T`, summed in float32 or better."""
+    """Return `rows @ weight.T`, (T, N), summed in float32 or better."""
     wide = _sum_dtype(weight_NK.dtype)
     rows_TK = _materialised(rows_TK.to(wide))
-    # Several weight rows at a time hide the latency of each other's sums.
+    # Several weight rows at a time hide the latency of the sums.
     weights = weight_NK.chunk(_weight_rows(len(rows_TK), weight_NK))
     sums = [
         torch.cat([(part * row_K).sum(-1, dtype=wide) for part in weights]) for row_K in rows_TK
@@ -53,7 +53,7 @@ def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _weight_rows(rows: int, weight_NK: Tensor) -> int:
-    """How many weight rows one loop reads at a time: a power of two that divides them."""
+    """Return how many weight rows a loop reads at a time: a power of two that divides N."""
     widest = _MOST_WEIGHT_ROWS if weight_NK.element_size() < 4 else _MOST_WEIGHT_ROWS // 2
     together = min(widest, max(1, _SUMS_IN_REGISTERS // rows))
     while weight_NK.shape[0] % together or together & (together - 1):
@@ -62,7 +62,7 @@ def _weight_rows(rows: int, weight_NK: Tensor) -> int:
 
 
 def _materialised(tensor: Tensor) -> Tensor:
-    """The same values, in memory: a compiler that fused them would compute them for every sum."""
+    """Force the values into memory; fused, the compiler would recompute them for every sum."""
     tensor = tensor.contiguous()
     return torch.as_strided(tensor, tensor.shape, tensor.stride())
 
@@ -74,12 +74,12 @@ def attend(
     value_1HSD: Tensor,
     visible_TS: Tensor,
     scaling: float,
-    **_: Any,
+    **unused: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of T tokens to a bucket of cached positions, in the form that transformers calls.
+    """Return the attention of T tokens to a bucket, (1, T, H, D), as transformers calls it.
 
-    Query heads that share keys and values are taken as further rows, so nothing is repeated.
-    Values that no token may see are multiplied by zero: they must be finite.
+    Query heads that share keys and values become further rows, R = G T, so nothing is repeated.
+    Values that no token may see are multiplied by zero, so they must be finite.
     """
     _, heads, tokens, size = query_1HTD.shape
     shared = heads // key_1HSD.shape[1]
@@ -112,7 +112,7 @@ AttentionInterface.register(_ATTENTION, attend)
 
 
 class _Slot:
-    """One layer's keys and values, as its attention meets a cache."""
+    """One layer's keys and values, with the `update` of a cache."""
 
     def __init__(self, keys: Tensor, values: Tensor, positions_T: Tensor) -> None:
         self._buffers = keys, values
@@ -125,7 +125,7 @@ class _Slot:
 
 
 class LayerBlock(nn.Module):
-    """One decoder layer over T tokens, its cache and positions handed in."""
+    """One decoder layer over T tokens; its cache and positions are inputs."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -162,13 +162,14 @@ class HeadBlock(nn.Module):
         return self.head(self.norm(states_1TD))[0]
 
 
-def static_view(module: nn.Module) -> nn.Module:
-    """The same parameters in modules of their own, which are free of what varies between layers.
+def static_view(module: nn.Module) -> Any:
+    """Return a copy that shares the parameters and is the same for all layers of a kind.
 
-    The model itself stays as it is: prefill and every other use go on with it.
+    The module itself does not change, because the prefill and all other uses need it.
     """
-    view = copy.copy(module)
-    view._modules = {name: static_view(part) for name, part in module._modules.items()}
+    view: Any = copy.copy(module)
+    parts = module._modules.items()
+    view._modules = {name: static_view(part) for name, part in parts if part is not None}
     if hasattr(module, "layer_idx"):
         view.layer_idx = 0
     if hasattr(module, "config"):

@@ -1,4 +1,4 @@
-"""How a token is chosen, and which drafted tokens stand: pure functions of tensors.
+"""The choice of a token and the acceptance of drafted tokens: pure functions of tensors.
 
 Shapes: K drafted tokens, M rows of logits (K + 1 when a draft is verified), V vocabulary.
 """
@@ -12,10 +12,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SamplingRule:
-    """Temperature, top-k, top-p and the n-gram ban, applied alike to drafter and verifier.
+    """The n-gram ban, temperature, top-k and top-p, the same for drafter and verifier.
 
-    The order is that of transformers: ban, temperature, top-k, top-p. Without `sample` the
-    likeliest token that is not banned is chosen, and the distribution is one-hot.
+    They are applied in that order, as in transformers. Without `sample` the likeliest token that
+    is not banned is chosen, and the distribution is one-hot.
     """
 
     sample: bool = False
@@ -26,17 +26,16 @@ class SamplingRule:
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether the tokens so far matter; where not, drafted ones need not leave the device."""
+        """Whether the choice depends on earlier tokens; if not, drafts can stay on the device."""
         return self.no_repeat_ngram_size is not None
 
     def pick(
         self, logits_1V: Tensor, tokens: list[int], generator: torch.Generator
     ) -> tuple[Tensor, Tensor | None]:
-        """Chooses the token that follows `tokens`.
+        """Choose the token that follows `tokens`, which only the n-gram ban reads.
 
-        Returns the token, shape (1,), and the distribution it was drawn from, float32 of shape
-        (V,); None for greedy choice, which is one-hot. `tokens` is read only where n-grams are
-        banned.
+        Return the token, (1,), and the distribution that it was drawn from, float32 (V,); None for
+        the greedy choice, which is one-hot.
         """
         if not self.sample:
             return self._ban_repeats(logits_1V, tokens).argmax(-1), None
@@ -44,7 +43,7 @@ class SamplingRule:
         return _draw(probs_V, generator), probs_V
 
     def probabilities(self, logits_MV: Tensor, tokens: list[int]) -> Tensor:
-        """The distributions, float32 of shape (M, V), from which the next tokens are drawn.
+        """Return the distributions of the next tokens, float32 (M, V).
 
         The last row follows all of `tokens`, the row before it all but the last token, and so on.
         """
@@ -72,7 +71,7 @@ class SamplingRule:
 
 
 def repeated_ngram_ends(tokens: list[int], size: int) -> list[int]:
-    """The tokens that would complete an n-gram of `size` that `tokens` already holds."""
+    """Return the tokens that would complete an n-gram of `size` that `tokens` contains."""
     prefix_size = size - 1
     if len(tokens) < size:
         return []
@@ -87,17 +86,18 @@ def accept(
     target_probs_MV: Tensor,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """How many drafted tokens stand, and the token that follows them (Leviathan et al. 2023).
+    """Return the number of accepted drafts and the token that follows them, together as (2,).
 
-    Both as one tensor, (2,), where the probabilities are: no device is waited for.
+    The result stays on the device of the probabilities, so that the host does not wait.
 
-    Drafted token x stands with probability min(1, p(x) / q(x)); the first that falls is replaced
-    by a draw from the normalised max(0, p - q); where all stand, one more token is drawn from p.
-    What comes out is then distributed as the verifier's p, whatever the drafter's q.
+    Drafted token x is accepted with probability min(1, p(x) / q(x)); the first rejected token is
+    replaced by a draw from the normalised max(0, p - q); if all are accepted, one more token is
+    drawn from p. The output is then distributed as the verifier's p, whatever the drafter's q
+    (Leviathan et al. 2023, arXiv 2211.17192).
 
-    `draft_probs_KV` is q, or None where each draft was certain (greedy, looked up).
-    `target_probs_MV` is p, one row more than there are drafts. Without a `generator` nothing is
-    left to chance: p must be one-hot, and the longest prefix that equals it stands.
+    `draft_probs_KV` is q; None if every draft was certain (greedy, looked up). `target_probs_MV` is
+    p, with M = K + 1 rows. Without a `generator` p must be one-hot, and the longest prefix that
+    equals it is accepted.
     """
     count = len(draft_tokens_K)
     index_K1 = draft_tokens_K[:, None]
@@ -114,9 +114,9 @@ def accept(
     (probs_V,) = target_probs_MV.index_select(0, accepted_1)
     if generator is None:
         return torch.cat([accepted_1, probs_V.argmax(0, keepdim=True)])
-    fallen_1 = accepted_1.clamp(max=count - 1)
-    q_V = None if draft_probs_KV is None else draft_probs_KV.index_select(0, fallen_1)[0]
-    residual_V = _residual(probs_V, q_V, draft_tokens_K.index_select(0, fallen_1))
+    rejected_1 = accepted_1.clamp(max=count - 1)
+    q_V = None if draft_probs_KV is None else draft_probs_KV.index_select(0, rejected_1)[0]
+    residual_V = _residual(probs_V, q_V, draft_tokens_K.index_select(0, rejected_1))
     probs_V = torch.where(accepted_1 < count, residual_V, probs_V)
     return torch.cat([accepted_1, _draw(probs_V, generator)])
 
@@ -124,23 +124,23 @@ def accept(
 def seeded_generator(
     device: torch.device, seed: int, example_id: str, purpose: str
 ) -> torch.Generator:
-    """A generator that depends on its arguments alone, so no example shifts another's draws."""
+    """Return a generator that depends on its arguments alone: no example shifts another's draws."""
     digest = hashlib.sha256(repr((seed, example_id, purpose)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def _draw(weights_V: Tensor, generator: torch.Generator) -> Tensor:
-    """A draw by weights that need not sum to one, (1,).
+    """Draw a token, (1,), by weights that need not sum to one.
 
-    The race of exponentials by which torch.multinomial draws, to the same tokens, without its
-    checks, for which the host would wait.
+    torch.multinomial draws the same tokens by the same race of exponentials, but its checks make
+    the host wait.
     """
     times_V = torch.empty_like(weights_V).exponential_(1, generator=generator)
     return (weights_V / times_V).argmax(0, keepdim=True)
 
 
 def _residual(p_V: Tensor, q_V: Tensor | None, drafted_1: Tensor) -> Tensor:
-    """max(0, p - q), not normalised; p where that is empty numerically."""
+    """Return max(0, p - q), not normalised, or p if that is empty numerically."""
     residual_V = p_V.index_fill(0, drafted_1, 0.0) if q_V is None else (p_V - q_V).clamp(min=0)
     return torch.where(residual_V.sum() > 0, residual_V, p_V)
 

@@ -1,6 +1,6 @@
-"""Self-speculative decoding: early layers draft, the remaining layers verify.
+"""Self-speculative decoding (LayerSkip, Elhoushi et al. 2024, arXiv 2404.16710).
 
-The method is that of LayerSkip (Elhoushi et al. 2024, arXiv 2404.16710).
+The early layers draft, the remaining layers verify.
 Shapes: K drafted tokens, V vocabulary.
 """
 
@@ -17,24 +17,24 @@ from self_speculation.sampling import SamplingRule, accept
 
 @dataclass
 class Draft:
-    """Proposed tokens, (K,), and what they were drawn from, (K, V); None if certain."""
+    """Proposed tokens, (K,), and the distributions of their draws, (K, V); None if certain."""
 
     tokens_K: Tensor
     probs_KV: Tensor | None
 
 
 class Drafter(Protocol):
-    """Whatever proposes tokens. Those it runs through the engine itself stay pending there."""
+    """Proposes tokens. Tokens that it runs through `engine.draft` stay pending until verified."""
 
     def propose(self, tokens: list[int], count: int, generator: torch.Generator) -> Draft:
-        """Proposes 1 to `count` tokens to follow `tokens`, of which the newest is not cached."""
+        """Propose 1 to `count` tokens to follow `tokens`, whose last one is not cached."""
 
 
 class EarlyExitDrafter:
-    """Drafts with the model's own early layers, whose work the verifier reuses.
+    """Drafts with the model's early layers, whose work the verifier reuses.
 
-    A draft ends with a token of `ends`, after which nothing is wanted; where looking at each token
-    would make the host wait, it goes on to its full length.
+    On a CPU a draft ends at a token of `ends`. On other devices it has its full length, because
+    reading each token would make the host wait.
     """
 
     def __init__(self, engine: CachedLlama, rule: SamplingRule, ends: frozenset[int]) -> None:
@@ -45,15 +45,16 @@ class EarlyExitDrafter:
     def propose(self, tokens: list[int], count: int, generator: torch.Generator) -> Draft:
         token_1 = on_device(tokens[-1:], self._engine.device)
         drafted: list[Tensor] = []
-        probs: list[Tensor | None] = []
+        probs: list[Tensor] = []
         for _ in range(count):
             logits_1V = self._engine.draft(token_1[None])
             token_1, probs_V = self._rule.pick(logits_1V, self._seen(tokens, drafted), generator)
             drafted.append(token_1)
-            probs.append(probs_V)
+            if probs_V is not None:
+                probs.append(probs_V)
             if self._ends and int(token_1) in self._ends:
                 break
-        return Draft(torch.cat(drafted), None if probs[0] is None else torch.stack(probs))
+        return Draft(torch.cat(drafted), torch.stack(probs) if probs else None)
 
     def _seen(self, tokens: list[int], drafted: list[Tensor]) -> list[int]:
         if not self._rule.reads_tokens:
@@ -62,7 +63,7 @@ class EarlyExitDrafter:
 
 
 class SelfSpeculativeGenerationStrategy(GenerationStrategy):
-    """Drafts `num_speculations` tokens a round; its output is what the whole model would say."""
+    """Drafts `num_speculations` tokens per round; outputs are distributed as the whole model's."""
 
     def begin(
         self, prompt_ids: list[int], generator: torch.Generator, streamer: Streamer | None = None
@@ -73,7 +74,7 @@ class SelfSpeculativeGenerationStrategy(GenerationStrategy):
 
     def round(self, output: Output) -> list[int]:
         engine, tokens, rule = self.engine, output.tokens, self.config.sampling
-        # The verifier adds a token of its own, so the last token of an output is never drafted.
+        # The verifier adds a token, so the last token of an output is never drafted.
         most = min(self.config.num_speculations, output.remaining - 1)
         if most == 0:
             with self.stopwatch.time("full"):
@@ -96,7 +97,7 @@ class SelfSpeculativeGenerationStrategy(GenerationStrategy):
         outcome_2 = accept(
             draft.tokens_K, draft.probs_KV, probs_MV, self.generator if rule.sample else None
         )
-        # The one place where the host waits for the device.
+        # Only here does the host wait for the device.
         *drafted, accepted, next_token = torch.cat([draft.tokens_K, outcome_2]).tolist()
 
         engine.rollback(engine.length - count + accepted)

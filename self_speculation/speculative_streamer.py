@@ -1,4 +1,4 @@
-"""Shows an output in a terminal while it grows, and drafts before they are judged."""
+"""Streamers that show an output, and its drafts, in a terminal while it grows."""
 
 import itertools
 import os
@@ -11,27 +11,30 @@ from wcwidth import wcwidth
 
 from self_speculation.generator_base import StopRule, Streamer
 
-# Colours, and what moves the cursor (ECMA-48; DEC's for saving and restoring it).
+# Colours and cursor commands (ECMA-48; DEC's to save and restore the cursor).
 _DRAFTED, _ACCEPTED, _PLAIN = "\x1b[33m", "\x1b[32m", "\x1b[0m"
 _SAVE, _RESTORE, _ERASE_BELOW = "\x1b7", "\x1b8", "\x1b[J"
 _DOWN, _UP = "\x1bD", "\x1b[{}A"
 _TAB = 8
-# Control characters of a model's output would be the terminal's commands; they are shown instead.
+# Control characters in an output would command the terminal; show symbols for them instead.
 _SHOWN = {code: chr(0x2400 + code) for code in range(32)}
 _SHOWN |= {0x7F: "\u2421"} | dict.fromkeys(range(0x80, 0xA0), "\ufffd")
 _SHOWN |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
 
 
 class WholeText(Streamer):
-    """Shows an output once it is over."""
+    """Shows an output when it is complete."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._is_terminal = is_terminal(stream)
-        self.begin(None)
+        self._reset()
 
-    def begin(self, stop_rule: StopRule | None) -> None:
+    def begin(self, stop_rule: StopRule) -> None:
         self._stop_rule = stop_rule
+        self._reset()
+
+    def _reset(self) -> None:
         self._written = ""
         self.tokens = 0
 
@@ -44,16 +47,16 @@ class WholeText(Streamer):
             self._put("\n")
 
     def abort(self) -> None:
-        """The output was broken off; what stands remains."""
+        """End an output that was interrupted; the text so far remains."""
         self._put("\n")
 
     def write(self, text: str, colour: str = "") -> None:
-        """Appends text to what stands."""
+        """Append text to the output."""
         self._written += text
         self._put(self.rendered(text, colour))
 
     def rendered(self, text: str, colour: str = "") -> str:
-        """The text as the stream takes it."""
+        """Return the text in colour, safe for the stream."""
         if self._is_terminal:
             text = text.translate(_SHOWN)
         return f"{colour}{text}{_PLAIN}" if colour and text else text
@@ -64,29 +67,29 @@ class WholeText(Streamer):
 
 
 class StandardStreamer(WholeText):
-    """Shows text as soon as it is settled."""
+    """Shows text as soon as later tokens cannot change it."""
 
     def show(self, output_ids: list[int]) -> None:
         super().show(output_ids)
         self.write(self.news(output_ids))
 
     def news(self, output_ids: list[int]) -> str:
-        """Settled text that does not stand yet."""
+        """Return settled text that is not shown yet."""
         return self._stop_rule.settled(output_ids)[len(self._written) :]
 
 
 class SpeculativeStreamer(StandardStreamer):
-    """Shows drafts, takes them back, and leaves what was accepted in a colour of its own.
+    """Shows each draft, removes it, and shows the accepted tokens in another colour.
 
-    Where the cursor stood before a draft is saved by the terminal itself, which knows best how
-    wide it draws a character; the lines that a draft may need are made sure of beforehand, since
-    a terminal that scrolls forgets the place. Without a terminal, drafts are not shown.
+    The terminal itself saves the cursor before a draft, because only the terminal knows how wide it
+    draws a character. Scrolling would move that place, so the streamer scrolls first by the lines
+    that the draft may need. Without a terminal, drafts are not shown.
     """
 
     shows_drafts = True
 
-    def begin(self, stop_rule: StopRule | None) -> None:
-        super().begin(stop_rule)
+    def _reset(self) -> None:
+        super()._reset()
         self._colours = (_DRAFTED, _ACCEPTED) if allows_colour(self._stream) else ("", "")
         self._drafted_ids: list[int] = []
         self._is_draft_shown = False
@@ -119,11 +122,11 @@ class SpeculativeStreamer(StandardStreamer):
             self._column = column_after(text, self._column, shutil.get_terminal_size().columns)
 
     def _removable(self, text: str) -> str:
-        """The part of a draft that can be taken back without a trace.
+        """Return the part of a draft that can be removed without a trace.
 
-        An accent would go into the last character that stands. At the end of a full line, not
-        every terminal saves whether the next character begins a new one. What scrolls beyond the
-        top moves the place that was saved.
+        A leading accent would change the last character of the output. At the end of a full line,
+        some terminals do not save whether the next character begins a new line. A draft that
+        scrolls the screen moves the saved place.
         """
         columns, lines = shutil.get_terminal_size()
         if not self._is_terminal or self._column == columns:
@@ -140,22 +143,22 @@ class SpeculativeStreamer(StandardStreamer):
         self._is_draft_shown = False
 
     def _room_for(self, text: str) -> str:
-        """Scrolls, where needed, by the lines that the text could take."""
+        """Return the commands that scroll, if needed, by the lines that the text may take."""
         count = lines_needed(text, shutil.get_terminal_size().columns)
         return _DOWN * count + _UP.format(count)
 
 
 def lines_needed(text: str, columns: int) -> int:
-    """The most lines below the cursor's that the text could take, whatever column it begins in.
+    """Return the most lines below the cursor that the text may take, from any column.
 
-    No character is wider than 2, and a line may end a column early where one does not fit.
+    No character is wider than 2 columns, and a line ends a column early if the next does not fit.
     """
     widths = (2 * len(line.replace("\t", "\t" * (_TAB // 2))) for line in text.split("\n"))
     return sum(width // max(columns - 1, 1) + 1 for width in widths)
 
 
 def column_after(text: str, column: int, columns: int) -> int:
-    """Where the cursor is after a text; `columns` where the line is full and not yet left."""
+    """Return the cursor's column after a text; `columns` at the end of a full line."""
     for character in text:
         if character == "\n":
             column = 0
@@ -168,12 +171,12 @@ def column_after(text: str, column: int, columns: int) -> int:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether the stream ends in a terminal in which a cursor can be moved."""
+    """Whether the stream is a terminal with a cursor that can be moved."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def allows_colour(stream: TextIO) -> bool:
-    """Colours are for terminals whose user has not set NO_COLOR (no-color.org)."""
+    """Whether the stream is a terminal whose user has not set NO_COLOR (no-color.org)."""
     return is_terminal(stream) and not os.environ.get("NO_COLOR")
 
 
@@ -185,5 +188,5 @@ STREAMERS: dict[str, Callable[[TextIO], WholeText]] = {
 
 
 def make_streamer(name: str) -> WholeText:
-    """The streamer of `--streamer`, on standard output."""
+    """Return the streamer of `--streamer`, on standard output."""
     return STREAMERS[name](sys.stdout)

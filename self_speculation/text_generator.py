@@ -1,18 +1,18 @@
-"""From a model and a tokenizer to generated text, with either strategy."""
+"""TextGenerator: a model and a tokenizer become a decoder of prompts, with either strategy."""
 
 from typing import Any
 
 import torch
-from torch import nn
 
 from self_speculation import STRATEGIES
 from self_speculation.compiled_llama import CompiledLlama
 from self_speculation.generator_base import Generation, GenerationConfig, StopRule, Streamer
 from self_speculation.llama_model_utils import CachedLlama
+from self_speculation.model_protocol import Llama
 from self_speculation.sampling import seeded_generator
 from self_speculation.timing import StepTime, Stopwatch
 
-# Enough to take every kind of step.
+# Enough for every kind of step.
 WARM_UP_STEPS = 8
 _WARM_UP_PROMPT = 32
 
@@ -20,13 +20,14 @@ _WARM_UP_PROMPT = 32
 class TextGenerator:
     """Decodes prompts of up to `capacity` tokens, output included, with one strategy.
 
-    Stops at the model's own end tokens and at those and the words of `config`. `compiled`: the
-    engine's steps run compiled; `engine.compile_seconds` tells what that took.
+    Stops at the end tokens of the model and tokenizer, and at the stop tokens and words of
+    `config`. `compiled`: the engine's steps run compiled; `engine.compile_seconds` is the time that
+    compiling took. Raises `CompileError` if it fails.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Llama,
         tokenizer: Any,
         strategy: str,
         config: GenerationConfig,
@@ -35,12 +36,13 @@ class TextGenerator:
     ) -> None:
         if compiled:
             drafted = config.num_speculations if strategy == "self_speculative" else 0
-            self.engine = CompiledLlama(model, capacity, config.kept_exit_layer, drafted)
+            exit_layer = config.kept_exit_layer
+            self.engine: CachedLlama = CompiledLlama(model, capacity, exit_layer, drafted)
         else:
             self.engine = CachedLlama(model, capacity)
         self._tokenizer = tokenizer
         ends = end_token_ids(model, tokenizer) | set(config.stop_token_ids)
-        # Special tokens leave no trace in the text: as stop words they are stop tokens.
+        # Special tokens do not appear in the text: as stop words they become stop tokens.
         added = tokenizer.added_tokens_decoder.items()
         special = {token.content: token_id for token_id, token in added if token.special}
         ends |= {special[word] for word in config.stop_words if word in special}
@@ -56,15 +58,14 @@ class TextGenerator:
         max_steps: int | None = None,
         streamer: Streamer | None = None,
     ) -> Generation:
-        """Generates one output; the same seed and example id draw the same tokens."""
+        """Generate an output; the same seed and example id draw the same tokens."""
         generator = seeded_generator(self.engine.device, seed, example_id, "generate")
         return self.strategy.generate(prompt_ids, generator, max_steps, streamer)
 
     def warm_up(self, prompt_ids: list[int] | None = None) -> Generation:
-        """Decodes a few tokens, which nothing ends, so that the next output is timed warm.
+        """Decode a few tokens without stopping, so that the next output is timed warm.
 
-        Allocates the cache. Later outputs are those of a decoder that was never warmed up. Without
-        a prompt, a short one is made up.
+        Allocates the cache and does not change later outputs. The default prompt is short.
         """
         prompt_ids = prompt_ids or [0] * min(_WARM_UP_PROMPT, (self.engine.capacity + 1) // 2)
         ordinary = self.strategy.stop_rule
@@ -75,11 +76,11 @@ class TextGenerator:
             self.strategy.stop_rule = ordinary
 
     def time_full_step(self, token_id: int, repeats: int = 2) -> StepTime:
-        """Times full-depth steps at the end of the sequence just generated, and ends it.
+        """Time full-depth steps at the end of the last output, which cannot go on afterwards.
 
-        They are the yardstick of draft and verify steps in a run that takes no full step itself;
-        like those they include the choice of a token. Every step writes the last cached position
-        again, so that all attend to as many tokens.
+        Draft and verify steps are compared with them in a run without full steps; all of these
+        steps include the choice of a token. Each repeat writes the last cached position again, so
+        that all attend to the same number of tokens.
         """
         engine, stopwatch = self.engine, Stopwatch(self.engine.device)
         sampling = self.strategy.config.sampling
@@ -92,8 +93,8 @@ class TextGenerator:
         return stopwatch.steps()["full"]
 
 
-def end_token_ids(model: nn.Module, tokenizer: Any) -> set[int]:
-    """The tokens with which model and tokenizer say that an output is over."""
+def end_token_ids(model: Llama, tokenizer: Any) -> set[int]:
+    """Return the end tokens of the model and of its tokenizer."""
     declared = getattr(model.generation_config, "eos_token_id", None)
     declared = declared if isinstance(declared, list) else [declared]
     return {token_id for token_id in [*declared, tokenizer.eos_token_id] if token_id is not None}

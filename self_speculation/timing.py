@@ -1,17 +1,18 @@
-"""Clocks that neither miss a device's work nor make it wait."""
+"""Clocks that include a device's work without making it wait."""
 
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 
 @dataclass
 class StepTime:
-    """Calls of one kind, and the seconds that they took in all."""
+    """Number of calls of one kind, and their total seconds."""
 
     calls: int
     seconds: float
@@ -19,23 +20,23 @@ class StepTime:
 
 @dataclass
 class Calls:
-    """How many calls are timed as one."""
+    """Number of calls that are timed together."""
 
     count: int = 1
 
 
 def now(device: torch.device) -> float:
-    """Seconds of a steady clock, once `device` has finished what it was given."""
+    """Wait for the device to finish its work; return the seconds of a steady clock."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 class Stopwatch:
-    """Sums the time of named steps.
+    """Adds up the time of named steps.
 
-    On CUDA, steps are marked by events in the stream, so that timing one makes no step wait for the
-    host; they are read once, by `steps`.
+    On CUDA, events in the stream mark the beginning and end of a step, so that no step waits for
+    the host; only `steps` waits for them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -43,14 +44,14 @@ class Stopwatch:
         self._marks: dict[str, list[tuple]] = defaultdict(list)
 
     @contextmanager
-    def time(self, step: str) -> Iterator["Calls"]:
-        """Times what is done inside as one call of `step`, or as many as are counted there."""
+    def time(self, step: str) -> Iterator[Calls]:
+        """Time the block as one call of `step`, or as many as it sets in `count`."""
         begin, calls = self._mark(), Calls()
         yield calls
         self._marks[step].append((calls.count, begin, self._mark()))
 
     def steps(self) -> dict[str, StepTime]:
-        """Calls and total seconds of every step timed so far."""
+        """Return calls and total seconds of every step timed so far."""
         now(self._device)
         return {
             step: StepTime(
@@ -67,5 +68,6 @@ class Stopwatch:
         event.record(torch.cuda.current_stream(self._device))
         return event
 
-    def _seconds(self, begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    def _seconds(self, begin: float | torch.cuda.Event, end: Any) -> float:
+        """Return the seconds between two marks, both times or both events."""
         return end - begin if isinstance(begin, float) else begin.elapsed_time(end) / 1000

@@ -1,10 +1,10 @@
-"""Where this project keeps what it has made once and would have to make again."""
+"""The folder of files that are slow to make and can be made again."""
 
 import os
 from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """The folder of converted models and compiled steps, after the XDG convention."""
+    """Return the folder of compiled steps and converted models (XDG Base Directory)."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "layerskip-pruning"

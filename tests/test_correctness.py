@@ -8,7 +8,7 @@ import torch
 import correctness
 from command_line.script import run_script
 from runs import check_log, lossless
-from self_speculation import compiled_llama, law, self_speculation_generator
+from self_speculation import compiled_llama, distribution, self_speculation_generator
 from self_speculation.llama_model_utils import CachedLlama
 from tests.conftest import VOCABULARY
 
@@ -148,13 +148,13 @@ def test_a_broken_law_fails(check, broken, capsys):
 
 def test_a_sequence_that_the_law_forbids_is_told_of(check, monkeypatch, capsys):
     """Half of the draws are another sequence than the only one that can be."""
-    ordinary, made = law._draw, []
+    ordinary, made = distribution._draw, []
 
     def draw(strategy, prompt_ids, first, limit):
         made.append(ordinary(strategy, prompt_ids, first, limit))
         return (0, 0, 0) if len(made) % 2 else made[-1]
 
-    monkeypatch.setattr(law, "_draw", draw)
+    monkeypatch.setattr(distribution, "_draw", draw)
     code, log = check(*LAW, "--top_k", "1", samples="1")
     assert code == 1
     found = log["examples"][0]["chi_square"]

@@ -7,7 +7,6 @@ from typing import Any
 from command_line.errors import UsageError
 from command_line.messages import warn
 from models.tokens import continuation_ids, text_ids
-from prompts.examples import drawn_order
 from runs.prompt_encoding import TemplateError, chat_ids
 from training.texts import Answer, Chat, Plain, TrainingText
 

@@ -1,4 +1,4 @@
-"""Compiled decoding of a real model, by the tie rule in float32."""
+"""Compiled decoding of a real model, compared by the tie rule in float32."""
 
 import pytest
 import torch
@@ -25,10 +25,6 @@ pytestmark = [
     pytest.mark.usefixtures("compiled_cache"),
 ]
 STEPS = 48
-RULES = {
-    "greedy": SamplingRule(),
-    "n-gram": SamplingRule(no_repeat_ngram_size=3),
-}
 
 
 def load(dtype):
@@ -40,7 +36,7 @@ def load(dtype):
 
 
 def decoders(loaded, drafting, rule, prompts):
-    """Plain decoding without compilation first, then all that is compiled."""
+    """Yield a decoder without compilation, then the compiled ones."""
     capacity = max(map(len, prompts)) + STEPS
     cases = [("autoregressive", None, None, False), ("autoregressive", None, None, True)]
     cases += [("self_speculative", exit_layer, k, True) for exit_layer, k in drafting]
@@ -49,15 +45,14 @@ def decoders(loaded, drafting, rule, prompts):
         yield TextGenerator(loaded.model, loaded.tokenizer, strategy, config, capacity, compiled)
 
 
-@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
-    "pruning",
+    ("pruning", "rule"),
     [
-        PruneArguments(),
-        PruneArguments(prune_method="angular", prune_n=6),
-        PruneArguments(prune_method="random", dropout_threshold=0.1),
+        (PruneArguments(), SamplingRule()),
+        (PruneArguments(prune_method="angular", prune_n=6), SamplingRule()),
+        (PruneArguments(), SamplingRule(no_repeat_ngram_size=3)),
     ],
-    ids=lambda pruning: pruning.prune_method,
+    ids=["whole", "pruned", "n-gram"],
 )
 def test_compiled_outputs_equal_others_up_to_ties(pruning, rule):
     loaded, prompts = load("float32")
@@ -65,23 +60,23 @@ def test_compiled_outputs_equal_others_up_to_ties(pruning, rule):
     plan = make_plan(pruning, model, lambda: [torch.tensor([ids]) for ids in prompts])
     PruneModel(model, plan).prune()
     drafting = [(plan.kept_exit_layer(6), 2), (plan.kept_exit_layer(24), 6)]
-    plain, *others = decoders(loaded, drafting, RULES[rule], prompts)
+    plain, *others = decoders(loaded, drafting, rule, prompts)
     tokens, ties = 0, 0
     for ids in prompts:
         expected = plain.generate(ids).output_ids
         for decoder in others:
             made = decoder.generate(ids).output_ids
             found = first_difference(model, ids, expected, made)
-            if rule == "greedy":
+            if rule.no_repeat_ngram_size is None:
                 assert verdict(found, torch.float32) in ("equal", "tie")
-            else:  # the full pass that judges a difference knows nothing of banned n-grams
+            else:  # The full pass that judges a difference bans no n-grams.
                 assert found is None
             tokens, ties = tokens + len(made), ties + (found is not None)
     assert ties <= ties_allowed(tokens)
 
 
 def test_half_precision_matches_mostly():
-    """It proves nothing there, but garbage would match nowhere."""
+    """Half precision proves nothing, but garbage would match nowhere."""
     loaded, prompts = load("bfloat16")
     plain, *others = decoders(loaded, [(24, 6)], SamplingRule(), prompts)
     equal = 0

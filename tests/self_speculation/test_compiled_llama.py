@@ -1,8 +1,10 @@
-"""Compiled steps compute what the others do, are made once, and cost what the length asks for."""
+"""Compiled steps compute the same as others, and attend to the smallest bucket that suffices."""
 
 import gc
 import itertools
 import weakref
+from contextlib import nullcontext
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -20,14 +22,32 @@ from self_speculation import compiled_llama, programs, row_kernels
 from self_speculation.compiled_llama import CompiledLlama, buckets_for
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama
+from self_speculation.row_kernels import HeadBlock
 from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
 from tests.conftest import LAYERS, random_prompt, row, same, tiny_config
 
-pytestmark = pytest.mark.usefixtures("small_buckets")
 CAPACITY = 96
 PROMPT = random_prompt(40)
 K = 3
+CONFIG = GenerationConfig(48, 2, K)
+
+
+MOST_SUMS = row_kernels._MOST_SUMS
+
+
+def use_library_kernels(monkeypatch):
+    """Write no product and no attention as sums, as on CUDA."""
+    monkeypatch.setattr(row_kernels, "_MOST_SUMS", 0)
+
+
+@pytest.fixture(autouse=True)
+def interpreted(request, small_buckets, monkeypatch):
+    """Programs run their blocks by library kernels, without a compiler, except in slow tests."""
+    if "slow" not in request.keywords:
+        use_library_kernels(monkeypatch)
+        monkeypatch.setattr(programs, "_programs", {})
+        monkeypatch.setattr(programs, "_native", lambda block, *_: programs._Stateless(block))
 
 
 def decode(model, tokenizer, strategy, compiled, exit_layer=None, k=K, **changes):
@@ -38,27 +58,28 @@ def decode(model, tokenizer, strategy, compiled, exit_layer=None, k=K, **changes
     return generator.generate(PROMPT)
 
 
-RULES = {
-    "plain": {},
-    "n-gram": {"sampling": SamplingRule(no_repeat_ngram_size=2)},
-    "sampling": {"sampling": SamplingRule(True, 0.8, 20, 0.95)},
-    "short": {"max_steps": 3},
-}
+def speculator(model, tokenizer, config=CONFIG):
+    return TextGenerator(model, tokenizer, "self_speculative", config, CAPACITY, True)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kept", [range(LAYERS), (0, 1, 4, 5)], ids=["whole", "pruned"])
-def test_outputs_equal_those_without_compilation(model, tokenizer, kept, rule):
-    PruneModel(model, PrunePlan("test", LAYERS, tuple(kept))).prune()
-    cases = [("autoregressive", None), ("autoregressive", 2)]
-    cases += [("self_speculative", exit_layer) for exit_layer in range(1, len(kept))]
-    for strategy, exit_layer in cases:
-        expected, found = (
-            decode(model, tokenizer, strategy, compiled, exit_layer, **RULES[rule])
-            for compiled in (False, True)
-        )
-        assert found.output_ids == expected.output_ids, (strategy, exit_layer)
-        assert (found.text, found.rounds) == (expected.text, expected.rounds)
+@pytest.mark.parametrize(
+    ("strategy", "exit_layer", "changes"),
+    [
+        ("autoregressive", None, {}),
+        ("autoregressive", 2, {}),
+        ("self_speculative", 1, {"max_steps": 3}),
+        ("self_speculative", 2, {"sampling": SamplingRule(True, 0.8, 20, 0.95)}),
+        ("self_speculative", 3, {"sampling": SamplingRule(no_repeat_ngram_size=2)}),
+    ],
+)
+def test_outputs_equal_those_without_compilation(model, tokenizer, strategy, exit_layer, changes):
+    PruneModel(model, PrunePlan("test", LAYERS, (0, 1, 4, 5))).prune()
+    expected, found = (
+        decode(model, tokenizer, strategy, compiled, exit_layer, **changes)
+        for compiled in (False, True)
+    )
+    assert found.output_ids == expected.output_ids
+    assert (found.text, found.rounds) == (expected.text, expected.rounds)
 
 
 def test_stop_words_end_compiled_outputs(model, tokenizer):
@@ -67,21 +88,6 @@ def test_stop_words_end_compiled_outputs(model, tokenizer):
     expected = decode(model, tokenizer, "autoregressive", False, stop_words=words)
     found = decode(model, tokenizer, "self_speculative", True, 2, stop_words=words)
     assert (found.text, found.stop_reason) == (expected.text, "stop_word")
-
-
-def test_every_pass_computes_what_the_plain_engine_does(model):
-    """Of compiled shapes and of others, over one cache."""
-    engines = [CachedLlama(model, CAPACITY), CompiledLlama(model, CAPACITY, 2, K)]
-    ids = random_prompt(90, seed=3)
-    for logits in zip(*(list(passes(engine, ids)) for engine in engines), strict=True):
-        same(*logits)
-
-
-def use_library_kernels(monkeypatch):
-    """As on CUDA: no product and no attention is written as sums."""
-    monkeypatch.setattr(row_kernels, "_MOST_SUMS", 0)
-    ordinary = programs._key
-    monkeypatch.setattr(programs, "_key", lambda *of: f"{ordinary(*of)}-library")
 
 
 def passes(engine, ids):
@@ -100,12 +106,40 @@ def passes(engine, ids):
     yield engine.forward(row(ids[70:71]))
 
 
+def check_every_pass(model):
+    engines = [CachedLlama(model, CAPACITY), CompiledLlama(model, CAPACITY, 2, K)]
+    ids = random_prompt(90, seed=3)
+    for logits in zip(*(list(passes(engine, ids)) for engine in engines), strict=True):
+        same(*logits)
+
+
+@pytest.mark.parametrize("most_sums", [0, MOST_SUMS])
+def test_every_pass_computes_what_the_plain_engine_does(model, most_sums, monkeypatch):
+    """Passes of compiled and of other shapes share one cache."""
+    monkeypatch.setattr(row_kernels, "_MOST_SUMS", most_sums)
+    check_every_pass(model)
+
+
+@pytest.mark.slow
+def test_compiled_passes_compute_what_the_plain_engine_does(model):
+    check_every_pass(model)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+def test_programs_for_cuda_compute_the_same(model, monkeypatch):
+    """torch.compile's programs, called without capturing their launches."""
+    use_library_kernels(monkeypatch)
+    monkeypatch.setattr(programs, "_programs", {})
+    monkeypatch.setattr(programs, "_native", programs._captured_later)
+    check_every_pass(model)
+
+
 @torch.inference_mode()
-@pytest.mark.parametrize("by_rows", [True, False])
-def test_values_left_behind_are_not_attended_to(model, by_rows, monkeypatch):
-    """Neither those of tokens that were taken back, nor those of a sequence that overflowed."""
-    if not by_rows:
-        use_library_kernels(monkeypatch)
+@pytest.mark.parametrize("most_sums", [0, MOST_SUMS])
+def test_values_left_behind_are_not_attended_to(model, most_sums, monkeypatch):
+    """Neither values after a rollback nor values of an overflowed sequence count."""
+    monkeypatch.setattr(row_kernels, "_MOST_SUMS", most_sums)
     engine = CompiledLlama(model, 63)
     (bucket,) = engine._buckets
     prompt = random_prompt(30)
@@ -123,12 +157,11 @@ def test_values_left_behind_are_not_attended_to(model, by_rows, monkeypatch):
     same(engine.forward(row([5])), expected.forward(row([5])))
 
 
-def test_nothing_is_compiled_once_it_was_warmed_up(model, tokenizer, monkeypatch):
-    config = GenerationConfig(max_steps=48, kept_exit_layer=2, num_speculations=K)
-    generator = TextGenerator(model, tokenizer, "self_speculative", config, CAPACITY, True)
+def test_nothing_is_compiled_after_the_constructor(model, tokenizer, monkeypatch):
+    generator = speculator(model, tokenizer)
     before = generator.engine.compilations
     monkeypatch.setattr(programs, "_native", lambda *_: pytest.fail("a program was built"))
-    for length in (1, 4, 30, 61, 62, 63, 64, 65, CAPACITY):
+    for length in (1, 61, 64, 65, CAPACITY):
         made = generator.generate(random_prompt(length))
         if made.rounds:
             generator.time_full_step(1)
@@ -137,8 +170,7 @@ def test_nothing_is_compiled_once_it_was_warmed_up(model, tokenizer, monkeypatch
 
 
 def test_after_the_prompt_every_step_runs_compiled(model, tokenizer, monkeypatch):
-    config = GenerationConfig(max_steps=48, kept_exit_layer=2, num_speculations=K)
-    generator = TextGenerator(model, tokenizer, "self_speculative", config, CAPACITY, True)
+    generator = speculator(model, tokenizer)
     passed = []
     for name in ("_run", "_logits"):
         ordinary = getattr(CachedLlama, name)
@@ -154,7 +186,7 @@ def test_after_the_prompt_every_step_runs_compiled(model, tokenizer, monkeypatch
     assert passed == [len(PROMPT)]
 
 
-def test_an_engine_that_is_let_go_is_freed_at_once(model):
+def test_an_engine_is_freed_without_garbage_collection(model):
     engine = CompiledLlama(model, CAPACITY, 2, K)
     known = weakref.ref(engine)
     gc.disable()
@@ -166,7 +198,7 @@ def test_an_engine_that_is_let_go_is_freed_at_once(model):
 
 
 def test_padding_is_never_the_longest_position(model, monkeypatch):
-    """Some rotary embeddings change all frequencies with it."""
+    """Some rotary embeddings change all frequencies with the longest position."""
     engine = CompiledLlama(model, CAPACITY, 2, K)
     longest = []
     ordinary = model.model.rotary_emb.forward
@@ -220,37 +252,18 @@ def test_the_model_stays_as_it_was(model):
 
 
 class FakeGraph:
-    """Stands in for CUDA's: repeats what was done while it was captured."""
+    """Replaces a CUDA graph: calls the captured function again."""
 
     def replay(self):
         self.output.copy_(self.function(self.inputs))
 
 
 def test_a_replay_copies_its_inputs_in_and_its_output_out(monkeypatch):
-    """Without CUDA, by a stand-in for its graphs."""
     captured = FakeGraph()
-
-    class Capture:
-        def __init__(self, _graph):
-            pass
-
-        def __enter__(self):
-            pass
-
-        def __exit__(self, *_):
-            pass
-
-    class Stream:
-        def __init__(self, *_):
-            pass
-
-        def wait_stream(self, _):
-            pass
-
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", Capture)
-    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: MagicMock())
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, nullcontext)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: captured)
 
     def double(inputs):
@@ -264,7 +277,7 @@ def test_a_replay_copies_its_inputs_in_and_its_output_out(monkeypatch):
 
 
 class CountedWaits(torch.overrides.TorchFunctionMode):
-    """Counts what makes a host wait for its device, inside of torch's operators too."""
+    """Counts calls that make the host wait for the device, also inside of torch's operators."""
 
     def __init__(self):
         super().__init__()
@@ -291,11 +304,15 @@ class CountedWaits(torch.overrides.TorchFunctionMode):
 
 
 @pytest.mark.parametrize("sampling", [SamplingRule(), SamplingRule(True, 0.8, 20, 0.95)])
-def test_the_host_waits_once_a_round(model, tokenizer, sampling):
-    config = GenerationConfig(40, 2, K, sampling)
-    generator = TextGenerator(model, tokenizer, "self_speculative", config, CAPACITY, True)
+def test_the_host_waits_once_per_round(model, tokenizer, sampling, monkeypatch):
+    def without_layers(block, *_):
+        head = isinstance(block, HeadBlock)
+        return lambda _, inputs: block(*inputs) if head else inputs[0].clone()
+
+    monkeypatch.setattr(programs, "_native", without_layers)
+    generator = speculator(model, tokenizer, GenerationConfig(12, 2, K, sampling))
     strategy, counts = generator.strategy, []
-    # As on CUDA, where no draft is looked at while others follow.
+    # As on CUDA, where a draft does not read its tokens.
     strategy.stop_rule.stop_token_ids = frozenset()
     ordinary = strategy.round
 
@@ -308,19 +325,6 @@ def test_the_host_waits_once_a_round(model, tokenizer, sampling):
     strategy.round = watched
     generator.generate(PROMPT)
     assert set(counts) == {1}
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
-def test_what_cuda_is_given_computes_the_same(model, monkeypatch):
-    """torch.compile's programs, whose launches are captured there, called as they are."""
-    use_library_kernels(monkeypatch)
-    monkeypatch.setattr(programs, "_programs", {})
-    monkeypatch.setattr(programs, "_native", programs._captured_later)
-    engines = [CachedLlama(model, CAPACITY), CompiledLlama(model, CAPACITY, 2, K)]
-    ids = random_prompt(90, seed=3)
-    for logits in zip(*(list(passes(engine, ids)) for engine in engines), strict=True):
-        same(*logits)
 
 
 FAMILIES = {

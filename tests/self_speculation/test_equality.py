@@ -1,4 +1,4 @@
-"""Ties by rounding and real differences are told apart by the model's own logits."""
+"""The model's logits distinguish ties by rounding from real differences."""
 
 import math
 
@@ -24,13 +24,13 @@ def test_a_difference_carries_the_logit_gap(model):
     assert verdict(found, torch.bfloat16) == verdict(found, torch.float16) == "different"
 
 
-def test_tokens_that_the_model_cannot_tell_apart_tie(model):
+def test_tokens_with_equal_logits_tie(model):
     model.lm_head.weight[9] = model.lm_head.weight[3]
     found = first_difference(model, PROMPT, [1, 2, 3], [1, 2, 9])
     assert verdict(found, torch.float64) == verdict(found, torch.float32) == "tie"
 
 
-def test_what_is_a_tie_in_float32_is_wrong_in_float64():
+def test_a_tie_in_float32_is_wrong_in_float64():
     assert verdict(Difference(0, 1e-4), torch.float32) == "tie"
     assert verdict(Difference(0, 1e-4), torch.float64) == "wrong"
     assert verdict(None, torch.bfloat16) == "equal"

@@ -1,4 +1,4 @@
-"""Laws of acceptance and of stopping, for whatever was drafted and whatever stops."""
+"""Laws of acceptance and of stopping, for any draft and any stop."""
 
 import torch
 from hypothesis import given
@@ -13,7 +13,7 @@ SIZES = {"k": st.integers(1, 5), "size": st.integers(2, 7), "seed": st.integers(
 
 
 def probabilities(rows: int, size: int, draws: torch.Generator) -> torch.Tensor:
-    """Distributions, of which some exclude some tokens."""
+    """Return distributions, some of which exclude some tokens."""
     weights = torch.rand(rows, size, generator=draws) * (
         torch.rand(rows, size, generator=draws) < 0.7
     )
@@ -34,7 +34,7 @@ def test_greedily_the_longest_equal_prefix_is_accepted(data, k, size):
 
 @FIXED
 @given(**SIZES, certain=st.booleans())
-def test_what_is_sampled_is_possible(k, size, seed, certain):
+def test_sampled_tokens_are_possible(k, size, seed, certain):
     draws = torch.Generator().manual_seed(seed)
     p, q = probabilities(k + 1, size, draws), probabilities(k, size, draws)
     drafted = torch.multinomial(q, 1, generator=draws)[:, 0]
@@ -43,12 +43,12 @@ def test_what_is_sampled_is_possible(k, size, seed, certain):
     assert p[accepted, token] > 0
     assert all(p[place, drafted[place]] > 0 for place in range(accepted))
     if accepted < k and certain and (p[accepted] > 0).sum() > 1:
-        assert token != drafted[accepted]  # it has just fallen
+        assert token != drafted[accepted]  # It was just rejected.
 
 
 @FIXED
 @given(**SIZES)
-def test_drafts_of_the_verifiers_own_law_are_all_accepted(k, size, seed):
+def test_drafts_from_the_verifiers_distribution_are_all_accepted(k, size, seed):
     draws = torch.Generator().manual_seed(seed)
     p = probabilities(k + 1, size, draws)
     drafted = torch.multinomial(p[:k], 1, generator=draws)[:, 0]
@@ -57,7 +57,7 @@ def test_drafts_of_the_verifiers_own_law_are_all_accepted(k, size, seed):
 
 @FIXED
 @given(**SIZES, place=st.integers(0, 4))
-def test_a_draft_that_the_verifier_excludes_never_stands(k, size, seed, place):
+def test_a_draft_that_the_verifier_excludes_is_never_accepted(k, size, seed, place):
     draws = torch.Generator().manual_seed(seed)
     p, q = probabilities(k + 1, size, draws), probabilities(k, size, draws)
     drafted = torch.multinomial(q, 1, generator=draws)[:, 0]
@@ -74,13 +74,13 @@ def test_a_draft_that_the_verifier_excludes_never_stands(k, size, seed, place):
 
 
 WORDS = st.lists(st.text("abé\n", min_size=1, max_size=4), max_size=3).map(tuple)
-# Bytes of letters, of halves of one, and the end token.
+# Bytes of whole letters and of parts of a letter, and the end token.
 BYTES = "abc\né"
 TOKENS = st.lists(st.integers(0, len(BYTES.encode())), min_size=1, max_size=24)
 
 
 def grown(rule: StopRule, limit: int, rounds: list[list[int]]) -> Output:
-    """An output that grew by rounds up to its end."""
+    """Return an output that grew round by round up to its end."""
     output = Output([1], limit, rule)
     for round_ids in rounds:
         if output.stop_reason is None:
@@ -109,7 +109,7 @@ def test_an_output_stops_at_the_first_reason_however_it_grows(tokenizer):
             assert tokenizer.decode(alone.ids, skip_special_tokens=True).startswith(text)
 
     def check_stop(output, words, limit):
-        """Its last token is the first one that gives a reason to stop, and the best of them."""
+        """The last token is the first with a reason to stop, and that reason is the strongest."""
         for length in range(1, len(output.ids) + 1):
             ids = output.ids[:length]
             text = tokenizer.decode(ids, skip_special_tokens=True)

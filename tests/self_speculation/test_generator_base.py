@@ -1,4 +1,4 @@
-"""The stop rule: what ends an output, and what remains of its text."""
+"""The stop rule: the end of an output, and its text before the stop."""
 
 import pytest
 
@@ -55,7 +55,7 @@ def test_a_stop_token_ends_the_output_and_leaves_no_text(tokenizer):
 
 
 class SpacelessAlone:
-    """Decodes as Llama 2's tokenizer does: a first token loses the space before it."""
+    """Decodes as Llama 2's tokenizer: the first token loses its leading space."""
 
     pieces = ("▁yes", "▁or", "▁no", ".")
     decoded = 0
@@ -76,7 +76,7 @@ def test_a_stop_word_may_end_in_the_space_before_a_word(word, kept):
     assert rule.text(output.ids, output.stop_reason) == kept
 
 
-def test_tokens_that_cannot_end_a_stop_word_are_decoded_but_once():
+def test_tokens_that_cannot_end_a_stop_word_are_decoded_once():
     tokenizer = SpacelessAlone()
     rule = StopRule(tokenizer, set(), ("!",))
     Output([1], 200, rule).extend([0, 1, 2, 3] * 40)

@@ -1,4 +1,4 @@
-"""The engine's laws: whatever the order of its passes, it computes what the model does."""
+"""The engine computes what the model does, in any order of passes."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from self_speculation.llama_model_utils import CachedLlama, early_exit_view, position_limit
-from tests.conftest import LAYERS, VOCABULARY, random_prompt, tiny_config
+from tests.conftest import LAYERS, VOCABULARY, random_prompt, row, tiny_config
 
 IDS = random_prompt(24)
 FAMILIES = {
@@ -25,10 +25,6 @@ FAMILIES = {
 }
 
 
-def row(ids):
-    return torch.tensor([ids])
-
-
 @torch.inference_mode()
 def reference(model, ids):
     return model(input_ids=row(ids), use_cache=False).logits[0]
@@ -36,7 +32,7 @@ def reference(model, ids):
 
 @torch.inference_mode()
 def early_reference(model, ids, depth):
-    """Logits after `depth` layers, by transformers' own hidden states."""
+    """Return the logits after `depth` layers, from transformers' hidden states."""
     states = model(input_ids=row(ids), use_cache=False, output_hidden_states=True).hidden_states
     return model.lm_head(model.model.norm(states[depth]))[0]
 
@@ -52,7 +48,7 @@ def test_cached_equals_uncached(family, attention):
     config = config_class(**{**tiny_config().to_dict(), "model_type": family})
     torch.manual_seed(1)
     model = model_class._from_config(config, attn_implementation=attention).double().eval()
-    # transformers' eager attention takes its softmax in float32, whatever the model's dtype.
+    # transformers' eager attention computes its softmax in float32 for every dtype.
     tolerance = 1e-4 if attention == "eager" else 1e-10
     engine = CachedLlama(model, capacity=32)
     expected = reference(model, IDS)
@@ -119,7 +115,7 @@ def test_depth_decodes_from_the_exit_layer(model):
 
 
 def test_keys_are_written_in_place_not_concatenated(model):
-    """One allocation a layer serves all steps and prompts, however long."""
+    """One allocation per layer serves all steps and prompts."""
     engine = CachedLlama(model, capacity=32)
     engine.forward(row(IDS))
     buffers = {
@@ -174,8 +170,8 @@ def test_windowed_model_equals_full_attention_within_its_window():
     same(engine.forward(row(IDS[20:]), count=4), reference(model, IDS)[20:])
 
 
-def test_masks_are_left_to_kernels_that_make_their_own(model):
-    """Flash attention aligns its causal mask to the last key; sdpa, to the first."""
+def test_kernels_with_their_own_mask_get_none(model):
+    """Flash attention aligns its causal mask to the last key, sdpa to the first."""
     engine, states = CachedLlama(model, 32), torch.zeros(1, 3, 32)
     assert engine._mask(states, 0) is None
     assert engine._mask(states, 5).shape == (1, 1, 3, 8)
@@ -191,7 +187,7 @@ def test_unknown_attention_kernel_is_refused(model):
         CachedLlama(model, capacity=8)
 
 
-def test_logits_have_one_row_a_position(model):
+def test_logits_have_one_row_per_position(model):
     assert CachedLlama(model, 32).forward(row(IDS), count=3).shape == (3, VOCABULARY)
 
 
@@ -212,7 +208,7 @@ def test_a_view_of_early_layers_is_a_model_of_its_own(family, depth):
     assert view.lm_head.weight is view.model.embed_tokens.weight is model.lm_head.weight
 
 
-def test_a_view_is_not_led_back_by_hooks_of_the_whole_model(model):
+def test_hooks_of_the_whole_model_do_not_run_in_a_view(model):
     for module in (model, model.model):
         add_hook_to_module(module, AlignDevicesHook(io_same_device=True))
     same(reference(early_exit_view(model, 2), IDS), early_reference(model, IDS, 2))

@@ -1,13 +1,12 @@
-"""Programs are made once, found again by what they depend on, and fail in one line."""
+"""Programs are built once, found again by their key, and fail in one line."""
 
 import pytest
 import torch
 
 from self_speculation import compiled_llama, programs
 from self_speculation.compiled_llama import CompiledLlama
-from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.programs import CompileError, program_of
-from tests.conftest import random_prompt, row, same, tiny_config
+from tests.conftest import same, tiny_config
 
 pytestmark = pytest.mark.usefixtures("small_buckets")
 CAPACITY = 96
@@ -18,40 +17,33 @@ def test_all_layers_share_one_program(model):
     assert len({programs._signature(layer) for layer in layers}) == 1
 
 
-def test_programs_are_found_again(model, monkeypatch):
-    """By a later start, and by one with room for less."""
+def test_less_room_needs_no_other_program(model, monkeypatch):
+    keys = []
+    monkeypatch.setattr(programs, "_programs", {})
+    monkeypatch.setattr(programs, "_native", lambda block, _, key: keys.append(key) or eager(block))
     CompiledLlama(model, CAPACITY)
-    monkeypatch.setattr(programs, "_programs", {})
-    monkeypatch.setattr(programs, "_build", lambda *_: pytest.fail("a program was built"))
+    monkeypatch.setattr(programs, "_native", lambda *_: pytest.fail("a program was built"))
     CompiledLlama(model, 32)
-    engine = CompiledLlama(model, CAPACITY)
-    expected = CachedLlama(model, CAPACITY)
-    for one in (engine, expected):
-        one.forward(row(random_prompt(40)))
-    same(engine.forward(row([5])), expected.forward(row([5])))
+    assert len(keys) == 3  # two buckets of a layer, and the head
 
 
-@pytest.fixture
-def head(model, monkeypatch, tmp_path):
-    """A block without a program, and inputs of it."""
-    monkeypatch.setattr(programs, "_programs", {})
-    monkeypatch.setattr(programs, "cache_folder", lambda: tmp_path)
-    block = compiled_llama.HeadBlock(model.model.norm, model.lm_head)
-    return block, torch.ones(1, 1, 32, dtype=torch.float64)
+def eager(block):
+    return programs._Stateless(block)
 
 
-def test_a_program_that_is_missing_is_not_called_outdated(model, head, caplog):
-    block, states = head
-    program_of(block, [states], model.config)
+def test_a_missing_program_is_not_called_outdated(tmp_path, caplog):
+    with pytest.raises(FileNotFoundError):
+        programs._load(tmp_path / "missing.pt2")
     assert "outdated" not in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"not a program"])
-def test_a_program_that_cannot_be_read_is_built_again(model, head, monkeypatch, tmp_path, content):
-    block, states = head
-    folder = tmp_path / "compiled"
-    folder.mkdir()
-    (folder / f"{programs._key(block, [states], model.config)}.pt2").write_bytes(content)
+def test_a_damaged_program_is_built_again_and_then_loaded(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(programs, "cache_folder", lambda: tmp_path)
+    block = compiled_llama.HeadBlock(model.model.norm, model.lm_head)
+    states = torch.ones(1, 1, 32, dtype=torch.float64)
+    (tmp_path / "compiled").mkdir()
+    key = programs._key(block, [states], model.config)
+    (tmp_path / "compiled" / f"{key}.pt2").write_bytes(b"not a program")
     for _ in range(2):
         monkeypatch.setattr(programs, "_programs", {})
         program = program_of(block, [states], model.config)
@@ -76,7 +68,7 @@ def test_a_program_belongs_to_its_shapes_and_its_machine(model, monkeypatch):
     assert key(other_depth) == key(tiny_config())
 
 
-def test_a_folder_that_cannot_be_written_is_told_in_one_line(model, monkeypatch, tmp_path):
+def test_an_unwritable_folder_is_an_error_of_one_line(model, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(programs, "_programs", {})
     monkeypatch.setattr(programs, "cache_folder", lambda: tmp_path / "file")
@@ -84,8 +76,8 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(model, monkeypatch,
         CompiledLlama(model, CAPACITY)
 
 
-def test_what_breaks_in_a_first_call_is_told_in_one_line(model, monkeypatch):
-    """On CUDA the compiler starts there."""
+def test_a_first_call_that_fails_is_an_error_of_one_line(model, monkeypatch):
+    """On CUDA the compiler runs in the first call."""
 
     def build(*_):
         def program(tensors, inputs):

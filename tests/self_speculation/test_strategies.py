@@ -1,4 +1,4 @@
-"""Self-speculation never changes what the model would say, and outputs end where they must."""
+"""Self-speculation never changes an output, and outputs end where they must."""
 
 import copy
 import itertools
@@ -19,7 +19,7 @@ PROMPT = random_prompt(20)
 
 @pytest.fixture
 def agreeable(model):
-    """The tiny Llama with faint late layers, so that drafts of early ones are often accepted."""
+    """The tiny Llama with faint late layers, so that drafts are often accepted."""
     for layer in model.model.layers[1:]:
         layer.self_attn.o_proj.weight *= 0.15
         layer.mlp.down_proj.weight *= 0.15
@@ -48,15 +48,23 @@ RULES = {
     "plain": {},
     "n-gram": {"sampling": SamplingRule(no_repeat_ngram_size=2)},
     "stop words": {},
-    "long": {"max_steps": 48},
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("kind", ["model", "agreeable"])
+@pytest.mark.parametrize(
+    ("kind", "plan", "rule"),
+    [
+        ("model", "whole", "plain"),
+        ("model", "block removed", "n-gram"),
+        ("agreeable", "whole", "plain"),
+        ("agreeable", "whole", "n-gram"),
+        ("agreeable", "block removed", "plain"),
+        ("agreeable", "scattered", "plain"),
+        ("agreeable", "scattered", "stop words"),
+    ],
+)
 def test_speculative_equals_autoregressive(kind, plan, rule, request, tokenizer):
-    """For every exit layer and k = 1..8, exactly."""
+    """Outputs are equal for every exit layer and short and long drafts."""
     model = request.getfixturevalue(kind)
     PruneModel(model, PrunePlan("test", LAYERS, PLANS[plan])).prune()
     changes = dict(RULES[rule])
@@ -66,11 +74,11 @@ def test_speculative_equals_autoregressive(kind, plan, rule, request, tokenizer)
     expected = decode(model, tokenizer, **changes)
     assert expected.stop_reason == ("stop_word" if rule == "stop words" else "length")
     accepted = 0
-    for exit_layer, k in itertools.product(range(1, len(PLANS[plan])), range(1, 9)):
+    for exit_layer, k in itertools.product(range(1, len(PLANS[plan])), (1, 2, 4, 8)):
         found = speculate(model, tokenizer, exit_layer, k, **changes)
         assert found.output_ids == expected.output_ids, (exit_layer, k)
         assert (found.text, found.stop_reason) == (expected.text, expected.stop_reason)
-        accepted += sum(accepted for _, accepted in found.rounds)
+        accepted += found.accepted_tokens
     if kind == "agreeable":
         assert accepted > 0
 
@@ -96,8 +104,8 @@ def test_autoregressive_with_an_exit_layer_is_the_model_of_those_layers(model, t
     assert early.output_ids == decode(model, tokenizer).output_ids
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5])
-@pytest.mark.parametrize("k", [1, 4, 8])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("k", [1, 8])
 def test_no_strategy_exceeds_max_steps(agreeable, tokenizer, steps, k):
     made = speculate(agreeable, tokenizer, 2, k, max_steps=steps)
     assert len(made.output_ids) == steps
@@ -154,7 +162,7 @@ def test_plain_decoding_drafts_nothing(model, tokenizer):
 
 
 class OracleDrafter:
-    """Proposes from a fixed text, as a drafter that looks tokens up would."""
+    """Proposes tokens from a fixed text, like a drafter that looks them up."""
 
     def __init__(self, text, wrong_at):
         self.text, self.wrong_at = text, wrong_at
@@ -177,13 +185,12 @@ def test_other_drafters_join_through_the_same_seam(model, tokenizer, wrong_at, m
     )
     made = speculate(model, tokenizer, 2, 4)
     assert made.output_ids == expected
-    accepted = sum(accepted for _, accepted in made.rounds)
-    drafted = sum(drafted for drafted, _ in made.rounds)
-    assert accepted == {range(0): drafted, range(99): 0}.get(wrong_at, accepted)
+    accepted = made.accepted_tokens
+    assert accepted == {range(0): made.drafted_tokens, range(99): 0}.get(wrong_at, accepted)
 
 
 def test_nothing_is_drafted_after_an_end_token(agreeable, tokenizer):
-    """What followed it would be thrown away, on outputs as short as a round most of the work."""
+    """Later drafts would be wasted, which is most of the work of a short output."""
     free = speculate(agreeable, tokenizer, 5, 4)
     end = next(token for at, token in enumerate(free.output_ids) if at > 1)
     config = GenerationConfig(64, 5, 4, stop_token_ids=(end,))
@@ -202,11 +209,11 @@ def test_nothing_is_drafted_after_an_end_token(agreeable, tokenizer):
     assert any(end in draft.tokens_K.tolist() for draft in drafts)
     assert all(end not in draft.tokens_K.tolist()[:-1] for draft in drafts)
     assert made.rounds[-1][0] == len(drafts[-1].tokens_K) < 4
-    assert made.steps["draft"].calls == sum(drafted for drafted, _ in made.rounds)
+    assert made.steps["draft"].calls == made.drafted_tokens
 
 
 def test_special_tokens_as_stop_words_are_stop_tokens(model, tokenizer):
-    """They leave no trace in the text, in which stop words are looked for."""
+    """They do not appear in the text, which is searched for stop words."""
     model.generation_config.eos_token_id = None
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.eos_token = None
@@ -217,7 +224,7 @@ def test_special_tokens_as_stop_words_are_stop_tokens(model, tokenizer):
 
 
 def test_steps_are_timed_with_their_choice_of_a_token(agreeable, tokenizer, monkeypatch):
-    """The same unit for draft, full and yardstick steps, or their ratios mean nothing."""
+    """Ratios of draft, verify and full steps need the same unit."""
     config = GenerationConfig(8, 2, 3, SamplingRule(True))
     generator = TextGenerator(agreeable, tokenizer, "self_speculative", config, CAPACITY)
     generator.generate(PROMPT)
@@ -233,7 +240,7 @@ def test_steps_are_timed_with_their_choice_of_a_token(agreeable, tokenizer, monk
 
 
 def test_drafts_obey_the_ngram_rule(agreeable, tokenizer):
-    """A drafter that ignored it would propose what the verifier must refuse."""
+    """A drafter without the rule would propose tokens that the verifier must reject."""
     rule = SamplingRule(no_repeat_ngram_size=1)
     config = GenerationConfig(40, 5, 4, rule)
     generator = TextGenerator(agreeable, tokenizer, "self_speculative", config, CAPACITY)
@@ -271,56 +278,3 @@ def test_the_same_seed_samples_the_same_tokens(agreeable, tokenizer):
     sampling = SamplingRule(True, 0.8, 0, 0.95)
     runs = [speculate(agreeable, tokenizer, 2, 4, sampling=sampling, seed=s) for s in (1, 1, 2)]
     assert runs[0].output_ids == runs[1].output_ids != runs[2].output_ids
-
-
-@pytest.mark.parametrize(
-    ("k", "rule", "kept"),
-    [
-        (1, SamplingRule(True, 0.7, 4), PLANS["whole"]),
-        (3, SamplingRule(True, 0.7, 4), PLANS["whole"]),
-        (3, SamplingRule(True, 0.7, 4, 0.9), PLANS["block removed"]),
-        (2, SamplingRule(True, 0.7, 3, no_repeat_ngram_size=1), PLANS["whole"]),
-    ],
-)
-def test_sampled_output_follows_the_verifiers_law(agreeable, tokenizer, k, rule, kept):
-    """Joint law of the first three tokens against exact probabilities, by chi-square."""
-    PruneModel(agreeable, PrunePlan("test", LAYERS, kept)).prune()
-    draws = 1000
-    config = GenerationConfig(3 + k, 2, k, rule)
-    generator = TextGenerator(agreeable, tokenizer, "self_speculative", config, CAPACITY)
-    counts, accepted = {}, 0
-    for seed in range(draws):
-        made = generator.generate(PROMPT, seed)
-        counts[tuple(made.output_ids[:3])] = counts.get(tuple(made.output_ids[:3]), 0) + 1
-        accepted += sum(accepted for _, accepted in made.rounds)
-    assert accepted > 0
-    expected = {cell: draws * p for cell, p in exact_law(agreeable, rule, 3).items()}
-    assert set(counts) <= set(expected)
-    assert chi_square_passes(counts, expected)
-
-
-@torch.inference_mode()
-def exact_law(model, rule, length):
-    """Probability of every reachable output of `length` tokens."""
-    law = {(): 1.0}
-    for _ in range(length):
-        longer = {}
-        for prefix, mass in law.items():
-            logits = model(input_ids=torch.tensor([[*PROMPT, *prefix]])).logits[0, -1:]
-            (probs,) = rule.probabilities(logits, [*PROMPT, *prefix])
-            for token in probs.nonzero()[:, 0].tolist():
-                longer[(*prefix, token)] = mass * float(probs[token])
-        law = longer
-    return law
-
-
-def chi_square_passes(counts, expected, alpha=0.001):
-    large = {cell for cell, value in expected.items() if value >= 5}
-    bins = [(counts.get(cell, 0), expected[cell]) for cell in large]
-    rest = sum(value for cell, value in expected.items() if cell not in large)
-    if rest >= 5:
-        bins.append((sum(n for cell, n in counts.items() if cell not in large), rest))
-    statistic = sum((found - wanted) ** 2 / wanted for found, wanted in bins)
-    freedom = torch.tensor((len(bins) - 1) / 2.0)
-    assert len(bins) > 5
-    return float(torch.special.gammaincc(freedom, torch.tensor(statistic / 2))) > alpha
