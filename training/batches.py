@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from data import drawn_order
+from prompts.examples import drawn_order
 from training.documents import Document
 
 UNLEARNED = -100  # the label that torch's losses leave out
