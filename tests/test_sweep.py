@@ -262,4 +262,4 @@ def test_the_exit_code_is_that_of_a_real_failure():
         *(Outcome(), Outcome(failed=[bad]), Outcome(failed=[busy, bad]), Outcome(failed=[busy])),
         *(Outcome(short_of_memory=1), Outcome(failed=[busy], short_of_memory=1)),
     ]
-    assert list(map(sweep_runs.exit_code, outcomes)) == [0, 2, 2, 75, 1, 1]
+    assert [one.exit_code for one in outcomes] == [0, 2, 2, 75, 1, 1]

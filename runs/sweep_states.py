@@ -1,0 +1,91 @@
+"""What an output folder holds of the runs of a sweep, and what is left of them."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from arguments.run import RunArguments
+from pruned_model import PrunePlan
+from runs.definition import RunDefinition
+from runs.reader import read_record, read_samples
+from runs.record import RunRecord
+from runs.writer import find_run
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run of the grid: complete, partial, missing or error, and how many prompts are left.
+
+    `remark` is the run's file, or the error.
+    """
+
+    name: str
+    state: str
+    left: int = 0
+    remark: str | Path = ""
+    record: RunRecord | None = None
+
+
+def run_name(run: RunArguments) -> str:
+    """Return data set, plan and decoder in words."""
+    pruning, flags = run.prune, run.generation
+    asked = (pruning.prune_n, pruning.dropout_threshold, pruning.prune_seed)
+    approach = PrunePlan(pruning.prune_method, 1, (0,), *asked).approach
+    decoder = f"exit layer {flags.exit_layer}, {flags.num_speculations} drafts"
+    if flags.generation_strategy == "autoregressive":
+        decoder = "autoregressive"
+    return f"{run.data.dataset}, {approach}, {decoder}"
+
+
+def state_of(run: RunDefinition) -> RunState:
+    name, count = run_name(run.arguments), len(run.evaluated.examples)
+    path = find_run(run.arguments.log.output_dir, run.run_id)
+    if path is None:
+        return RunState(name, "missing", count)
+    try:
+        record = read_record(path)
+        if record.status == "complete":
+            return RunState(name, "complete", 0, path, record)
+        return RunState(name, "partial", count - len(read_samples(path)), path, record)
+    except (OSError, ValueError) as error:
+        return RunState(name, "error", 0, f"{path}: {error}")
+
+
+def listing(states: list[RunState]) -> Iterator[str]:
+    """Yield a line for each run, and the sum."""
+    for number, one in enumerate(states, start=1):
+        place = f"{number:{len(str(len(states)))}}/{len(states)}"
+        yield f"{place}  {one.state:9} {one.name}" + (f": {one.remark}" if one.remark else "")
+    left = [one for one in states if one.state != "complete"]
+    yield f"{len(left)} of {len(states)} runs and {sum(one.left for one in left)} prompts are left"
+
+
+class Pace:
+    """Counts the prompts that are left, and estimates the time that they take."""
+
+    def __init__(self, left: list[int]) -> None:
+        """`left`: the prompts left of each run."""
+        self._left, self._number = left, 0
+        self._prompts, self._seconds = 0, 0.0
+
+    def head(self) -> str:
+        return f"run {self._number + 1} of {len(self._left)}"
+
+    def rest(self) -> str:
+        prompts = sum(self._left[self._number :])
+        if not self._prompts:
+            return f"{prompts} prompts left"
+        hours, minutes = divmod(round(prompts * self._seconds / self._prompts / 60), 60)
+        return f"{prompts} prompts left, about {hours}:{minutes:02} h"
+
+    @contextmanager
+    def next(self) -> Iterator[None]:
+        """Time a run."""
+        started = time.monotonic()
+        yield
+        if self._left[self._number]:
+            self._seconds += time.monotonic() - started
+            self._prompts += self._left[self._number]
+        self._number += 1

@@ -1,0 +1,52 @@
+"""Counts the runs that end a sweep's process: a device that fails, or the kernel's want of memory.
+
+`run_tests` names a file in SWEEP_TRIES. A run's id is a line of it from the run's begin to its end,
+so that each line left over is a try that the process did not survive.
+"""
+
+import os
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+MOST_TRIES = 2
+
+
+class Tries:
+    """The tries that no process survived so far. Without SWEEP_TRIES nothing is counted."""
+
+    def __init__(self, writes: bool) -> None:
+        """`writes`: whether this process keeps the file; others only read it."""
+        name = os.environ.get("SWEEP_TRIES")
+        self._path = Path(name) if name else None
+        self._left_over: list[str] = []
+        self._writes = writes
+        if self._path and self._path.exists():
+            self._left_over = self._path.read_text().split()
+        self._write()
+
+    def exhausted(self, run_id: str) -> bool:
+        return Counter(self._left_over)[run_id] >= MOST_TRIES
+
+    def begin(self, run_id: str) -> None:
+        self._write(run_id)
+
+    def end(self) -> None:
+        self._write()
+
+    def _write(self, *begun: str) -> None:
+        if self._path and self._writes:
+            # A sweep is not to fail for its supervisor's file.
+            with suppress(OSError):
+                self._path.write_text("".join(f"{name}\n" for name in [*self._left_over, *begun]))
+
+
+def is_device_error(error: BaseException | None) -> bool:
+    """Whether an error, or its cause, says that this process can use its CUDA device no more."""
+    while error is not None:
+        text, kinds = str(error), {kind.__name__ for kind in type(error).__mro__}
+        of_device = "AcceleratorError" in kinds or "CUDA error" in text
+        if isinstance(error, RuntimeError) and of_device and "out of memory" not in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
