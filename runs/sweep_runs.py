@@ -295,7 +295,7 @@ def _check_same_plan(run: RunDefinition, left: RunRecord | None, plan: PrunePlan
 
 def _check_grid(grid: GridArguments, layers: int) -> None:
     """Refuse a grid that a model with so many layers does not have."""
-    if not grid.exit_layers(layers):
+    if not any(layer < layers for layer in grid.exit_layers(layers)):
         first = grid.exit_layer_first
         reject("exit_layer_first", first, f"must be 1 to {layers - 1}; the model has {layers}")
     for count in grid.prune_ns:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from arguments.run import RunArguments
@@ -24,6 +25,7 @@ class RunState:
     name: str
     state: str
     left: int = 0
+    run_id: str | None = None
     remark: str | Path = ""
     record: RunRecord | None = None
 
@@ -40,17 +42,19 @@ def run_name(run: RunArguments) -> str:
 
 
 def state_of(run: RunDefinition) -> RunState:
-    name, count = run_name(run.arguments), len(run.evaluated.examples)
+    """Return what the run's output folder holds of it."""
+    state = partial(RunState, run_name(run.arguments), run_id=run.run_id)
+    count = len(run.evaluated.examples)
     path = find_run(run.arguments.log.output_dir, run.run_id)
     if path is None:
-        return RunState(name, "missing", count)
+        return state("missing", count)
     try:
         record = read_record(path)
         if record.status == "complete":
-            return RunState(name, "complete", 0, path, record)
-        return RunState(name, "partial", count - len(read_samples(path)), path, record)
+            return state("complete", remark=path, record=record)
+        return state("partial", count - len(read_samples(path)), remark=path, record=record)
     except (OSError, ValueError) as error:
-        return RunState(name, "error", 0, f"{path}: {error}")
+        return state("error", remark=f"{path}: {error}")
 
 
 def listing(states: list[RunState]) -> Iterator[str]:
