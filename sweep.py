@@ -11,9 +11,6 @@ from command_line.script import command_text, run_script
 from data import get_local_prompts
 from runs.sweep_grid import SweepArguments
 
-if typing.TYPE_CHECKING:
-    from runs.sweep_runs import Outcome
-
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_sweep(argv)
@@ -37,7 +34,9 @@ def main(argv: list[str] | None = None) -> int:
         from analysis.sweep_report import report
 
         report(outcome.paths, Path(arguments.log.output_dir))
-    print_outcome(outcome)
+    for name, error in outcome.failed:
+        print_error(FailedError(f"{name}: {error}"))
+    print(outcome.summary())
     return outcome.exit_code
 
 
@@ -45,16 +44,6 @@ def parse_sweep(argv: list[str] | None) -> SweepArguments:
     """Return the flags of a sweep, checked as far as no model is needed."""
     hints = typing.get_type_hints(SweepArguments)
     return SweepArguments(*parse(argv, __doc__, *hints.values()))
-
-
-def print_outcome(outcome: "Outcome") -> None:
-    print(f"{len(outcome.paths)} of {outcome.count} runs are complete")
-    if outcome.short_of_memory:
-        print(f"{outcome.short_of_memory} of them lack prompts for want of memory")
-    for name, error in outcome.failed:
-        print_error(FailedError(f"{name}: {error}"))
-    if outcome.interrupted:
-        print("interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def sweep_table(comparisons: list[Comparison]) -> Table:
 
 
 def _study(run: LoggedRun) -> tuple:
-    """The plan and the conditions, which two cells share if their speeds can be compared."""
+    """The plan and the conditions, which two runs share if their speeds can be compared."""
     return run.plan_name, run.condition_key
 
 

@@ -78,6 +78,14 @@ class Outcome:
             return FailedError.exit_code
         return BusyError.exit_code if self.failed else 0
 
+    def summary(self) -> str:
+        lines = [f"{len(self.paths)} of {self.count} runs are complete"]
+        if self.short_of_memory:
+            lines.append(f"{self.short_of_memory} of them lack prompts for want of memory")
+        if self.interrupted:
+            lines.append("interrupted; the same command goes on")
+        return "\n".join(lines)
+
     def add(self, record: RunRecord, path: Path) -> None:
         if record.status == "complete":
             self.paths.append(path)
@@ -149,8 +157,7 @@ class Sweep:
     def _states(self, baseline: RunDefinition) -> list[RunState]:
         """Return the states of a plan's runs; a plan that no log knows may allow all of them."""
         first = state_of(baseline)
-        plan = PrunePlan.from_dict(first.record.plan) if first.record else None
-        runs, _ = self._speculative(baseline.arguments, plan)
+        runs, _ = self._speculative(baseline.arguments, first.plan)
         return [first, *map(state_of, runs)]
 
     def _speculative(
@@ -222,7 +229,8 @@ class Sweep:
         runs = [run for study in studies for run in study.runs]
         pace = Pace([state_of(run).left for run in runs])
         self._outcome.count = len(runs) + len(self._outcome.failed)
-        self._tries = Tries(self._ranks.leads)
+        with self._ranks.together():  # all have read the file before a run begins
+            self._tries = Tries(self._ranks.leads)
         for study in studies:
             pruned = PruneModel(self._loaded.model, study.plan)
             with pruned.for_a_while():
@@ -253,23 +261,22 @@ class Sweep:
             alone = self._ranks.count == 1 or isinstance(error, UsageError)
             if is_device_error(error) or not alone:
                 raise
-            self._outcome.fail(run.arguments, _in_one_line(error))
+            failure = _in_one_line(error)
+            print(f"failed: {failure}")
+            self._outcome.fail(run.arguments, failure)
         else:
             self._outcome.add(record, path)
         self._tries.end()
 
 
 def _in_one_line(error: Exception) -> UsageError:
-    """Return the error as a user's; an unexpected one is shown with its frames."""
+    """Return the error as a user's; show the frames of an unexpected error."""
     if isinstance(error, UsageError):
-        shown = error
-    elif is_out_of_memory(error):
-        shown = FailedError(f"out of memory ({error_line(error)})")
-    else:
-        traceback.print_exception(error)
-        shown = FailedError(error_line(error))
-    print(f"failed: {shown}")
-    return shown
+        return error
+    if is_out_of_memory(error):
+        return FailedError(f"out of memory ({error_line(error)})")
+    traceback.print_exception(error)
+    return FailedError(error_line(error))
 
 
 def _placed(run: RunDefinition, pruned: PruneModel) -> RunDefinition:

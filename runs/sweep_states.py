@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from arguments.run import RunArguments
 from pruned_model import PrunePlan
@@ -19,14 +18,15 @@ from runs.writer import find_run
 class RunState:
     """A run of the grid: complete, partial, missing or error, and how many prompts are left.
 
-    `remark` is the run's file, or the error.
+    `remark` is the run's file, or the error. `plan` and `record` are those of the file.
     """
 
     name: str
     state: str
     left: int = 0
     run_id: str | None = None
-    remark: str | Path = ""
+    remark: str = ""
+    plan: PrunePlan | None = None
     record: RunRecord | None = None
 
 
@@ -50,11 +50,13 @@ def state_of(run: RunDefinition) -> RunState:
         return state("missing", count)
     try:
         record = read_record(path)
-        if record.status == "complete":
-            return state("complete", remark=path, record=record)
-        return state("partial", count - len(read_samples(path)), remark=path, record=record)
+        plan = PrunePlan.from_dict(record.plan)
+        is_over = record.status == "complete"
+        left = 0 if is_over else count - len(read_samples(path))
     except (OSError, ValueError) as error:
         return state("error", remark=f"{path}: {error}")
+    word = "complete" if is_over else "partial"
+    return state(word, left, remark=str(path), plan=plan, record=record)
 
 
 def listing(states: list[RunState]) -> Iterator[str]:

@@ -13,17 +13,22 @@ MOST_TRIES = 2
 
 
 class Tries:
-    """The tries that no process survived so far. Without SWEEP_TRIES nothing is counted."""
+    """The tries that no process survived so far. Without SWEEP_TRIES nothing is counted.
+
+    `writes` says whether this process keeps the file; other processes only read it, before a run
+    begins.
+    """
 
     def __init__(self, writes: bool) -> None:
-        """`writes`: whether this process keeps the file; others only read it."""
         name = os.environ.get("SWEEP_TRIES")
         self._path = Path(name) if name else None
-        self._left_over: list[str] = []
         self._writes = writes
-        if self._path and self._path.exists():
-            self._left_over = self._path.read_text().split()
-        self._write()
+        self._left_over: list[str] = []
+        with suppress(OSError):
+            if self._path and writes:
+                self._path.touch()  # tells `run_tests` that the settings are good
+            if self._path:
+                self._left_over = self._path.read_text().split()
 
     def exhausted(self, run_id: str) -> bool:
         return Counter(self._left_over)[run_id] >= MOST_TRIES
@@ -36,8 +41,7 @@ class Tries:
 
     def _write(self, *begun: str) -> None:
         if self._path and self._writes:
-            # A sweep is not to fail for its supervisor's file.
-            with suppress(OSError):
+            with suppress(OSError):  # the sweep itself does not need the file
                 self._path.write_text("".join(f"{name}\n" for name in [*self._left_over, *begun]))
 
 

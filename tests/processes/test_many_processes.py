@@ -283,7 +283,7 @@ def test_a_sweep_under_torchrun_is_the_sweep_of_one(words, tmp_path):
     with torchrun(2, "sweep.py", *words(*grid, folder="many", prompts=3)) as started:
         out, err = started.communicate(timeout=120)
     assert started.returncode == 0, err
-    assert out.count("10 of 10 cells are complete") == 1
+    assert out.count("10 of 10 runs are complete") == 1
     assert run_script(sweep.main, words(*grid, folder="one", prompts=3)) == 0
     found = [
         {
