@@ -1,6 +1,7 @@
 """Performs the runs of a sweep with one model, loaded once and pruned plan by plan."""
 
 import dataclasses
+import itertools
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -26,11 +27,11 @@ from models.runtime import start
 from processes.ranks import Ranks
 from pruned_model import PruneModel, PrunePlan, check_prune_n, with_prune_n
 from runs.definition import RunDefinition, run_definer
-from runs.experiment import perform_run
+from runs.experiment import Prepare, perform_run
 from runs.preparation import decide_plan
 from runs.record import RunRecord
 from runs.sweep_grid import GridArguments, SweepArguments
-from runs.sweep_states import Pace, RunState, run_name, state_of
+from runs.sweep_states import RunState, paced, run_name, state_of
 from runs.sweep_tries import MOST_TRIES, Tries, is_device_error
 
 _Item = TypeVar("_Item")
@@ -108,7 +109,6 @@ class Sweep:
     def __init__(self, arguments: SweepArguments, ranks: Ranks) -> None:
         self._arguments, self._ranks = arguments, ranks
         self._outcome = Outcome()
-        self._measured: dict[str, PrunePlan] = {}
         with ranks.together():
             start(arguments.model, parallel=True)
             self._layers = find_checkpoint(arguments.model).config.num_hidden_layers
@@ -132,10 +132,10 @@ class Sweep:
             print("no run is left; another --output_dir performs them again")
             return self._outcome
         try:
+            first = self._baselines[0]
             with self._ranks.together():
-                model, runtime = self._arguments.model, self._baselines[0].runtime
-                self._loaded = load_model(model, runtime, self._baselines[0].checkpoint)
-            self._perform_all(self._studies(), command)
+                loaded = load_model(first.arguments.model, first.runtime, first.checkpoint)
+            self._perform_all(loaded, self._studies(_Planner(loaded, self._ranks)), command)
         except Exception as error:
             if not is_device_error(error):
                 raise
@@ -177,31 +177,21 @@ class Sweep:
             runs += map(self._define_run, drafting)
         return runs, skipped
 
-    def _studies(self) -> list[Study]:
-        studies = self._each(((one.arguments, one) for one in self._baselines), self._study)
-        for study in studies:
-            for reason in study.skipped:
-                print(f"skipped: {study.name}, {reason}")
-        if not any(study.runs[1:] for study in studies):
-            first = self._arguments.grid.exit_layer_first
-            reject("exit_layer_first", first, studies[0].skipped[0])
+    def _studies(self, planner: "_Planner") -> list[Study]:
+        def study(baseline: RunDefinition) -> Study:
+            plan = planner.plan(baseline)
+            runs, skipped = self._speculative(baseline.arguments, plan)
+            return Study(plan, [baseline, *runs], skipped)
+
+        studies = self._each(((one.arguments, one) for one in self._baselines), study)
+        for one in studies:
+            for reason in one.skipped:
+                print(f"skipped: {one.name}, {reason}")
+        with self._ranks.together():
+            if not any(one.runs[1:] for one in studies):
+                first = self._arguments.grid.exit_layer_first
+                reject("exit_layer_first", first, studies[0].skipped[0])
         return studies
-
-    def _study(self, baseline: RunDefinition) -> Study:
-        plan = self._plan(baseline)
-        runs, skipped = self._speculative(baseline.arguments, plan)
-        return Study(plan, [baseline, *runs], skipped)
-
-    def _plan(self, baseline: RunDefinition) -> PrunePlan:
-        """Return the plan of a run; texts that have calibrated a plan are measured once."""
-        pruning, ids = baseline.arguments.prune, baseline.calibration_ids
-        tokens = tokens_hash(ids) if ids else ""
-        if pruning.prune_n is not None and tokens in self._measured:
-            return with_prune_n(self._measured[tokens], pruning.prune_n)
-        plan = decide_plan(pruning, self._loaded, ids, self._ranks)
-        if ids:
-            self._measured[tokens] = plan
-        return plan
 
     def _each(
         self, items: Iterable[tuple[RunArguments, _Item]], work: Callable[[_Item], _Made]
@@ -225,48 +215,67 @@ class Sweep:
             raise self._outcome.failed[0][1]
         return results
 
-    def _perform_all(self, studies: list[Study], command: str) -> None:
+    def _perform_all(self, loaded: LoadedModel, studies: list[Study], command: str) -> None:
         runs = [run for study in studies for run in study.runs]
-        pace = Pace([state_of(run).left for run in runs])
+        paced_runs = paced(runs)
         self._outcome.count = len(runs) + len(self._outcome.failed)
-        with self._ranks.together():  # all have read the file before a run begins
-            self._tries = Tries(self._ranks.leads)
+        with self._ranks.together():  # all have read the file of tries before a run begins
+            tries = Tries(self._ranks.leads)
         for study in studies:
-            pruned = PruneModel(self._loaded.model, study.plan)
+            pruned = PruneModel(loaded.model, study.plan)
+
+            def prepare(
+                run: RunDefinition, left: RunRecord | None, pruned: PruneModel = pruned
+            ) -> tuple[LoadedModel, PruneModel]:
+                _check_same_plan(run, left, pruned.plan)
+                return loaded, pruned
+
             with pruned.for_a_while():
                 print(pruned.report())
-                for run in study.runs:
-                    print(f"{pace.head()}: {run_name(run.arguments)}; {pace.rest()}")
-                    with pace.next():
-                        self._perform(run, pruned, command)
+                for run in itertools.islice(paced_runs, len(study.runs)):
+                    self._perform(_placed(run, pruned), prepare, tries, command)
                     if self._outcome.interrupted:
                         return
 
-    def _perform(self, run: RunDefinition, pruned: PruneModel, command: str) -> None:
-        if self._tries.exhausted(run.run_id):
+    def _perform(self, run: RunDefinition, prepare: Prepare, tries: Tries, command: str) -> None:
+        if tries.exhausted(run.run_id):
             given_up = FailedError(f"given up: its process died with it {MOST_TRIES} times")
             self._outcome.fail(run.arguments, given_up)
             return
-
-        def prepare(_: RunDefinition, left: RunRecord | None) -> tuple[LoadedModel, PruneModel]:
-            _check_same_plan(run, left, pruned.plan)
-            return self._loaded, pruned
-
-        self._tries.begin(run.run_id)
+        tries.begin(run.run_id)
         try:
-            record, path = perform_run(_placed(run, pruned), command, prepare)
+            record, path = perform_run(run, command, prepare)
         except (InterruptedRunError, LostError):
             raise  # not all processes will go on
         except Exception as error:
-            alone = self._ranks.count == 1 or isinstance(error, UsageError)
-            if is_device_error(error) or not alone:
-                raise
+            expected = isinstance(error, UsageError)
+            if is_device_error(error) or (self._ranks.count > 1 and not expected):
+                raise  # neither the device nor the other processes will go on
             failure = _in_one_line(error)
             print(f"failed: {failure}")
             self._outcome.fail(run.arguments, failure)
         else:
             self._outcome.add(record, path)
-        self._tries.end()
+        tries.end()
+
+
+class _Planner:
+    """Decides plans for a loaded model, and measures the same calibration texts once."""
+
+    def __init__(self, loaded: LoadedModel, ranks: Ranks) -> None:
+        self._loaded, self._ranks = loaded, ranks
+        self._measured: dict[str, PrunePlan] = {}
+
+    def plan(self, run: RunDefinition) -> PrunePlan:
+        pruning, ids = run.arguments.prune, run.calibration_ids
+        if not ids or pruning.prune_n is None:
+            return decide_plan(pruning, self._loaded, ids, self._ranks)
+        tokens = tokens_hash(ids)
+        if tokens in self._measured:
+            return with_prune_n(self._measured[tokens], pruning.prune_n)
+        plan = decide_plan(pruning, self._loaded, ids, self._ranks)
+        self._measured[tokens] = plan
+        return plan
 
 
 def _in_one_line(error: Exception) -> UsageError:

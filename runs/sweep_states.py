@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -68,30 +67,19 @@ def listing(states: list[RunState]) -> Iterator[str]:
     yield f"{len(left)} of {len(states)} runs and {sum(one.left for one in left)} prompts are left"
 
 
-class Pace:
-    """Counts the prompts that are left, and estimates the time that they take."""
-
-    def __init__(self, left: list[int]) -> None:
-        """`left`: the prompts left of each run."""
-        self._left, self._number = left, 0
-        self._prompts, self._seconds = 0, 0.0
-
-    def head(self) -> str:
-        return f"run {self._number + 1} of {len(self._left)}"
-
-    def rest(self) -> str:
-        prompts = sum(self._left[self._number :])
-        if not self._prompts:
-            return f"{prompts} prompts left"
-        hours, minutes = divmod(round(prompts * self._seconds / self._prompts / 60), 60)
-        return f"{prompts} prompts left, about {hours}:{minutes:02} h"
-
-    @contextmanager
-    def next(self) -> Iterator[None]:
-        """Time a run."""
+def paced(runs: list[RunDefinition]) -> Iterator[RunDefinition]:
+    """Yield each run after a line that tells how many prompts are left, and for how long."""
+    left = [state_of(run).left for run in runs]
+    prompts, seconds = 0, 0.0
+    for number, run in enumerate(runs):
+        rest = sum(left[number:])
+        line = f"run {number + 1} of {len(runs)}: {run_name(run.arguments)}; {rest} prompts left"
+        if prompts:
+            hours, minutes = divmod(round(rest * seconds / prompts / 60), 60)
+            line += f", about {hours}:{minutes:02} h"
+        print(line)
         started = time.monotonic()
-        yield
-        if self._left[self._number]:
-            self._seconds += time.monotonic() - started
-            self._prompts += self._left[self._number]
-        self._number += 1
+        yield run
+        if left[number]:
+            prompts += left[number]
+            seconds += time.monotonic() - started

@@ -63,7 +63,10 @@ def test_every_plan_has_every_point_and_its_baseline(run_sweep, monkeypatch, cap
     ]
     assert {record.status for record in records(folder)} == {"complete"}
     assert len({record.identity["data_fingerprint"] for record in records(folder)}) == 1
-    assert "10 of 10 runs are complete" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "run 1 of 10: custom_jsonl, base, autoregressive; 20 prompts left\n" in out
+    assert "run 10 of 10: custom_jsonl, angular n=2, exit layer 4, 3 drafts; 2 prompts left" in out
+    assert "10 of 10 runs are complete" in out
     # Removed layers share the memory, whose peak is then not the run's.
     for record in records(folder):
         known = record.metrics["peak_memory_bytes"] is not None
@@ -114,19 +117,19 @@ def test_a_sweep_that_was_stopped_goes_on_until_nothing_is_left(
     run_sweep, stop_at, monkeypatch, capsys
 ):
     undo = stop_at(1, KeyboardInterrupt)
-    code, folder = run_sweep()
+    code, folder = run_sweep(*ONE_POINT)
     assert code == 130
     assert "interrupted; the same command goes on" in capsys.readouterr().out
     undo()
-    assert run_sweep()[0] == 0
-    assert points(folder) == [("base", *point) for point in SWEEP_POINTS]
+    assert run_sweep(*ONE_POINT)[0] == 0
+    assert points(folder) == [("base", 0, 0), ("base", 4, 3)]
     assert [record.status for record in records(folder) if record.resumed] == ["complete"]
-    _, unbroken = run_sweep(folder="unbroken")
+    _, unbroken = run_sweep(*ONE_POINT, folder="unbroken")
     assert results(folder) == results(unbroken)
     monkeypatch.setattr(sweep_runs, "load_model", None)
     capsys.readouterr()
-    assert run_sweep()[0] == 0
-    assert "5 of 5 runs are complete" in capsys.readouterr().out
+    assert run_sweep(*ONE_POINT)[0] == 0
+    assert "2 of 2 runs are complete" in capsys.readouterr().out
 
 
 def test_a_dry_run_lists_what_is_left_and_changes_nothing(run_sweep, monkeypatch, capsys):
