@@ -69,7 +69,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """That of the worst run: one that failed, lacks prompts, or belongs to another process."""
+        """The code of the worst run: it failed, lacks prompts, or belongs to another process."""
         worst = [error for _, error in self.failed if not isinstance(error, BusyError)]
         if self.interrupted:
             return EXIT_INTERRUPTED

@@ -1,4 +1,4 @@
-"""Counts the runs that end a sweep's process: a device that fails, or the kernel's want of memory.
+"""Counts the runs that end a sweep's process: a device error, or the kernel's killer for memory.
 
 `run_tests` names a file in SWEEP_TRIES. A run's id is a line of it from the run's begin to its end,
 so that each line left over is a try that the process did not survive.
