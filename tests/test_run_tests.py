@@ -62,9 +62,7 @@ class Shell:
 
     def calls(self):
         path = self.folder / "calls"
-        return (
-            [shlex.split(line) for line in path.read_text().splitlines()] if path.exists() else []
-        )
+        return list(map(shlex.split, path.read_text().splitlines())) if path.exists() else []
 
     def arguments(self, *flags, **environment):
         """The flags of the one call of sweep.py, parsed."""
@@ -105,11 +103,8 @@ def test_base_and_pruned_runs_share_prompts_exit_layer_and_draft_length(shell):
     points = ({(name, *point) for name, _, *point in runs_of(one)} for one in (base, pruned))
     assert len(set(map(frozenset, points))) == 1
     assert {plan for _, plan, *_ in runs_of(base)} == {("base", None)}
-    assert (base.model, base.data, base.generation) == (
-        pruned.model,
-        pruned.data,
-        pruned.generation,
-    )
+    for group in ("model", "data", "calibration", "generation", "log"):
+        assert getattr(base, group) == getattr(pruned, group)
 
 
 def test_the_environment_sets_the_sweep_and_flags_pass_through(shell, tmp_path):
