@@ -1,4 +1,4 @@
-"""Heat maps of a sweep: exit layers against draft lengths, for every plan and data set."""
+"""Heat maps of a sweep: exit layers against draft lengths, a panel per plan and data set."""
 
 import re
 from collections import defaultdict
@@ -17,7 +17,7 @@ from analysis.comparison import SAME_PLAN, Comparison
 from analysis.figures import PANELS, Panel, common_heading, group_titles, make_figure, save_figure
 
 Measure = Callable[[Comparison], float | None]
-# What is drawn: the file's name, how the colour bar is called, how a number is shown.
+# By file name: the label of the colour bar, the format of a number, and the number.
 MEASURES: dict[str, tuple[str, str, Measure]] = {
     "sweep_tokens_per_second": (
         "decoding speed (tokens/s)",
@@ -35,7 +35,7 @@ MEASURES: dict[str, tuple[str, str, Measure]] = {
         lambda one: one.run.metric("acceptance_rate", "token_weighted"),
     ),
 }
-_COLOURS = "cividis"  # perceptually uniform, to colour-blind readers too
+_COLOURS = "cividis"  # perceptually uniform, for colour-blind readers too
 _SMALLEST_PRINT = 3.5  # points
 _POINTS_AN_INCH = 72
 _BEST_KEY = Line2D(
@@ -47,13 +47,13 @@ _BEST_KEY = Line2D(
     markerfacecolor="none",
     markeredgecolor="black",
     markeredgewidth=2.5,
-    label="best cell",
+    label="best run",
 )
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """One measure, and the shades that all its panels share."""
+    """One measure, and the limits of the shades that all its panels share."""
 
     label: str
     form: str
@@ -63,19 +63,23 @@ class _Scale:
 
 
 def make_heat_maps(comparisons: list[Comparison], folder: Path) -> None:
-    """Writes every heat map as PNG and PDF; of more panels than a page holds, on several."""
+    """Write every heat map as PNG and PDF, on several pages if a page cannot hold all panels.
+
+    A grid of one exit layer and one draft length has no map.
+    """
     drawn = [one for one in comparisons if one.run.num_speculations]
+    points = {(one.run.exit_layer, one.run.num_speculations) for one in drawn}
     for name, (label, form, measure) in MEASURES.items():
-        for old in _pages(name, folder):  # of an earlier sweep, which may have had more
+        for old in _pages(name, folder):  # an earlier sweep may have had more
             old.unlink()
         values = [value for value in map(measure, drawn) if value is not None]
-        if values:
+        if values and len(points) > 1:
             panels = _panels(drawn, _Scale(label, form, measure, min(values), max(values)))
             _save_pages(panels, folder / name, common_heading([one.run for one in drawn]))
 
 
 def _pages(name: str, folder: Path) -> list[Path]:
-    """The files of one heat map, none that a user has named like it."""
+    """Return the files of one heat map, and no file that a user has named similarly."""
     form = re.compile(rf"{name}(_\d+)?\.(png|pdf)")
     return [path for path in folder.iterdir() if form.fullmatch(path.name)]
 
@@ -87,32 +91,36 @@ def _save_pages(panels: list[Panel], path: Path, heading: str) -> None:
 
 
 def _panels(drawn: list[Comparison], scale: _Scale) -> list[Panel]:
-    """A panel for every plan on every data set."""
+    """Return a panel for every plan on every data set."""
     titles = group_titles([one.run for one in drawn])
     studies: dict[str, list[Comparison]] = defaultdict(list)
     for one in drawn:
         plan = f"{one.run.method} {one.run.param}".strip()
         studies[f"{titles[one.run.condition_key]}, {plan}"].append(one)
     return [
-        Panel(title, lambda axes, study=study: _draw(axes, study, scale))
-        for title, study in studies.items()
+        Panel(title, partial(_draw, study=study, scale=scale)) for title, study in studies.items()
     ]
 
 
 def _draw(axes: Axes, study: list[Comparison], scale: _Scale) -> None:
-    exits = sorted({one.run.exit_layer for one in study})
-    drafts = sorted({one.run.num_speculations for one in study})
+    measured = {
+        (run.exit_layer, run.num_speculations): scale.measure(one)
+        for one in study
+        if (run := one.run).exit_layer and run.num_speculations
+    }
+    exits = sorted({exit_layer for exit_layer, _ in measured})
+    drafts = sorted({count for _, count in measured})
     values = numpy.full((len(exits), len(drafts)), numpy.nan)
-    for one in study:
-        value = scale.measure(one)
-        place = exits.index(one.run.exit_layer), drafts.index(one.run.num_speculations)
-        values[place] = numpy.nan if value is None else value
+    for (exit_layer, count), value in measured.items():
+        if value is not None:
+            values[exits.index(exit_layer), drafts.index(count)] = value
     image = axes.imshow(
         values, origin="lower", cmap=_COLOURS, vmin=scale.low, vmax=scale.high, aspect="auto"
     )
-    axes.set_xticks(range(len(drafts)), drafts)
-    axes.set_yticks(range(len(exits)), exits, fontsize=_print_size(axes, len(exits), 10))
-    axes.set_xlabel("drafted tokens a round")
+    axes.set_xticks(range(len(drafts)), list(map(str, drafts)))
+    size = _print_size(axes, len(exits), 10)
+    axes.set_yticks(range(len(exits)), list(map(str, exits)), fontsize=size)
+    axes.set_xlabel("drafted tokens per round")
     axes.set_ylabel("exit layer")
     axes.figure.colorbar(image, ax=axes).set_label(scale.label)
     _write_numbers(axes, values, image, scale.form)
@@ -120,18 +128,19 @@ def _draw(axes: Axes, study: list[Comparison], scale: _Scale) -> None:
 
 
 def _write_numbers(axes: Axes, values: numpy.ndarray, image: AxesImage, form: str) -> None:
-    """The number in every cell, where there is room for it."""
+    """Write the number of every run, where there is room for it."""
     size = min(_print_size(axes, len(values), 8), 24 / values.shape[1] + 3)
     for (row, column), value in numpy.ndenumerate(values):
         if size >= _SMALLEST_PRINT and numpy.isfinite(value):
-            shade = _readable_on(image.cmap(image.norm(value)))
+            shade = _readable_on(image.to_rgba(numpy.array([value]))[0])
             text = format(value, form)
             axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=size)
 
 
-def _readable_on(colour: tuple[float, ...]) -> str:
-    """Black or white, the one of more contrast: the WCAG's relative luminance decides."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+def _readable_on(colour: numpy.ndarray) -> str:
+    """Return black or white, whichever contrasts more by the WCAG's relative luminance."""
+    shades = colour[:3]
+    linear = numpy.where(shades <= 0.04045, shades / 12.92, ((shades + 0.055) / 1.055) ** 2.4)
     luminance = numpy.dot((0.2126, 0.7152, 0.0722), linear)
     return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"
 
@@ -139,7 +148,7 @@ def _readable_on(colour: tuple[float, ...]) -> str:
 def _mark_best(axes: Axes, values: numpy.ndarray) -> None:
     if numpy.isfinite(values).any():
         row, column = numpy.unravel_index(numpy.nanargmax(values), values.shape)
-        # Of a low cell, a wide frame would cover the number.
+        # A wide frame would cover the number of a low row.
         black = _print_size(axes, len(values), 12) / 6
         for width, shade in ((2 * black, "white"), (black, "black")):
             corner = column - 0.5, row - 0.5
@@ -149,6 +158,6 @@ def _mark_best(axes: Axes, values: numpy.ndarray) -> None:
 
 
 def _print_size(axes: Axes, rows: int, largest: float) -> float:
-    """A size of print, in points, at which that many rows stand below each other."""
-    height = axes.get_position().height * axes.figure.get_figheight() * _POINTS_AN_INCH
+    """Return a size of print, in points, at which so many rows fit below each other."""
+    height = axes.bbox.height / axes.figure.dpi * _POINTS_AN_INCH
     return min(largest, 0.8 * height / rows)

@@ -75,7 +75,7 @@ def sweep_table(comparisons: list[Comparison]) -> Table:
 
 
 def _study(run: LoggedRun) -> tuple:
-    """Return the plan and the conditions: cells that share both can be compared by speed."""
+    """Return the plan and the conditions: runs that share both can be compared by speed."""
     return run.plan_name, run.condition_key
 
 

@@ -1,9 +1,10 @@
-"""Which runs a sweep has: data sets x plans x exit layers x draft lengths."""
+"""The runs of a sweep: data sets x plans x exit layers x draft lengths."""
 
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from arguments.generation import GenerationArguments
 from arguments.model import ModelArguments
@@ -15,13 +16,16 @@ from command_line.flags import flag, is_folder
 from prompts.dataset_table import DATASETS
 from prompts.row_formats import FORMATS
 
-# What the rows of a data set may be called in --data_dir, beside its own name.
+# Names that --data_dir may use for the rows of a data set, beside the data set's own.
 _SHARED_ROWS = {
     "cnn_dm_summarization": "cnn_dailymail",
     "cnn_dm_lm": "cnn_dailymail",
     "xsum_summarization": "xsum",
 }
 _SUFFIXES = ("", *(f"{suffix}{packed}" for suffix in FORMATS for packed in ("", ".gz")))
+# Each flag that lists plans, and the method that needs it or may have it.
+_PLAN_FLAGS = {"prune_ns": "angular", "dropout_thresholds": "random", "prune_seeds": "random"}
+_NEEDED = {"angular": "prune_ns", "random": "dropout_thresholds"}
 
 
 @dataclass(frozen=True)
@@ -46,50 +50,44 @@ class GridArguments:
         "folder with a file or folder of rows for every data set, by its name or cnn_dailymail, "
         "xsum (default: --data_path, or the hub)",
     )
+    dry_run: bool = flag(False, "list the runs and what is left of each, and run nothing")
 
     def check(self) -> None:
         for name in ("exit_layer", "num_speculations"):
-            first, last, step = self._range(name)
-            if first < 1:
-                reject(f"{name}_first", first, "must be at least 1")
-            if step < 1:
-                reject(f"{name}_step", step, "must be at least 1")
-            if last is not None and last < first:
-                reject(f"{name}_last", last, f"is below --{name}_first {first}: the range is empty")
-        for name, method in (
-            ("prune_ns", "angular"),
-            ("dropout_thresholds", "random"),
-            ("prune_seeds", "random"),
-        ):
+            self._check_range(name)
+        for name, method in _PLAN_FLAGS.items():
             if getattr(self, name) and method not in self.prune_methods:
                 given = " ".join(map(str, getattr(self, name)))
                 reject(name, given, f"only with --prune_methods {method}")
-        for method, name in (("angular", "prune_ns"), ("random", "dropout_thresholds")):
+        for method, name in _NEEDED.items():
             if method in self.prune_methods and not getattr(self, name):
                 reject("prune_methods", method, f"needs --{name}")
-        self._check_values()
-        if self.data_dir is not None and not is_folder(self.data_dir):
-            reject("data_dir", self.data_dir, "is no folder")
-
-    def _check_values(self) -> None:
         for count in self.prune_ns:
             if count < 1:
                 reject("prune_ns", count, "must be 1 to L - 2, L being the model's layers")
         for threshold in self.dropout_thresholds:
             if not 0 <= threshold < 1:
                 reject("dropout_thresholds", threshold, "must be in [0, 1)")
+        if self.data_dir is not None and not is_folder(self.data_dir):
+            reject("data_dir", self.data_dir, "is no folder")
 
     def exit_layers(self, layers: int) -> list[int]:
-        """The exit layers of a model with so many layers."""
+        """Return the exit layers of a model with so many layers."""
         last = self.exit_layer_last or layers - 1
         return list(range(self.exit_layer_first, last + 1, self.exit_layer_step))
 
     def draft_lengths(self) -> list[int]:
-        first, last, step = self._range("num_speculations")
-        return list(range(first, last + 1, step))
+        first, last = self.num_speculations_first, self.num_speculations_last
+        return list(range(first, last + 1, self.num_speculations_step))
 
-    def _range(self, name: str) -> tuple[int, int | None, int]:
-        return tuple(getattr(self, f"{name}_{end}") for end in ("first", "last", "step"))
+    def _check_range(self, name: str) -> None:
+        first, last, step = (getattr(self, f"{name}_{end}") for end in ("first", "last", "step"))
+        if first < 1:
+            reject(f"{name}_first", first, "must be at least 1")
+        if step < 1:
+            reject(f"{name}_step", step, "must be at least 1")
+        if last is not None and last < first:
+            reject(f"{name}_last", last, f"is below --{name}_first {first}: the range is empty")
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ class SweepArguments:
         return list(dict.fromkeys(self.grid.datasets or [self.data.dataset]))
 
     def baselines(self) -> Iterator[RunArguments]:
-        """The autoregressive run of every plan and data set."""
+        """Yield the autoregressive run of every plan and data set."""
         for dataset in self.datasets:
             path = self.data.data_path or self._rows_of(dataset)
             data = dataclasses.replace(self.data, dataset=dataset, data_path=path)
@@ -134,26 +132,27 @@ class SweepArguments:
             for pruning in self._plans():
                 yield RunArguments(self.model, data, pruning, self.generation, self.log)
 
-    def speculative(self, baseline: RunArguments, exit_layer: int, drafts: int) -> RunArguments:
-        """The run of the same plan and data set at one point of the grid."""
-        generation = dataclasses.replace(
-            self.generation,
-            generation_strategy="self_speculative",
-            exit_layer=exit_layer,
-            num_speculations=drafts,
-        )
-        return dataclasses.replace(baseline, generation=generation)
+    def speculative(self, baseline: RunArguments, exit_layer: int) -> Iterator[RunArguments]:
+        """Yield the runs of the same plan and data set that draft at one exit layer."""
+        for drafts in self.grid.draft_lengths():
+            generation = dataclasses.replace(
+                self.generation,
+                generation_strategy="self_speculative",
+                exit_layer=exit_layer,
+                num_speculations=drafts,
+            )
+            yield dataclasses.replace(baseline, generation=generation)
 
     def _plans(self) -> Iterator[PruneArguments]:
-        grid, calibration = self.grid, dataclasses.asdict(self.calibration)
-        for method in dict.fromkeys(grid.prune_methods):
+        for method in dict.fromkeys(self.grid.prune_methods):
             for changes in self._changes(method):
-                pruning = PruneArguments(**calibration | {"prune_method": method} | changes)
+                values = dataclasses.asdict(self.calibration) | {"prune_method": method} | changes
+                pruning = PruneArguments(**values)
                 pruning.check()
                 yield pruning
 
-    def _changes(self, method: str) -> Iterator[dict[str, float | str | None]]:
-        """What the plans of a method differ in."""
+    def _changes(self, method: str) -> Iterator[dict[str, Any]]:
+        """Yield the flags in which the plans of a method differ."""
         grid = self.grid
         if method == "angular":
             yield from ({"prune_n": count} for count in dict.fromkeys(grid.prune_ns))
@@ -167,7 +166,7 @@ class SweepArguments:
                 yield unmeasured | {"dropout_threshold": threshold, "prune_seed": seed}
 
     def _rows_of(self, dataset: str) -> str | None:
-        """Where --data_dir holds the rows of a data set; None leaves them to the hub."""
+        """Return where --data_dir holds the rows of a data set; None leaves them to the hub."""
         if self.grid.data_dir is None:
             return None
         folder = Path(self.grid.data_dir)

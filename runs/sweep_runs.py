@@ -1,185 +1,318 @@
-"""Runs the runs of a sweep with one model, loaded once and pruned plan by plan."""
+"""Performs the runs of a sweep with one model, loaded once and pruned plan by plan."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import itertools
+import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from arguments.run import RunArguments
 from command_line.errors import (
+    EXIT_INTERRUPTED,
     BusyError,
     FailedError,
     InterruptedRunError,
     LostError,
     UsageError,
+    is_out_of_memory,
     reject,
 )
-from command_line.messages import print_error
+from files.error_lines import error_line
 from files.hashes import tokens_hash
+from models.checkpoint import find_checkpoint
 from models.loading import LoadedModel, load_model
+from models.runtime import start
+from processes.ranks import Ranks
 from pruned_model import PruneModel, PrunePlan, check_prune_n, with_prune_n
 from runs.definition import RunDefinition, run_definer
-from runs.experiment import perform_run
+from runs.experiment import Prepare, perform_run
 from runs.preparation import decide_plan
 from runs.record import RunRecord
 from runs.sweep_grid import GridArguments, SweepArguments
+from runs.sweep_states import RunState, paced, run_name, state_of
+from runs.sweep_tries import MOST_TRIES, Tries, is_device_error
+
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
 class Study:
-    """One plan on one data set: its baseline, and the points of the grid that it allows.
+    """One plan on one data set: its runs, the baseline first.
 
-    `skipped` says of every other exit layer why it cannot draft.
+    `skipped` holds a line for each exit layer of the grid that cannot draft.
     """
 
-    baseline: RunDefinition
     plan: PrunePlan
-    speculative: list[RunArguments]
+    runs: list[RunDefinition]
     skipped: list[str]
 
     @property
     def name(self) -> str:
-        return f"{self.baseline.arguments.data.dataset}, {self.plan.approach}"
+        return f"{self.runs[0].arguments.data.dataset}, {self.plan.approach}"
 
 
 @dataclass
 class Outcome:
-    """The files of the runs that are complete, and what became of the others.
+    """The files of the complete runs, and the name and error of each that failed.
 
-    Of complete ones, `short_of_memory` counts those that lack prompts for it.
+    `count` is the number of runs. `short_of_memory` counts complete runs that lack prompts.
     """
 
+    count: int = 0
     paths: list[Path] = field(default_factory=list)
-    failed: list[UsageError] = field(default_factory=list)
+    failed: list[tuple[str, UsageError]] = field(default_factory=list)
     short_of_memory: int = 0
     interrupted: bool = False
 
-
-class SweepRunner:
-    """The studies of a sweep, decided before the first is run."""
-
-    def __init__(self, arguments: SweepArguments) -> None:
-        self._arguments = arguments
-        self._define_run = run_definer()
-        baselines = [self._define_run(one) for one in arguments.baselines()]
-        first = baselines[0]
-        _check_grid(arguments.grid, first.checkpoint.config.num_hidden_layers)
-        self._measured: dict[str, PrunePlan] = {}
-        self._loaded = load_model(first.arguments.model, first.runtime, first.checkpoint)
-        self.studies = [self._study(one) for one in baselines]
-        if not any(study.speculative for study in self.studies):
-            grid = arguments.grid
-            reject("exit_layer_first", grid.exit_layer_first, self.studies[0].skipped[0])
-
     @property
-    def count(self) -> int:
-        return sum(1 + len(study.speculative) for study in self.studies)
+    def exit_code(self) -> int:
+        """The code of the worst run: it failed, lacks prompts, or belongs to another process."""
+        worst = [error for _, error in self.failed if not isinstance(error, BusyError)]
+        if self.interrupted:
+            return EXIT_INTERRUPTED
+        if worst:
+            return worst[0].exit_code
+        if self.short_of_memory:
+            return FailedError.exit_code
+        return BusyError.exit_code if self.failed else 0
+
+    def summary(self) -> str:
+        lines = [f"{len(self.paths)} of {self.count} runs are complete"]
+        if self.short_of_memory:
+            lines.append(f"{self.short_of_memory} of them lack prompts for want of memory")
+        if self.interrupted:
+            lines.append("interrupted; the same command goes on")
+        return "\n".join(lines)
+
+    def add(self, record: RunRecord, path: Path) -> None:
+        if record.status == "complete":
+            self.paths.append(path)
+            self.short_of_memory += record.failed_prompts > 0
+        else:
+            self.interrupted = True
+
+    def fail(self, run: RunArguments, error: UsageError) -> None:
+        """Note an error without its frames, for they hold tensors."""
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        self.failed.append((run_name(run), error))
+
+
+class Sweep:
+    """The runs of a grid, defined before the weights are read.
+
+    Raises `UsageError` where the model has no such grid, or no run can be defined.
+    """
+
+    def __init__(self, arguments: SweepArguments, ranks: Ranks) -> None:
+        self._arguments, self._ranks = arguments, ranks
+        self._outcome = Outcome()
+        with ranks.together():
+            start(arguments.model, parallel=True)
+            self._layers = find_checkpoint(arguments.model).config.num_hidden_layers
+            _check_grid(arguments.grid, self._layers)
+        self._define_run = run_definer()
+        runs = ((run, run) for run in arguments.baselines())
+        self._baselines = self._each(runs, self._define_run)
+
+    def states(self) -> list[RunState]:
+        """Return what is left of each run. The plans come from logs: no weights are read."""
+        states = [state for baseline in self._baselines for state in self._states(baseline)]
+        failed = self._outcome.failed
+        return states + [RunState(name, "error", remark=str(error)) for name, error in failed]
 
     def run(self, command: str) -> Outcome:
-        """Runs all runs that are not complete yet; a run that cannot run stops no other."""
-        outcome = Outcome()
-        for number, (name, run) in enumerate(self._cells(command), start=1):
-            print(f"run {number} of {self.count}: {name}")
-            try:
-                record, path = run()
-            except (InterruptedRunError, LostError):
-                raise  # not all processes will go on
-            except UsageError as error:
-                print_error(error)
-                outcome.failed.append(error)
-                continue
-            if record.status != "complete":
-                outcome.interrupted = True
-                break
-            outcome.paths.append(path)
-            outcome.short_of_memory += record.failed_prompts > 0
-        return outcome
+        """Perform each run that is not complete yet; a run that fails stops no other.
 
-    def _study(self, baseline: RunDefinition) -> Study:
-        arguments, model = baseline.arguments, self._loaded.model
-        plan = self._plan(baseline)
-        speculative, skipped = [], []
-        for exit_layer in self._arguments.grid.exit_layers(model.config.num_hidden_layers):
+        Raises `FailedError` for a device error, after which this process can perform no run.
+        """
+        if self._is_over():
+            print("no run is left; another --output_dir performs them again")
+            return self._outcome
+        try:
+            first = self._baselines[0]
+            with self._ranks.together():
+                loaded = load_model(first.arguments.model, first.runtime, first.checkpoint)
+            self._perform_all(loaded, self._studies(_Planner(loaded, self._ranks)), command)
+        except Exception as error:
+            if not is_device_error(error):
+                raise
+            rest = "the device is lost to this process; the same command goes on with the rest"
+            raise FailedError(f"{error_line(error)}: {rest}") from error
+        return self._outcome
+
+    def _is_over(self) -> bool:
+        with self._ranks.together():
+            states = [state for one in self._baselines for state in self._states(one)]
+            if not self._ranks.first(all(state.state == "complete" for state in states)):
+                return False
+        for state in states:
+            if state.record:
+                self._outcome.add(state.record, Path(state.remark))
+        self._outcome.count = len(states) + len(self._outcome.failed)
+        return True
+
+    def _states(self, baseline: RunDefinition) -> list[RunState]:
+        """Return the states of a plan's runs; a plan that no log knows may allow all of them."""
+        first = state_of(baseline)
+        runs, _ = self._speculative(baseline.arguments, first.plan)
+        return [first, *map(state_of, runs)]
+
+    def _speculative(
+        self, baseline: RunArguments, plan: PrunePlan | None
+    ) -> tuple[list[RunDefinition], list[str]]:
+        """Return the runs that draft, and why the other exit layers of the grid cannot."""
+        runs: list[RunDefinition] = []
+        skipped: list[str] = []
+        for exit_layer in self._arguments.grid.exit_layers(self._layers):
             try:
-                plan.kept_exit_layer(exit_layer)
+                if plan:
+                    plan.kept_exit_layer(exit_layer)
             except UsageError as error:
                 skipped.append(str(error))
                 continue
-            for drafts in self._arguments.grid.draft_lengths():
-                speculative.append(self._arguments.speculative(arguments, exit_layer, drafts))
-        return Study(baseline, plan, speculative, skipped)
+            drafting = self._arguments.speculative(baseline, exit_layer)
+            runs += map(self._define_run, drafting)
+        return runs, skipped
 
-    def _plan(self, baseline: RunDefinition) -> PrunePlan:
-        """The plan of a run; texts that have calibrated one plan are not measured for another."""
-        pruning, ids = baseline.arguments.prune, baseline.calibration_ids
-        tokens = ids and tokens_hash(ids)
-        if tokens in self._measured:
-            return with_prune_n(self._measured[tokens], pruning.prune_n)
-        plan = decide_plan(pruning, self._loaded, ids, baseline.runtime.ranks)
-        if tokens:
-            self._measured[tokens] = plan
-        return plan
+    def _studies(self, planner: "_Planner") -> list[Study]:
+        def study(baseline: RunDefinition) -> Study:
+            plan = planner.plan(baseline)
+            runs, skipped = self._speculative(baseline.arguments, plan)
+            return Study(plan, [baseline, *runs], skipped)
 
-    def _cells(self, command: str) -> Iterator[tuple[str, Callable]]:
-        """Every run with its name, while the model is pruned for it."""
-        for study in self.studies:
-            pruned = PruneModel(self._loaded.model, study.plan)
+        studies = self._each(((one.arguments, one) for one in self._baselines), study)
+        for one in studies:
+            for reason in one.skipped:
+                print(f"skipped: {one.name}, {reason}")
+        with self._ranks.together():
+            if not any(one.runs[1:] for one in studies):
+                first = self._arguments.grid.exit_layer_first
+                reject("exit_layer_first", first, studies[0].skipped[0])
+        return studies
+
+    def _each(
+        self, items: Iterable[tuple[RunArguments, _Item]], work: Callable[[_Item], _Made]
+    ) -> list[_Made]:
+        """Return the results of all items that succeed, and note the errors of the others.
+
+        Raises the first error where no item succeeds.
+        """
+        results = []
+        for run, item in items:
+            try:
+                with self._ranks.together():
+                    result = work(item)
+            except (InterruptedRunError, LostError):
+                raise  # not all processes will go on
+            except UsageError as error:
+                self._outcome.fail(run, error)
+            else:
+                results.append(result)
+        if not results:
+            raise self._outcome.failed[0][1]
+        return results
+
+    def _perform_all(self, loaded: LoadedModel, studies: list[Study], command: str) -> None:
+        runs = [run for study in studies for run in study.runs]
+        paced_runs = paced(runs)
+        self._outcome.count = len(runs) + len(self._outcome.failed)
+        with self._ranks.together():  # all have read the file of tries before a run begins
+            tries = Tries(self._ranks.leads)
+        for study in studies:
+            pruned = PruneModel(loaded.model, study.plan)
+
+            def prepare(
+                run: RunDefinition, left: RunRecord | None, pruned: PruneModel = pruned
+            ) -> tuple[LoadedModel, PruneModel]:
+                _check_same_plan(run, left, pruned.plan)
+                return loaded, pruned
+
             with pruned.for_a_while():
                 print(pruned.report())
+                for run in itertools.islice(paced_runs, len(study.runs)):
+                    self._perform(_placed(run, pruned), prepare, tries, command)
+                    if self._outcome.interrupted:
+                        return
 
-                def prepare(
-                    definition: RunDefinition, left: RunRecord | None, pruned: PruneModel = pruned
-                ) -> tuple[LoadedModel, PruneModel]:
-                    _check_same_plan(definition, left, pruned.plan)
-                    return self._loaded, pruned
+    def _perform(self, run: RunDefinition, prepare: Prepare, tries: Tries, command: str) -> None:
+        if tries.exhausted(run.run_id):
+            given_up = FailedError(f"given up: its process died with it {MOST_TRIES} times")
+            self._outcome.fail(run.arguments, given_up)
+            return
+        tries.begin(run.run_id)
+        try:
+            record, path = perform_run(run, command, prepare)
+        except (InterruptedRunError, LostError):
+            raise  # not all processes will go on
+        except Exception as error:
+            expected = isinstance(error, UsageError)
+            if is_device_error(error) or (self._ranks.count > 1 and not expected):
+                raise  # neither the device nor the other processes will go on
+            failure = _in_one_line(error)
+            print(f"failed: {failure}")
+            self._outcome.fail(run.arguments, failure)
+        else:
+            self._outcome.add(record, path)
+        tries.end()
 
-                for arguments in [study.baseline.arguments, *study.speculative]:
-                    definition = self._placed(self._define_run(arguments), pruned)
-                    yield (
-                        _name(study, arguments),
-                        lambda c=definition, p=prepare: perform_run(c, command, p),
-                    )
 
-    def _placed(self, definition: RunDefinition, pruned: PruneModel) -> RunDefinition:
-        """The run, knowing whether removed layers still share the memory of its model."""
-        holds_more = bool(pruned.plan.removed_layers) and not pruned.frees_memory
-        runtime = dataclasses.replace(definition.runtime, holds_more=holds_more)
-        return dataclasses.replace(definition, runtime=runtime)
+class _Planner:
+    """Decides plans for a loaded model, and measures the same calibration texts once."""
+
+    def __init__(self, loaded: LoadedModel, ranks: Ranks) -> None:
+        self._loaded, self._ranks = loaded, ranks
+        self._measured: dict[str, PrunePlan] = {}
+
+    def plan(self, run: RunDefinition) -> PrunePlan:
+        pruning, ids = run.arguments.prune, run.calibration_ids
+        if not ids or pruning.prune_n is None:
+            return decide_plan(pruning, self._loaded, ids, self._ranks)
+        tokens = tokens_hash(ids)
+        if tokens in self._measured:
+            return with_prune_n(self._measured[tokens], pruning.prune_n)
+        plan = decide_plan(pruning, self._loaded, ids, self._ranks)
+        self._measured[tokens] = plan
+        return plan
 
 
-def _check_same_plan(definition: RunDefinition, left: RunRecord | None, plan: PrunePlan) -> None:
-    """Refuses to go on with a run that another plan began, as distances that tie may decide."""
-    began = PrunePlan.from_dict(left.plan) if left else plan
+def _in_one_line(error: Exception) -> UsageError:
+    """Return the error as a user's; show the frames of an unexpected error."""
+    if isinstance(error, UsageError):
+        return error
+    if is_out_of_memory(error):
+        return FailedError(f"out of memory ({error_line(error)})")
+    traceback.print_exception(error)
+    return FailedError(error_line(error))
+
+
+def _placed(run: RunDefinition, pruned: PruneModel) -> RunDefinition:
+    """Return the run, marked where removed layers still share the memory of its model."""
+    holds_more = bool(pruned.plan.removed_layers) and not pruned.frees_memory
+    runtime = dataclasses.replace(run.runtime, holds_more=holds_more)
+    return dataclasses.replace(run, runtime=runtime)
+
+
+def _check_same_plan(run: RunDefinition, left: RunRecord | None, plan: PrunePlan) -> None:
+    """Refuse to go on with a run that another plan began, as distances that tie may decide."""
+    if left is None:
+        return
+    began = PrunePlan.from_dict(left.plan)
     if began.kept_layers != plan.kept_layers:
         reject(
             "output_dir",
-            definition.arguments.log.output_dir,
+            run.arguments.log.output_dir,
             f"run {left.run_id} was begun with layers {list(began.removed_layers)} removed, "
             f"where now {list(plan.removed_layers)} are; move its two files away to begin anew",
         )
 
 
 def _check_grid(grid: GridArguments, layers: int) -> None:
-    """Refuses what a model with so many layers has not, before its weights are read."""
-    if not grid.exit_layers(layers):
+    """Refuse a grid that a model with so many layers does not have."""
+    if not any(layer < layers for layer in grid.exit_layers(layers)):
         first = grid.exit_layer_first
         reject("exit_layer_first", first, f"must be 1 to {layers - 1}; the model has {layers}")
     for count in grid.prune_ns:
         check_prune_n("prune_ns", count, layers)
-
-
-def _name(study: Study, arguments: RunArguments) -> str:
-    flags = arguments.generation
-    if flags.exit_layer == -1:
-        return f"{study.name}, autoregressive"
-    return f"{study.name}, exit layer {flags.exit_layer}, {flags.num_speculations} drafts"
-
-
-def exit_code(outcome: Outcome) -> int:
-    """That of the worst run: one that failed, one that lacks prompts, one that is held."""
-    other = [error for error in outcome.failed if not isinstance(error, BusyError)]
-    if other:
-        return other[0].exit_code
-    if outcome.short_of_memory:
-        return FailedError.exit_code
-    return BusyError.exit_code if outcome.failed else 0

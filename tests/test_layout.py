@@ -19,17 +19,8 @@ ROWS = [
     {"runs"},
     {"analysis", "harness"},
     {"training"},
-    {
-        "benchmark",
-        "generate",
-        "correctness",
-        "sweep",
-        "eval",
-        "train",
-        "analyze_logs",
-        "cell_status",
-    },
-    {"benchmarks", "cell_status"},
+    {"benchmark", "generate", "correctness", "sweep", "eval", "train", "analyze_logs"},
+    {"benchmarks"},
 ]
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 PRODUCT = [

@@ -1,25 +1,38 @@
-"""A grid of cells on one loaded model: what is run, skipped and resumed."""
+"""A grid of runs on one loaded model: which are run, skipped, resumed and left out."""
 
 import json
 
 import pytest
+import torch
 
 import pruned_model
 import sweep
-from command_line.errors import BusyError, UsageError
+from analysis import sweep_report
+from command_line.errors import BusyError, FailedError, UsageError
 from command_line.script import run_script
-from runs import experiment, measuring, sweep_runs
+from runs import experiment, sweep_runs
 from runs.reader import find_runs, read_record, read_samples
 from runs.sweep_grid import GridArguments
 from runs.sweep_runs import Outcome
 from tests.conftest import SWEEP_GRID, SWEEP_PLANS, SWEEP_POINTS, numbered, rewritten
+
+ONE_POINT = ["--exit_layer_first", "4", "--num_speculations_first", "3"]
+THREE_METHODS = [
+    *("--prune_methods", "random", "base", "angular", "--prune_ns", "2"),
+    *("--dropout_thresholds", "0.3", "--prune_seed", "3", "--calibration_samples", "4"),
+]
+
+
+@pytest.fixture(autouse=True)
+def without_maps(monkeypatch):
+    monkeypatch.setattr(sweep_report, "make_heat_maps", lambda *_: None)
 
 
 def records(folder):
     return [read_record(path) for path in find_runs(folder)]
 
 
-def cells(folder):
+def points(folder):
     return sorted(
         (
             record.plan["approach"],
@@ -30,26 +43,42 @@ def cells(folder):
     )
 
 
-def test_every_plan_has_every_point_and_its_baseline(run_sweep, capsys):
+def results(folder):
+    """Plan, model and output ids of each run, by its id."""
+    return {
+        record.run_id: (record.plan, record.model, [one.output_ids for one in read_samples(path)])
+        for path in find_runs(folder)
+        for record in [read_record(path)]
+    }
+
+
+def test_every_plan_has_every_point_and_its_baseline(run_sweep, monkeypatch, capsys):
+    loads, ordinary = [], sweep_runs.load_model
+    monkeypatch.setattr(sweep_runs, "load_model", lambda *all: loads.append(all) or ordinary(*all))
+    monkeypatch.setattr(experiment, "load_model", None)
     code, folder = run_sweep(*SWEEP_PLANS)
-    assert code == 0
-    assert cells(folder) == [
+    assert (code, len(loads)) == (0, 1)
+    assert points(folder) == [
         (plan, *point) for plan in ("angular n=2", "base") for point in SWEEP_POINTS
     ]
     assert {record.status for record in records(folder)} == {"complete"}
-    prompts = {record.identity["data_fingerprint"] for record in records(folder)}
-    assert len(prompts) == 1
-    assert "10 of 10 cells are complete" in capsys.readouterr().out
+    assert len({record.identity["data_fingerprint"] for record in records(folder)}) == 1
+    out = capsys.readouterr().out
+    assert "run 1 of 10: custom_jsonl, base, autoregressive; 20 prompts left\n" in out
+    assert "run 10 of 10: custom_jsonl, angular n=2, exit layer 4, 3 drafts; 2 prompts left" in out
+    assert "10 of 10 runs are complete" in out
+    # Removed layers share the memory, whose peak is then not the run's.
+    for record in records(folder):
+        known = record.metrics["peak_memory_bytes"] is not None
+        assert known == (record.plan["method"] == "base")
 
 
-def test_a_cell_is_what_the_benchmark_makes_of_it(run_sweep, run):
+def test_a_run_is_what_the_benchmark_makes_of_it(run_sweep, run):
     """The same tokens, id and log, though the model was pruned before and is whole again."""
-    methods = ["angular", "random", "base"]
-    dropped = ["--dropout_thresholds", "0.3", "--prune_seed", "3"]
-    code, folder = run_sweep(*SWEEP_PLANS, "--prune_methods", *methods, *dropped)
+    code, folder = run_sweep(*THREE_METHODS, *ONE_POINT)
     assert code == 0
-    found = {record.run_id: path for path in find_runs(folder) for record in [read_record(path)]}
-    assert len(found) == 15
+    swept = results(folder)
+    assert len(swept) == 6
     plans = {
         "angular": ["--prune_n", "2", "--calibration_samples", "4"],
         "random": ["--dropout_threshold", "0.3"],
@@ -60,112 +89,90 @@ def test_a_cell_is_what_the_benchmark_makes_of_it(run_sweep, run):
         decoder = ["--generation_strategy", "self_speculative", "--exit_layer", "4"]
         plan = ["--prune_method", method, *flags, "--prune_seed", "3"]
         _, alone, samples = run(*greedy, *decoder, "--num_speculations", "3", *plan, samples="2")
-        path = found[alone.run_id]
-        swept = read_record(path)
-        assert swept.plan == alone.plan
-        assert swept.model == alone.model
-        assert [s.output_ids for s in read_samples(path)] == [s.output_ids for s in samples]
-
-
-def test_memory_that_removed_layers_share_is_not_called_the_runs(run_sweep):
-    _, folder = run_sweep(*SWEEP_PLANS)
-    for record in records(folder):
-        known = record.metrics["peak_memory_bytes"] is not None
-        assert known == (record.plan["method"] == "base")
-
-
-def test_the_model_is_loaded_once(run_sweep, monkeypatch):
-    loads = []
-    ordinary = sweep_runs.load_model
-
-    def counted(*arguments):
-        loads.append(arguments)
-        return ordinary(*arguments)
-
-    monkeypatch.setattr(sweep_runs, "load_model", counted)
-    monkeypatch.setattr(experiment, "load_model", None)
-    assert run_sweep(*SWEEP_PLANS)[0] == 0
-    assert len(loads) == 1
+        expected = alone.plan, alone.model, [one.output_ids for one in samples]
+        assert swept[alone.run_id] == expected
 
 
 def test_distances_are_measured_once_for_every_prune_n(run_sweep, run, monkeypatch):
     """And each plan is the one that its own measurement would make."""
-    measured = []
-    ordinary = pruned_model.angular_distances
-
-    def counted(model, prompts, *rest):
-        measured.append(len(prompts))
-        return ordinary(model, prompts, *rest)
-
-    monkeypatch.setattr(pruned_model, "angular_distances", counted)
-    code, folder = run_sweep(
-        *SWEEP_PLANS, "--prune_methods", "angular", "--prune_ns", "2", "1", "3"
+    measured, ordinary = [], pruned_model.angular_distances
+    monkeypatch.setattr(
+        pruned_model,
+        "angular_distances",
+        lambda model, prompts, *rest: (
+            measured.append(len(prompts)) or ordinary(model, prompts, *rest)
+        ),
     )
-    assert code == 0
-    assert measured == [4]
-    found = {record.run_id: record for record in records(folder)}
+    methods = ["--prune_methods", "angular", "--prune_ns", "2", "1"]
+    code, folder = run_sweep(*SWEEP_PLANS, *methods, *ONE_POINT)
+    assert (code, measured) == (0, [4])
     flags = ["--sample", "false", "--max_steps", "8", "--random_shuffle", "true"]
-    for count in ("1", "2", "3"):
+    for count in ("1", "2"):
         plan = ["--prune_method", "angular", "--prune_n", count, "--calibration_samples", "4"]
         _, alone, _ = run(*flags, *plan, samples="2")
-        assert found[alone.run_id].plan == alone.plan
+        assert results(folder)[alone.run_id][0] == alone.plan
 
 
-def test_a_sweep_that_was_stopped_goes_on(run_sweep, stop_at, capsys):
+def test_a_sweep_that_was_stopped_goes_on_until_nothing_is_left(
+    run_sweep, stop_at, monkeypatch, capsys
+):
     undo = stop_at(1, KeyboardInterrupt)
-    code, folder = run_sweep()
+    code, folder = run_sweep(*ONE_POINT)
     assert code == 130
     assert "interrupted; the same command goes on" in capsys.readouterr().out
     undo()
-    assert run_sweep()[0] == 0
-    assert cells(folder) == [("base", *point) for point in SWEEP_POINTS]
-    (resumed,) = [record for record in records(folder) if record.resumed]
-    assert resumed.status == "complete"
-    _, unbroken = run_sweep(folder="unbroken")
-    for one, other in zip(find_runs(folder), find_runs(unbroken), strict=True):
-        assert [s.output_ids for s in read_samples(one)] == [
-            s.output_ids for s in read_samples(other)
-        ]
+    assert run_sweep(*ONE_POINT)[0] == 0
+    assert points(folder) == [("base", 0, 0), ("base", 4, 3)]
+    assert [record.status for record in records(folder) if record.resumed] == ["complete"]
+    _, unbroken = run_sweep(*ONE_POINT, folder="unbroken")
+    assert results(folder) == results(unbroken)
+    monkeypatch.setattr(sweep_runs, "load_model", None)
+    capsys.readouterr()
+    assert run_sweep(*ONE_POINT)[0] == 0
+    assert "2 of 2 runs are complete" in capsys.readouterr().out
 
 
-def test_complete_cells_are_not_run_again(run_sweep, monkeypatch):
-    run_sweep()
-    monkeypatch.setattr(measuring, "measure_example", None)
-    assert run_sweep()[0] == 0
+def test_a_dry_run_lists_what_is_left_and_changes_nothing(run_sweep, monkeypatch, capsys):
+    _, folder = run_sweep(*ONE_POINT)
+    path, other = sorted(find_runs(folder), key=lambda one: "self_spec" in one.read_text())
+    with rewritten(path) as log:
+        log["status"] = "running"
+    samples = path.with_suffix(".samples.jsonl")
+    samples.write_text(samples.read_text().splitlines(True)[0] + '{"torn')
+    other.write_text("{")
+    before = {one: one.read_bytes() for one in folder.iterdir()}
+    monkeypatch.setattr(sweep_runs, "load_model", None)
+    capsys.readouterr()
+    methods = ["--prune_methods", "base", "random", "--dropout_thresholds", "0.3"]
+    assert run_sweep(*methods, *ONE_POINT, "--dry_run", "true")[0] == 0
+    assert {one: one.read_bytes() for one in folder.iterdir()} == before
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"1/4  partial   custom_jsonl, base, autoregressive: {path}"
+    assert lines[1].startswith(
+        f"2/4  error     custom_jsonl, base, exit layer 4, 3 drafts: {other}: "
+    )
+    assert lines[2:] == [
+        "3/4  missing   custom_jsonl, random p=0.3 seed=42, autoregressive",
+        "4/4  missing   custom_jsonl, random p=0.3 seed=42, exit layer 4, 3 drafts",
+        "4 of 4 runs and 5 prompts are left",
+    ]
 
 
 def test_exit_layers_without_layers_on_a_side_are_named_and_skipped(run_sweep, capsys):
     flags = ["--exit_layer_first", "1", "--exit_layer_last", "7", "--exit_layer_step", "1"]
-    drafts = ["--num_speculations_first", "2", "--num_speculations_last", "2"]
-    dropped = ["--prune_methods", "random", "--dropout_thresholds", "0.5", "--prune_seed", "1"]
-    code, folder = run_sweep(*flags, *drafts, *dropped)
+    flags += ["--num_speculations_first", "3", "--prune_methods", "random"]
+    flags += ["--dropout_thresholds", "0.5", "--prune_seed", "1"]
+    code, folder = run_sweep(*flags)
     assert code == 0
     kept = records(folder)[0].plan["kept_layers"]
     usable = [e for e in range(1, 6) if 0 < sum(layer < e for layer in kept) < len(kept)]
-    assert [exit_layer for _, exit_layer, _ in cells(folder)] == [0, *usable]
+    assert [exit_layer for _, exit_layer, _ in points(folder)] == [0, *usable]
     out = capsys.readouterr().out
     for exit_layer in {*range(1, 8)} - {*usable}:
         assert f"skipped: custom_jsonl, random p=0.5 seed=1, --exit_layer {exit_layer}: " in out
-
-
-def test_no_exit_layer_left_is_an_error(run_sweep, capsys):
-    code, folder = run_sweep("--exit_layer_first", "6", "--exit_layer_last", "9")
-    assert (code, folder.exists()) == (2, False)
-    assert "--exit_layer_first 6: " in (err := capsys.readouterr().err)
-    assert "must be 1 to 5" in err
-
-
-@pytest.mark.parametrize("first", ["6", "10"])
-def test_exit_layers_that_begin_beyond_the_model_are_refused_before_it_is_loaded(
-    first, checkpoint, rows, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(sweep_runs, "load_model", None)
-    flags = ["--model", str(checkpoint), "--dataset", "custom_jsonl", "--data_path", str(rows)]
-    logs = tmp_path / "logs"
-    code = run_script(sweep.main, [*flags, "--exit_layer_first", first, "--output_dir", str(logs)])
-    assert (code, logs.exists()) == (2, False)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"--exit_layer_first {first}: must be 1 to 5; the model has 6" in line
+    # The logs tell which exit layers the plan allows.
+    assert run_sweep(*flags, "--dry_run", "true")[0] == 0
+    assert f"0 of {1 + len(usable)} runs and 0 prompts are left" in capsys.readouterr().out
 
 
 def test_a_run_that_another_plan_began_is_not_taken_up(run_sweep, stop_at, capsys):
@@ -180,43 +187,108 @@ def test_a_run_that_another_plan_began_is_not_taken_up(run_sweep, stop_at, capsy
     assert run_sweep(*SWEEP_PLANS, "--prune_methods", "angular")[0] == 2
     assert f"where now {removed} are; move its two files away" in capsys.readouterr().err
     assert path.read_text() == before
-    assert len(find_runs(folder)) == 1 + 4  # the other cells of the plan went on
+    assert len(find_runs(folder)) == 1 + 4  # the other runs of the plan went on
 
 
-def test_a_cell_that_fails_stops_no_other(run_sweep, monkeypatch, capsys):
+@pytest.fixture
+def fail_at_exit_layer_2(monkeypatch):
+    """Makes the runs that draft at exit layer 2 fail; returns a function that takes the error."""
     ordinary = sweep_runs.perform_run
 
-    def failing(cell, command, prepare):
-        if cell.arguments.generation.exit_layer == 2:
-            raise UsageError("this one cannot run")
-        return ordinary(cell, command, prepare)
+    def fail(error):
+        def failing(run, *rest):
+            if run.arguments.generation.exit_layer == 2:
+                raise error
+            return ordinary(run, *rest)
 
-    monkeypatch.setattr(sweep_runs, "perform_run", failing)
+        monkeypatch.setattr(sweep_runs, "perform_run", failing)
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (UsageError("cannot run"), 2, "cannot run"),
+        (RuntimeError("shapes differ\nmore"), 1, "RuntimeError: shapes differ"),
+        (torch.OutOfMemoryError("CUDA error: out of memory"), 1, "out of memory"),
+    ],
+)
+def test_a_run_that_fails_stops_no_other(
+    run_sweep, fail_at_exit_layer_2, error, expected, message, capsys
+):
+    fail_at_exit_layer_2(error)
     code, folder = run_sweep()
-    assert code == 2
-    assert cells(folder) == [("base", *point) for point in [(0, 0), (4, 1), (4, 3)]]
+    assert code == expected
+    assert points(folder) == [("base", *point) for point in [(0, 0), (4, 1), (4, 3)]]
     found = capsys.readouterr()
-    assert found.err.count("this one cannot run") == 2
-    assert "3 of 5 cells are complete" in found.out
+    for drafts in (1, 3):
+        line = f"error: custom_jsonl, base, exit layer 2, {drafts} drafts: "
+        assert sum(line in one and message in one for one in found.err.splitlines()) == 1
+    assert found.err.count("Traceback") == 2 * ("shapes" in message)
+    assert "3 of 5 runs are complete" in found.out
 
 
-def test_data_sets_lie_in_one_folder(run_sweep, tmp_path, checkpoint):
-    folder = tmp_path / "data"
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("kind", [Killed, RuntimeError, FailedError])
+def test_a_run_that_ends_its_process_twice_is_given_up(
+    run_sweep, fail_at_exit_layer_2, kind, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("SWEEP_TRIES", str(tmp_path / "tries"))
+    error = kind("CUDA error: device-side assert triggered")
+    if kind is FailedError:
+        error.__cause__ = RuntimeError(str(error))
+    fail_at_exit_layer_2(error)
+    flags = ["--num_speculations_first", "3"]
+    for tries in (1, 2):
+        if kind is Killed:
+            with pytest.raises(Killed):
+                run_sweep(*flags)
+        else:
+            assert run_sweep(*flags)[0] == 1
+            assert "the same command goes on with the rest" in capsys.readouterr().err
+        assert len((tmp_path / "tries").read_text().splitlines()) == tries
+        assert points(tmp_path / "logs") == [("base", 0, 0)]
+    assert run_sweep(*flags)[0] == 1
+    assert points(tmp_path / "logs") == [("base", 0, 0), ("base", 4, 3)]
+    message = "custom_jsonl, base, exit layer 2, 3 drafts: given up: its process died"
+    assert message in capsys.readouterr().err
+    assert len((tmp_path / "tries").read_text().splitlines()) == 2
+
+
+def test_data_sets_lie_in_one_folder_and_those_that_cannot_be_read_stop_no_other(
+    tmp_path, checkpoint, capsys
+):
+    folder, logs = tmp_path / "data", tmp_path / "logs"
     folder.mkdir()
     numbered(folder / "custom_jsonl.jsonl", range(6))
     rows = [{"document": f"d{i}", "summary": f"s{i}"} for i in range(4)]
     # Not one of the suffixes that were looked for: the hub was asked instead.
     (folder / "xsum.json").write_text(json.dumps(rows))
-    code = run_script(
-        sweep.main,
-        ["--model", str(checkpoint), "--datasets", "custom_jsonl", "xsum_summarization"]
-        + ["--data_dir", str(folder), "--num_samples", "2", *SWEEP_GRID]
-        + ["--output_dir", str(tmp_path / "logs")],
+    flags = ["--model", str(checkpoint), "--num_samples", "2", *SWEEP_GRID, *ONE_POINT]
+    flags += ["--data_dir", str(folder), "--output_dir", str(logs)]
+    names = ["custom_jsonl", "cnn_dm_lm", "xsum_summarization"]
+    assert run_script(sweep.main, [*flags, "--datasets", *names]) == 2
+    named = [record.identity["dataset"] for record in records(logs)]
+    assert sorted(named) == ["custom_jsonl"] * 2 + ["xsum_summarization"] * 2
+    found = capsys.readouterr()
+    assert "4 of 5 runs are complete" in found.out
+    assert found.err.count("error: cnn_dm_lm, base, autoregressive: --dataset cnn_dm_lm: ") == 1
+    assert run_script(sweep.main, [*flags, "--datasets", "cnn_dm_lm"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "error: --dataset cnn_dm_lm: " in line
+
+
+def test_a_plan_that_keeps_no_layer_stops_no_other(run_sweep, capsys):
+    methods = ["--prune_methods", "random", "--dropout_thresholds", "0.999", "0.1"]
+    code, folder = run_sweep(*methods, *ONE_POINT)
+    assert (code, len(records(folder))) == (2, 2)
+    assert (
+        "error: custom_jsonl, random p=0.999 seed=42, autoregressive: " in capsys.readouterr().err
     )
-    assert code == 0
-    assert len(records(tmp_path / "logs")) == 10
-    named = {record.identity["dataset"] for record in records(tmp_path / "logs")}
-    assert named == {"custom_jsonl", "xsum_summarization"}
 
 
 @pytest.mark.parametrize(
@@ -226,9 +298,8 @@ def test_data_sets_lie_in_one_folder(run_sweep, tmp_path, checkpoint):
             ["--exit_layer_last", "1"],
             "--exit_layer_last 1: is below --exit_layer_first 2: the range",
         ),
-        (["--num_speculations_last", "0"], "--num_speculations_last 0: is below"),
         (["--exit_layer_step", "0"], "--exit_layer_step 0: must be at least 1"),
-        (["--exit_layer_first", "0"], "--exit_layer_first 0: must be at least 1"),
+        (["--exit_layer_first", "10", "--exit_layer_last", "12"], "10: must be 1 to 5; the model"),
         (["--prune_ns", "2"], "--prune_ns 2: only with --prune_methods angular"),
         (["--prune_methods", "angular"], "--prune_methods angular: needs --prune_ns"),
         (["--prune_methods", "random"], "--prune_methods random: needs --dropout_thresholds"),
@@ -236,14 +307,13 @@ def test_data_sets_lie_in_one_folder(run_sweep, tmp_path, checkpoint):
         (["--exit_layer", "3"], "--exit_layer 3: the grid sets it"),
         (["--generation_strategy", "self_speculative"], "--exit_layer -1: "),
         (["--datasets", "custom_jsonl", "human_eval"], "is of one data set; name a --data_dir"),
-        (["--data_dir", "/nowhere"], "--data_dir /nowhere: is no folder"),
         (["--data_dir", "."], "--data_dir .: contradicts --data_path"),
         (["--calibration_dataset", "human_eval"], "only with --prune_methods angular"),
         (["--dropout_thresholds", "2", "--prune_methods", "random"], "must be in [0, 1)"),
     ],
 )
 def test_bad_grids_are_one_line(run_sweep, flags, message, monkeypatch, capsys):
-    monkeypatch.setattr(sweep_runs, "load_model", None)  # they are seen before
+    monkeypatch.setattr(sweep_runs, "load_model", None)  # refused before the weights are read
     code, folder = run_sweep(*flags)
     assert (code, folder.exists()) == (2, False)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
@@ -257,9 +327,9 @@ def test_ranges_hold_both_ends():
 
 
 def test_the_exit_code_is_that_of_a_real_failure():
-    busy, bad = BusyError("busy"), UsageError("bad")
+    busy, bad = ("a", BusyError("busy")), ("b", UsageError("bad"))
     outcomes = [
         *(Outcome(), Outcome(failed=[bad]), Outcome(failed=[busy, bad]), Outcome(failed=[busy])),
         *(Outcome(short_of_memory=1), Outcome(failed=[busy], short_of_memory=1)),
     ]
-    assert list(map(sweep_runs.exit_code, outcomes)) == [0, 2, 2, 75, 1, 1]
+    assert [one.exit_code for one in outcomes] == [0, 2, 2, 75, 1, 1]

@@ -1,13 +1,20 @@
-"""What a sweep tells of its cells: table, heat maps, and notes on what they lack."""
+"""The report of a sweep: table, heat maps, and notes on what they lack."""
 
 import csv
 
 import matplotlib.image
+import pytest
 
+from analysis import sweep_report
+from command_line.errors import UsageError
 from runs.reader import find_runs, read_record
 from tests.conftest import SWEEP_PLANS, SWEEP_POINTS, rewritten
 
 MAPS = ("sweep_tokens_per_second", "sweep_speedup", "sweep_acceptance")
+
+
+def report(folder):
+    sweep_report.report(find_runs(folder), folder)
 
 
 def read_table(folder):
@@ -15,8 +22,22 @@ def read_table(folder):
         return list(csv.DictReader(file))
 
 
-def test_table_and_maps_tell_of_the_grid(run_sweep, capsys):
-    code, folder = run_sweep(*SWEEP_PLANS)
+def find_baseline(folder):
+    (path,) = [path for path in find_runs(folder) if not read_record(path).exit_layer["original"]]
+    return path
+
+
+@pytest.fixture
+def swept(run_sweep, monkeypatch, capsys):
+    """The folder of a small sweep; no maps are drawn for its tests."""
+    monkeypatch.setattr(sweep_report, "make_heat_maps", lambda *_: None)
+    _, folder = run_sweep()
+    capsys.readouterr()
+    return folder
+
+
+def test_table_and_maps_show_the_grid(run_sweep, capsys):
+    _, folder = run_sweep(*SWEEP_PLANS)
     table = read_table(folder)
     assert [(r["approach"], int(r["exit_layer"]), int(r["num_speculations"])) for r in table] == [
         (plan, *point) for plan in ("base", "angular") for point in SWEEP_POINTS[1:]
@@ -32,45 +53,37 @@ def test_table_and_maps_tell_of_the_grid(run_sweep, capsys):
     assert "| best" in capsys.readouterr().out
 
 
-def test_what_cannot_be_read_or_written_is_told_in_one_line(run_sweep, capsys):
-    _, folder = run_sweep()
-    path = next(path for path in find_runs(folder) if read_record(path).exit_layer["original"])
+def test_a_log_without_counts_and_a_table_in_the_way_are_one_line_each(swept, capsys):
+    path = next(path for path in find_runs(swept) if path != find_baseline(swept))
     with rewritten(path) as log:
         del log["counts"]
-    capsys.readouterr()
-    assert run_sweep()[0] == 0
+    report(swept)
     found = capsys.readouterr()
     assert f"warning: {path} cannot be read: it lacks 'counts'" in found.err
     assert found.out.count("| self_speculative") == 3
-    (folder / "sweep.csv").unlink()
-    (folder / "sweep.csv").mkdir()
-    assert run_sweep()[0] == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert line.endswith(
-        f"--output_dir {folder}: {folder / 'sweep.csv'} cannot be written (Is a directory)"
-    )
+    (swept / "sweep.csv").unlink()
+    (swept / "sweep.csv").mkdir()
+    message = f"--output_dir {swept}: {swept / 'sweep.csv'} cannot be written .Is a directory."
+    with pytest.raises(UsageError, match=message):
+        report(swept)
 
 
-def test_cells_of_other_threads_have_a_best_one_of_their_own(run_sweep):
-    _, folder = run_sweep()
-    for path in find_runs(folder):
+def test_runs_of_other_threads_have_a_best_run_of_their_own(swept):
+    for path in find_runs(swept):
         with rewritten(path) as log:
             if log["exit_layer"]["original"] == 2:
                 log["timed"]["threads"] = 7
-    assert run_sweep()[0] == 0
-    table = read_table(folder)
+    report(swept)
+    table = read_table(swept)
     assert [row["threads"] for row in table] == ["7", "7", "1", "1"]
     best = [row["best"] == "True" for row in table]
     assert (sum(best[:2]), sum(best[2:])) == (1, 1)
 
 
-def test_baselines_that_a_sweep_lacks_are_told_of(run_sweep, capsys):
-    _, folder = run_sweep()
-    (path,) = [path for path in find_runs(folder) if not read_record(path).exit_layer["original"]]
-    with rewritten(path) as log:
+def test_missing_baselines_are_noted(swept, capsys):
+    with rewritten(find_baseline(swept)) as log:
         log["timed"]["threads"] = 7
-    capsys.readouterr()
-    assert run_sweep()[0] == 0
+    report(swept)
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert notes == [
         "note: 4 runs have no autoregressive run of the same plan: the nearest differs in "
@@ -86,9 +99,11 @@ def test_nothing_decoded_is_no_speed(run_sweep):
 
 
 def test_maps_of_an_earlier_sweep_go_and_what_a_user_keeps_stays(run_sweep):
-    _, folder = run_sweep()
+    """A grid of one point has no map."""
+    _, folder = run_sweep("--exit_layer_first", "4", "--num_speculations_first", "3")
+    assert not list(folder.glob("*.png"))
     old, kept = folder / "sweep_speedup_2.png", folder / "sweep_speedup_tuesday.png"
     for path in (old, kept):
         path.write_bytes(b"drawn before")
-    assert run_sweep()[0] == 0
+    report(folder)
     assert (old.exists(), kept.exists()) == (False, True)

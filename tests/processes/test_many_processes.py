@@ -275,7 +275,7 @@ def test_a_sweep_under_torchrun_is_the_sweep_of_one(words, tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("10 of 10 cells are complete") == 1
+    assert done.stdout.count("10 of 10 runs are complete") == 1
     assert run_script(sweep.main, words(*grid, folder="one", prompts=3)) == 0
     assert ids_of_runs(tmp_path / "many") == ids_of_runs(tmp_path / "one")
 
