@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     command = command_text(argv)
     with joined().together():
         definition = define_run(arguments, prompts)
-    log, path = check_run(definition, checking.num_draws, command)
+    record, path = check_run(definition, checking.num_draws, command)
+    log = record.to_dict()
     print_summary(log)
     print(f"log       {path}")
     if log["summary"]["lossless"] is False:

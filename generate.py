@@ -95,10 +95,9 @@ def what_it_took(made: Any) -> str:
     ]
     if tokens > 1:
         parts.append(f"{(tokens - 1) / made.decode_seconds:.1f} tokens/s")
-    drafted = sum(count for count, _ in made.rounds)
-    if drafted:
-        accepted = sum(count for _, count in made.rounds)
-        parts.append(f"{accepted / drafted:.1%} of {drafted} drafts accepted")
+    if made.drafted_tokens:
+        rate = made.accepted_tokens / made.drafted_tokens
+        parts.append(f"{rate:.1%} of {made.drafted_tokens} drafts accepted")
     return "; ".join(parts)
 
 

@@ -16,7 +16,7 @@ from command_line.errors import UsageError
 from harness.requests import decoding_of
 from models.tokens import without_added_ends
 from processes.progress import progress
-from runs.preparation import PreparedModel, kept_exit_layer, make_generator
+from runs.preparation import PreparedModel, make_generator
 from runs.prompt_encoding import check_embedded
 from self_speculation.generator_base import Generation
 from self_speculation.llama_model_utils import early_exit_view, position_limit
@@ -159,7 +159,7 @@ class HarnessModel(HFLM):
 
 def scored_model(prepared: PreparedModel, flags: GenerationArguments) -> nn.Module:
     """The model whose law the strategy's output follows."""
-    layers = kept_exit_layer(flags, prepared.plan)
+    layers = prepared.plan.kept_exit_layer(flags.exit_layer)
     if layers is None or flags.generation_strategy == "self_speculative":
         return prepared.loaded.model
     return early_exit_view(prepared.loaded.model, layers)
@@ -206,8 +206,8 @@ def _request_of(name: str, made: Generation, full_length: int) -> GeneratedReque
         prompt_tokens=made.prompt_tokens,
         cut_tokens=full_length - made.prompt_tokens,
         generated_tokens=len(made.output_ids),
-        drafted_tokens=sum(drafted for drafted, _ in made.rounds),
-        accepted_tokens=sum(accepted for _, accepted in made.rounds),
+        drafted_tokens=made.drafted_tokens,
+        accepted_tokens=made.accepted_tokens,
         prefill_seconds=made.prefill_seconds,
         decode_seconds=made.decode_seconds,
     )

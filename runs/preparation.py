@@ -48,7 +48,7 @@ def prune(
     pruning: PruneArguments, generation: GenerationArguments, loaded: LoadedModel, plan: PrunePlan
 ) -> PruneModel:
     """Removes the layers, once it is sure that exit layer and `--save_pruned` fit the plan."""
-    kept_exit_layer(generation, plan)  # refuses one that leaves no layers on a side
+    plan.kept_exit_layer(generation.exit_layer)  # refuses one that leaves no layers on a side
     if pruning.save_pruned:
         is_saved(pruning.save_pruned, plan, loaded.fingerprint)  # refuses another model's
     pruned = PruneModel(loaded.model, plan)
@@ -56,16 +56,13 @@ def prune(
     return pruned
 
 
-def save_as_asked(pruning: PruneArguments, loaded: LoadedModel, pruned: PruneModel) -> None:
-    """Obeys `--save_pruned`, unless an earlier start has done so."""
+def save_as_asked(
+    pruning: PruneArguments, loaded: LoadedModel, pruned: PruneModel, ranks: Ranks
+) -> None:
+    """Obey `--save_pruned` in the leading process, unless an earlier start has saved the model."""
     folder = pruning.save_pruned
-    if folder and not is_saved(folder, pruned.plan, loaded.fingerprint):
+    if folder and ranks.leads and not is_saved(folder, pruned.plan, loaded.fingerprint):
         pruned.save(loaded.tokenizer, folder, loaded.fingerprint)
-
-
-def kept_exit_layer(flags: GenerationArguments, plan: PrunePlan) -> int | None:
-    """Kept layers that draft: None without `--exit_layer`, which counts original ones."""
-    return None if flags.exit_layer == -1 else plan.kept_exit_layer(flags.exit_layer)
 
 
 def make_generator(
@@ -79,7 +76,7 @@ def make_generator(
     _check_stop_token_ids(flags, loaded.model.config.vocab_size)
     config = GenerationConfig(
         max_steps=flags.max_steps,
-        kept_exit_layer=kept_exit_layer(flags, plan),
+        kept_exit_layer=plan.kept_exit_layer(flags.exit_layer),
         num_speculations=flags.num_speculations,
         sampling=SamplingRule(
             flags.sample,
@@ -121,8 +118,8 @@ def model_facts(loaded: LoadedModel, plan: PrunePlan) -> dict[str, Any]:
 
 
 def exit_layer_facts(flags: GenerationArguments, plan: PrunePlan) -> dict[str, int | None]:
-    """The exit layer in layers of the original model, and in those that are left."""
-    kept = kept_exit_layer(flags, plan)
+    """Return the exit layer, counted in layers of the original model and in kept layers."""
+    kept = plan.kept_exit_layer(flags.exit_layer)
     return {"original": None if kept is None else flags.exit_layer, "kept": kept}
 
 
@@ -217,8 +214,7 @@ def load_pruned(
     calibration_ids = encode_all(prompting, checkpoint, calibration)
     plan = decide_plan(pruning, loaded, calibration_ids, runtime.ranks)
     pruned = prune(pruning, generation, loaded, plan)
-    if runtime.ranks.leads:
-        save_as_asked(pruning, loaded, pruned)
+    save_as_asked(pruning, loaded, pruned, runtime.ranks)
     return PreparedModel(
         loaded, pruned, prompting, checkpoint, runtime, calibration, calibration_ids
     )

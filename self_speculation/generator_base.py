@@ -50,6 +50,14 @@ class Generation:
     steps: dict[str, StepTime] = field(default_factory=dict)
     rounds: list[tuple[int, int]] = field(default_factory=list)
 
+    @property
+    def drafted_tokens(self) -> int:
+        return sum(drafted for drafted, _ in self.rounds)
+
+    @property
+    def accepted_tokens(self) -> int:
+        return sum(accepted for _, accepted in self.rounds)
+
 
 def on_device(ids: list[int], device: torch.device) -> torch.Tensor:
     """Token ids, (T,), on a device that is not waited for."""

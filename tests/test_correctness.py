@@ -7,8 +7,9 @@ import torch
 
 import correctness
 from command_line.script import run_script
-from runs import check_log, lossless
-from self_speculation import compiled_llama, law, self_speculation_generator
+from runs import lossless
+from runs.reader import find_runs
+from self_speculation import compiled_llama, distribution, self_speculation_generator
 from self_speculation.llama_model_utils import CachedLlama
 from tests.conftest import VOCABULARY
 
@@ -148,13 +149,13 @@ def test_a_broken_law_fails(check, broken, capsys):
 
 def test_a_sequence_that_the_law_forbids_is_told_of(check, monkeypatch, capsys):
     """Half of the draws are another sequence than the only one that can be."""
-    ordinary, made = law._draw, []
+    ordinary, made = distribution._draw, []
 
     def draw(strategy, prompt_ids, first, limit):
         made.append(ordinary(strategy, prompt_ids, first, limit))
         return (0, 0, 0) if len(made) % 2 else made[-1]
 
-    monkeypatch.setattr(law, "_draw", draw)
+    monkeypatch.setattr(distribution, "_draw", draw)
     code, log = check(*LAW, "--top_k", "1", samples="1")
     assert code == 1
     found = log["examples"][0]["chi_square"]
@@ -252,18 +253,46 @@ def test_a_failure_keeps_what_was_found(check, ending, tmp_path):
     assert log["summary"]["verdicts"]["equal"] == len(log["examples"]) >= 1
 
 
-def test_every_prompt_is_on_disk_as_soon_as_it_is_done(check, tmp_path, monkeypatch):
-    written = []
-    ordinary = check_log.replace_json
+def verdicts(folder):
+    """The verdicts in the lines of a folder's only log."""
+    (path,) = folder.glob("*.samples.jsonl")
+    return [json.loads(line)["result"]["verdict"] for line in path.read_text().splitlines()]
 
-    def watched(path, values):
-        ordinary(path, values)
-        found = json.loads(path.read_text())
-        written.append((found["status"], len(found["examples"])))
 
-    monkeypatch.setattr(check_log, "replace_json", watched)
-    check()
-    assert written == [("running", 1), ("running", 2), ("running", 3), ("complete", 3)]
+@pytest.mark.parametrize("kind", [[], [*LAW, "--top_k", "2", "--num_draws", "100"]])
+def test_a_check_goes_on_where_it_stopped(check, kind, tmp_path, monkeypatch, capsys):
+    compared, ordinary = [], lossless.DecoderPair._compared
+
+    def watched(pair, item):
+        compared.append(item.example.example_id)
+        if len(compared) == 2:
+            assert len(verdicts(tmp_path / "same")) == 1  # on disk as soon as they are known
+            raise KeyboardInterrupt
+        return ordinary(pair, item)
+
+    monkeypatch.setattr(lossless.DecoderPair, "_compared", watched)
+    flags = [*kind, "--output_dir", str(tmp_path / "same")]
+    said = []
+    for count in (2, 3, 3):
+        check(*flags, samples="2")
+        assert len(compared) == count
+        said.append(capsys.readouterr().out)
+    assert "goes on: 1 of 2 prompts are done" in said[1]
+    assert "is complete; another --output_dir runs it again" in said[2]
+    (path,) = (tmp_path / "same").glob("correctness_*.json")
+    log = json.loads(path.read_text())
+    assert (log["status"], len(log["resumed"])) == ("complete", 1)
+    _, unbroken = check(*kind, samples="2")
+    assert (log["summary"], log["examples"]) == (unbroken["summary"], unbroken["examples"])
+    assert log["run_id"] == unbroken["run_id"] in path.name
+    assert find_runs(tmp_path) == []
+
+
+def test_a_check_does_not_go_on_with_other_draws(check, tmp_path, capsys):
+    flags = [*LAW, "--top_k", "1", "--output_dir", str(tmp_path / "same")]
+    check(*flags, samples="1")
+    assert check(*flags, "--num_draws", "200", samples="1")[0] == 2
+    assert "--num_draws 200: check " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,8 @@ def test_correctness_of_many_is_that_of_one(words, tmp_path, monkeypatch, kind):
     assert codes == [code] * 2
     logs = []
     for name in ("one", "many"):
-        (path,) = (tmp_path / name).iterdir()
+        (path,) = (tmp_path / name).glob("*.json")
+        assert sorted((tmp_path / name).iterdir()) == [path, samples_path(path)]
         log = json.loads(path.read_text())
         logs.append((log["summary"], log["examples"], log["status"]))
     assert logs[0] == logs[1]

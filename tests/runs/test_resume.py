@@ -15,7 +15,7 @@ import benchmark
 import pruned_model
 from command_line.errors import EXIT_BUSY, EXIT_INTERRUPTED
 from command_line.script import run_script
-from runs import experiment, writer
+from runs import experiment, measuring, writer
 from runs.reader import find_runs, read_record, read_samples
 from runs.record import samples_path
 from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, timeless
@@ -167,7 +167,7 @@ def test_what_a_kill_while_writing_left_is_swept_away(start, killed_twice, tmp_p
 def test_a_second_process_on_the_same_run_says_so_and_leaves(start, killed_twice, capsys):
     run_id = read_record(killed_twice).run_id
     before = samples_path(killed_twice).read_bytes()
-    with FileLock(killed_twice.parent / f".{run_id}.lock"):
+    with FileLock(killed_twice.parent / writer.lock_name(run_id)):
         assert start() == EXIT_BUSY
         err = capsys.readouterr().err.splitlines()[-1]
         assert err.endswith(f"another process is at work on this run, {run_id}")
@@ -178,7 +178,7 @@ def test_a_second_process_on_the_same_run_says_so_and_leaves(start, killed_twice
 
 def test_another_release_goes_on_with_a_warning(start, killed_twice, monkeypatch, capsys):
     first = read_record(killed_twice).commit
-    monkeypatch.setattr(experiment, "current_commit", lambda: "f" * 40)
+    monkeypatch.setattr(measuring, "current_commit", lambda: "f" * 40)
     assert start() == 0
     assert "was begun with another commit; its log tells both" in capsys.readouterr().err
     record = read_record(killed_twice)
