@@ -1,4 +1,4 @@
-"""Checks that self-speculative decoding says what plain decoding of the same model would."""
+"""Checks that self-speculative decoding equals plain decoding of the same model."""
 
 import sys
 from dataclasses import dataclass
@@ -22,12 +22,14 @@ class CorrectnessArguments:
     """How sampled outputs are tested."""
 
     num_draws: int = flag(
-        2000, "--sample true: draws of every prompt, whose tokens 2 to 4 are held against the law"
+        2000,
+        "--sample true: draws per prompt, whose tokens 2 to 4 are tested against the model's "
+        "probabilities",
     )
 
     def check(self) -> None:
         if self.num_draws < 100:
-            reject("num_draws", self.num_draws, "must be at least 100, to tell anything")
+            reject("num_draws", self.num_draws, "must be at least 100, or nothing can be tested")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_summary(log: dict[str, Any]) -> None:
-    """Every difference with both continuations, then the counts."""
+    """Print every difference with both continuations, then the counts."""
     for one in log["examples"]:
         if one["verdict"] not in ("equal", "prompt_too_long", "out_of_memory"):
             print(f"{one['verdict']}: {one['example_id']}, {_finding(one)}")

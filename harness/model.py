@@ -206,8 +206,8 @@ def _request_of(name: str, made: Generation, full_length: int) -> GeneratedReque
         prompt_tokens=made.prompt_tokens,
         cut_tokens=full_length - made.prompt_tokens,
         generated_tokens=len(made.output_ids),
-        drafted_tokens=made.drafted_tokens,
-        accepted_tokens=made.accepted_tokens,
+        drafted_tokens=sum(drafted for drafted, _ in made.rounds),
+        accepted_tokens=sum(accepted for _, accepted in made.rounds),
         prefill_seconds=made.prefill_seconds,
         decode_seconds=made.decode_seconds,
     )

@@ -149,7 +149,7 @@ class SweepRunner:
 
 def _check_same_plan(definition: RunDefinition, left: RunRecord | None, plan: PrunePlan) -> None:
     """Refuses to go on with a run that another plan began, as distances that tie may decide."""
-    began = left.prune_plan() if left else plan
+    began = PrunePlan.from_dict(left.plan) if left else plan
     if began.kept_layers != plan.kept_layers:
         reject(
             "output_dir",

@@ -88,7 +88,8 @@ class LogWriter(Generic[Line]):
     ) -> None:
         self.record = record
         self.samples: list[Line] = []
-        self._output_dir, self._ranks, self._kind = output_dir, ranks, kind
+        self._output_dir, self._ranks = output_dir, ranks
+        self._kind: LogKind[Line] = kind
         found = find_run(output_dir, record.run_id, kind) if ranks.leads else None
         name = (found or log_path(output_dir, kind.name, record)).name
         name, self._start = ranks.first([name, secrets.token_hex(3)])

@@ -11,7 +11,7 @@ import benchmark
 from command_line.script import run_script
 from prompts.row_formats import Row, RowsError
 from prompts.rows import HubSource
-from runs import experiment
+from runs import experiment, measuring
 from runs.metrics import summarize, text_scores
 from runs.reader import find_runs, read_record, read_samples
 from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, write
@@ -163,7 +163,7 @@ def test_a_crash_leaves_a_readable_log(checkpoint, rows, tmp_path, monkeypatch):
     def crash(*_):
         raise RuntimeError("kernel")
 
-    monkeypatch.setattr(experiment, "text_scores", crash)
+    monkeypatch.setattr(measuring, "text_scores", crash)
     with pytest.raises(RuntimeError, match="kernel"):
         benchmark.main(
             ["--model", str(checkpoint), "--dataset", "custom_jsonl", "--data_path", str(rows)]
@@ -261,9 +261,9 @@ def test_bad_data_are_refused_without_importing_torch(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("{")
     code = (
-        "import sys, benchmark, command_line;"
+        "import sys, benchmark; from command_line.script import run_script;"
         "line = ['--dataset', 'xsum_summarization', '--data_path', sys.argv[1]];"
-        "assert command_line.run_script(benchmark.main, line) == 2;"
+        "assert run_script(benchmark.main, line) == 2;"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run(

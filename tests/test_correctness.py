@@ -79,7 +79,7 @@ def test_what_is_wrong_is_shown_and_fails(check, broken, capsys):
     assert "self-speculation changes what this model says" in out
 
 
-@pytest.mark.parametrize("rule", [[], ["--sample", "true", "--num_draws", "400"]])
+@pytest.mark.parametrize("rule", [[], ["--sample", "true", "--num_draws", "100"]])
 def test_compiled_decoding_is_held_against_what_is_not(check, monkeypatch, rule):
     def skip_layers(block, inputs, config):
         skips = isinstance(block, compiled_llama.LayerBlock)
@@ -124,26 +124,25 @@ def test_an_output_that_ends_early_has_no_gap(check, monkeypatch):
     assert log["examples"][0]["difference"]["position"] == 5
 
 
-LAW = ["--sample", "true", "--top_k", "3", "--temperature", "0.5", "--num_draws", "150"]
+LAW = ["--sample", "true", "--top_k", "2", "--temperature", "0.5", "--num_draws", "100"]
 
 
 def test_the_law_holds(check, capsys):
     code, log = check(*LAW, samples="2")
     assert code == 0
     assert log["summary"]["verdicts"] == {"equal": 2}
-    assert log["summary"]["draws"] == 300
+    assert log["summary"]["draws"] == 200
     assert log["summary"]["level"] == pytest.approx(0.001 / 2)
     for one in log["examples"]:
         assert one["sequences"] > 3
         assert one["chi_square"]["p_value"] > 0.001 / 2
-    assert check(*LAW, samples="2")[1]["examples"] == log["examples"]  # the seed is fixed
-    assert "law       300 draws; smallest p-value" in capsys.readouterr().out
+    assert "law       200 draws; smallest p-value" in capsys.readouterr().out
 
 
 def test_a_broken_law_fails(check, broken, capsys):
-    code, log = check(*LAW)
+    code, log = check(*LAW, samples="1")
     assert code == 1
-    assert log["summary"]["verdicts"]["wrong"] >= 1
+    assert log["summary"]["verdicts"] == {"wrong": 1}
     assert "chi-square" in capsys.readouterr().out
 
 
@@ -159,8 +158,8 @@ def test_a_sequence_that_the_law_forbids_is_told_of(check, monkeypatch, capsys):
     code, log = check(*LAW, "--top_k", "1", samples="1")
     assert code == 1
     found = log["examples"][0]["chi_square"]
-    assert (found["degrees_of_freedom"], found["rare_draws"]) == (0, 75)
-    assert "75 rare draws where 0.00015 are expected, p = 0" in capsys.readouterr().out
+    assert (found["degrees_of_freedom"], found["rare_draws"]) == (0, 50)
+    assert "50 rare draws where 0.0001 are expected, p = " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -172,9 +171,9 @@ def test_a_sequence_that_the_law_forbids_is_told_of(check, monkeypatch, capsys):
     ],
 )
 def test_a_law_without_choice_is_untested(check, flags, reason, capsys):
-    code, log = check(*LAW, *flags)
+    code, log = check(*LAW, *flags, samples="1")
     assert code == 3
-    assert log["summary"]["verdicts"] == {"untested": 3}
+    assert log["summary"]["verdicts"] == {"untested": 1}
     assert log["summary"]["lossless"] is None
     out = capsys.readouterr().out
     assert reason in out
@@ -259,7 +258,7 @@ def verdicts(folder):
     return [json.loads(line)["result"]["verdict"] for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", [[], [*LAW, "--top_k", "2", "--num_draws", "100"]])
+@pytest.mark.parametrize("kind", [[], LAW])
 def test_a_check_goes_on_where_it_stopped(check, kind, tmp_path, monkeypatch, capsys):
     compared, ordinary = [], lossless.DecoderPair._compared
 

@@ -10,6 +10,7 @@ from command_line.script import run_script
 from runs import experiment, measuring
 from runs.reader import find_runs, read_record, read_samples
 from self_speculation.llama_model_utils import KeyValueCache
+from self_speculation.text_generator import TextGenerator
 from tests.conftest import GREEDY, write
 
 
@@ -24,7 +25,7 @@ def out_of_memory(kind):
 @pytest.fixture
 def short_of_memory(monkeypatch):
     """Makes decoding of every prompt of this length run out of memory."""
-    ordinary = experiment.TextGenerator.generate
+    ordinary = TextGenerator.generate
 
     def make(kind, length):
         def generate(generator, prompt_ids, *rest, **named):
@@ -32,7 +33,7 @@ def short_of_memory(monkeypatch):
                 raise out_of_memory(kind)
             return ordinary(generator, prompt_ids, *rest, **named)
 
-        monkeypatch.setattr(experiment.TextGenerator, "generate", generate)
+        monkeypatch.setattr(TextGenerator, "generate", generate)
 
     return make
 
