@@ -26,7 +26,7 @@ class AnswerArguments:
 
     prompt: str | None = flag(
         None,
-        "one prompt to answer (default: standard input, or in a terminal one prompt after another)",
+        "one prompt to answer (default: standard input; in a terminal, asks for prompts)",
     )
     streamer: str = flag(
         "standard",
