@@ -79,7 +79,7 @@ def print_summary(log: dict[str, Any]) -> None:
         )
     else:
         print(
-            f"law       {summary['draws']} draws; smallest p-value "
+            f"sampling  {summary['draws']} draws; smallest p-value "
             f"{shown(summary['smallest_p_value'], '.2g')}, refused below {summary['level']:.2g}"
         )
     if summary["lossless"] is False:
@@ -89,10 +89,10 @@ def print_summary(log: dict[str, Any]) -> None:
 
 
 def _finding(one: dict[str, Any]) -> str:
-    return _law_finding(one) if "draws" in one else _ids_finding(one)
+    return _sampling_finding(one) if "draws" in one else _ids_finding(one)
 
 
-def _law_finding(one: dict[str, Any]) -> str:
+def _sampling_finding(one: dict[str, Any]) -> str:
     found = one["chi_square"]
     if found is None:
         return "whose first token ends the output"

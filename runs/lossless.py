@@ -155,15 +155,15 @@ class DecoderPair:
             return {"verdict": "prompt_too_long"}
         generator = seeded_generator(strategy.engine.device, self._flags.seed, name, "law")
         judge = self._plain.strategy
-        observed, law = sampled_law(strategy, ids, generator, self._draws, judge)
+        observed, expected = sampled_law(strategy, ids, generator, self._draws, judge)
         result: Result = {
             "draws": observed.total(),
             "sequences": len(observed),
-            "likely_sequences": len(law),
+            "likely_sequences": len(expected),
         }
         if not observed:
             return result | {"verdict": "untested", "chi_square": None}
-        found = chi_square(observed, law)
+        found = chi_square(observed, expected)
         state = "untested" if found.p_value is None else "tested"
         return result | {"verdict": state, "chi_square": dataclasses.asdict(found)}
 
