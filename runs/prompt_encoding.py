@@ -36,11 +36,18 @@ def encode_all(
 
 def check_embedded(named: Checkpoint | LoadedModel, ids: list[int]) -> None:
     """Refuse a token without an embedding, such as a token that was added to a tokenizer only."""
-    vocabulary, largest = named.config.vocab_size, max(ids, default=0)
-    if largest >= vocabulary:
-        token = named.tokenizer.convert_ids_to_tokens(largest)
-        made = f"its tokenizer makes token {largest} ({token!r}) of a prompt"
-        reject("model", named.name, f"{made}, and the model has embeddings for {vocabulary} tokens")
+    missing = missing_embedding(named.tokenizer, named.config.vocab_size, ids)
+    if missing:
+        reject("model", named.name, missing)
+
+
+def missing_embedding(tokenizer: Any, vocabulary: int, ids: list[int]) -> str | None:
+    """Return which of a text's tokens lies outside a model's vocabulary; None if none does."""
+    largest = max(ids, default=0)
+    if largest < vocabulary:
+        return None
+    made = f"its tokenizer makes token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r})"
+    return f"{made} of a prompt, and the model has embeddings for {vocabulary} tokens"
 
 
 def longest_prompt(arguments: PromptArguments, max_steps: int, limit: int) -> int:

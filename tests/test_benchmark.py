@@ -71,7 +71,7 @@ def test_the_file_is_one_json_object_with_the_keys_of_older_tools(run, tmp_path)
 
 
 def test_a_log_names_the_tokenizers_that_its_scores_come_from(run, tmp_path):
-    """The references choose them; the run is called as before they were named."""
+    """The references decide; the run id does not depend on them."""
     _, english, _ = run(*GREEDY)
     tokenizers = {"rouge_tokenizer": "unicode-words", "bleu_tokenizer": "13a"}
     assert english.data["scoring"] == tokenizers | {"ascii_words": True}
@@ -217,7 +217,7 @@ CLASSIC_PLANS = [
 def test_the_classic_commands_get_as_far_as_the_models_download(
     plan, tmp_path, monkeypatch, capsys
 ):
-    """Before that of the data: a model that is gated should not cost a gigabyte of articles."""
+    """A gated model should not cost the download of the data."""
     monkeypatch.chdir(tmp_path)
     assert run_script(benchmark.main, f"{CLASSIC} {plan}".split()) == 2
     message = "--model facebook/layerskip-llama2-7B: the hub cannot be reached"

@@ -67,7 +67,7 @@ def test_long_calibration_prompts_keep_their_tail(run, tmp_path, calibrated):
 def test_the_last_real_token_is_read_whatever_side_the_tokenizer_pads(
     run, checkpoint, tmp_path, side
 ):
-    """Even a tokenizer that pads and cuts all that it is given."""
+    """Even for a tokenizer that pads and cuts every text."""
     _, plain, _ = run(*GREEDY, *ANGULAR)
     padded = shutil.copytree(checkpoint, tmp_path / side)
     core = Tokenizer.from_file(str(padded / "tokenizer.json"))
@@ -289,7 +289,7 @@ def test_chat_templates_that_do_not_work_are_refused_before_weights_are_read(
 
 
 def test_the_data_set_says_what_ends_an_answer(run, run_id, tmp_path):
-    """Unless --stop_words does, of which none is one."""
+    """Unless --stop_words does."""
     chat = {"data": [{"role": "USER", "message": "hi"}, {"role": "PARSER", "message": "ho"}]}
     path = write(tmp_path / "chat.jsonl", [chat])
     flags = ["--dataset", "chat_format", *GREEDY]
@@ -318,7 +318,7 @@ def test_a_data_sets_stop_words_end_its_outputs(run, tmp_path, monkeypatch):
 
 
 def test_the_peak_of_memory_is_that_of_decoding(run, monkeypatch):
-    """Loading and calibration hold more than the pruned model does, and are over by then."""
+    """Loading and calibration need more memory, and are over by then."""
     order = []
     reset = Runtime.reset_peak_memory
     prune = PruneModel.prune
