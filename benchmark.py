@@ -14,7 +14,7 @@ from data import get_local_prompts
 
 def main(argv: list[str] | None = None) -> int:
     arguments = RunArguments(*parse(argv, __doc__, *RUN_GROUPS))
-    # What needs neither torch nor a download comes first, so that it is refused within a second.
+    # Read local data before importing torch, so that bad data are refused within a second.
     prompts = get_local_prompts(arguments.data, arguments.prune, arguments.generation.seed)
 
     from processes.ranks import joined
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_summary(run: dict[str, Any], path: Path) -> None:
-    """The run in a few lines."""
+    """Print the run in a few lines."""
     counts, text = run["counts"], run["predicted_text"]
     skipped, failed = counts["skipped_prompts"], counts.get("failed_prompts", 0)
     print(

@@ -1,4 +1,4 @@
-"""Checks that self-speculative decoding says what plain decoding of the same model would."""
+"""Checks that self-speculative decoding equals plain decoding of the same model."""
 
 import sys
 from dataclasses import dataclass
@@ -22,12 +22,14 @@ class CorrectnessArguments:
     """How sampled outputs are tested."""
 
     num_draws: int = flag(
-        2000, "--sample true: draws of every prompt, whose tokens 2 to 4 are held against the law"
+        2000,
+        "--sample true: draws per prompt, whose tokens 2 to 4 are tested against the model's "
+        "probabilities",
     )
 
     def check(self) -> None:
         if self.num_draws < 100:
-            reject("num_draws", self.num_draws, "must be at least 100, to tell anything")
+            reject("num_draws", self.num_draws, "must be at least 100, or nothing can be tested")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     command = command_text(argv)
     with joined().together():
         definition = define_run(arguments, prompts)
-    log, path = check_run(definition, checking.num_draws, command)
+    record, path = check_run(definition, checking.num_draws, command)
+    log = record.to_dict()
     print_summary(log)
     print(f"log       {path}")
     if log["summary"]["lossless"] is False:
@@ -60,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_summary(log: dict[str, Any]) -> None:
-    """Every difference with both continuations, then the counts."""
+    """Print every difference with both continuations, then the counts."""
     for one in log["examples"]:
         if one["verdict"] not in ("equal", "prompt_too_long", "out_of_memory"):
             print(f"{one['verdict']}: {one['example_id']}, {_finding(one)}")
@@ -76,7 +79,7 @@ def print_summary(log: dict[str, Any]) -> None:
         )
     else:
         print(
-            f"law       {summary['draws']} draws; smallest p-value "
+            f"sampling  {summary['draws']} draws; smallest p-value "
             f"{shown(summary['smallest_p_value'], '.2g')}, refused below {summary['level']:.2g}"
         )
     if summary["lossless"] is False:
@@ -86,10 +89,10 @@ def print_summary(log: dict[str, Any]) -> None:
 
 
 def _finding(one: dict[str, Any]) -> str:
-    return _law_finding(one) if "draws" in one else _ids_finding(one)
+    return _sampling_finding(one) if "draws" in one else _ids_finding(one)
 
 
-def _law_finding(one: dict[str, Any]) -> str:
+def _sampling_finding(one: dict[str, Any]) -> str:
     found = one["chi_square"]
     if found is None:
         return "whose first token ends the output"

@@ -1,5 +1,6 @@
-"""Answers prompts: asked for in the terminal, given by --prompt, or piped in."""
+"""Answers prompts from the terminal, --prompt or standard input."""
 
+import io
 import sys
 import time
 from contextlib import suppress
@@ -21,14 +22,15 @@ HELP = "An empty line or Ctrl-D sends a prompt, Ctrl-C stops an answer, Ctrl-D a
 
 @dataclass(frozen=True)
 class AnswerArguments:
-    """What is asked, and how the answer is shown."""
+    """The prompt, and how its answer is shown."""
 
     prompt: str | None = flag(
-        None, "one prompt, answered at once (default: what is piped in, or else asked for)"
+        None,
+        "one prompt to answer (default: standard input; in a terminal, asks for prompts)",
     )
     streamer: str = flag(
         "standard",
-        "none: the answer once it is over; standard: as it grows; speculative: with its drafts, in "
+        "none: show the answer at its end; standard: as it grows; speculative: with its drafts, in "
         "a terminal",
         STREAMERS,
     )
@@ -54,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     prepared = load_pruned(model, pruning, prompting, generation)
     ids = prepared.encode(prompt, generation.max_steps) if prompt is not None else [0]
     say(prepared.pruned.report())
-    sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal cannot show
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # the terminal may lack the answer's characters
     prepared.generator(generation, len(ids))  # warm before anything is timed
     respond = Responder(prepared, generation, make_streamer(answering.streamer))
     if prompt is None:
@@ -63,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Responder:
-    """Answers one prompt after another, and tells what each took."""
+    """Answers one prompt after another, and reports the cost of each."""
 
     def __init__(self, prepared: Any, flags: GenerationArguments, streamer: Any) -> None:
         self._prepared = prepared
@@ -72,7 +75,7 @@ class Responder:
         self._count = 0
 
     def __call__(self, prompt: str) -> bool:
-        """Shows the answer; False where Ctrl-C stopped it."""
+        """Show the answer; return False if Ctrl-C stopped it."""
         self._count += 1
         started = time.perf_counter()
         try:
@@ -82,12 +85,12 @@ class Responder:
             seconds = time.perf_counter() - started
             say(f"[stopped after {self._streamer.tokens} tokens and {seconds:.2f} s]")
             return False
-        say(f"[{what_it_took(made)}]")
+        say(f"[{cost(made)}]")
         return True
 
 
-def what_it_took(made: Any) -> str:
-    """Tokens, seconds, speed of decoding and acceptance, in one line."""
+def cost(made: Any) -> str:
+    """Return tokens, seconds, speed of decoding and acceptance, in one line."""
     tokens = len(made.output_ids)
     parts = [
         f"{tokens} tokens in {made.prefill_seconds + made.decode_seconds:.2f} s, of which the "
@@ -95,18 +98,18 @@ def what_it_took(made: Any) -> str:
     ]
     if tokens > 1:
         parts.append(f"{(tokens - 1) / made.decode_seconds:.1f} tokens/s")
-    drafted = made.drafted_tokens
-    if drafted:
-        parts.append(f"{made.accepted_tokens / drafted:.1%} of {drafted} drafts accepted")
+    if made.drafted_tokens:
+        rate = made.accepted_tokens / made.drafted_tokens
+        parts.append(f"{rate:.1%} of {made.drafted_tokens} drafts accepted")
     return "; ".join(parts)
 
 
 def converse(respond: Responder) -> int:
-    """Asks and answers until Ctrl-D."""
+    """Ask and answer until Ctrl-D."""
     with suppress(ImportError):
         import readline  # noqa: F401  gives `input` its history and line editing
-    # What is no UTF-8 is told from text once the whole prompt is there.
-    sys.stdin.reconfigure(errors="surrogateescape")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # `checked` refuses what is not UTF-8
     say(HELP)
     while (prompt := read_prompt()) is not None:
         try:
@@ -117,7 +120,7 @@ def converse(respond: Responder) -> int:
 
 
 def read_prompt() -> str | None:
-    """The lines up to an empty one or Ctrl-D; None for Ctrl-D alone. Ctrl-C begins anew."""
+    """Read lines up to an empty one or Ctrl-D; None for Ctrl-D alone. Ctrl-C starts over."""
     lines: list[str] = []
     while True:
         try:
@@ -136,15 +139,15 @@ def read_prompt() -> str | None:
 
 
 def ask(sign: str) -> str:
-    """One line from the terminal. The sign is no part of an answer that goes elsewhere."""
+    """Read a line. The sign goes to stderr if answers are redirected."""
     if sys.stdout.isatty():
-        return input(sign)  # the one that edits lines
+        return input(sign)  # can edit the line
     print(sign, end="", file=sys.stderr, flush=True)
     return input()
 
 
 def piped_prompt() -> str:
-    """All of standard input but the line break at its end."""
+    """Read standard input, without the line break at its end."""
     if sys.stdin is None:
         reject("prompt", None, "standard input is closed")
     try:
@@ -157,7 +160,7 @@ def piped_prompt() -> str:
 
 
 def checked(prompt: str) -> str:
-    """The prompt, if it is one."""
+    """Return the prompt; refuse one that is not UTF-8 text."""
     try:
         prompt.encode()
     except UnicodeEncodeError:
@@ -166,7 +169,7 @@ def checked(prompt: str) -> str:
 
 
 def say(line: str) -> None:
-    """Tells what is no part of an answer."""
+    """Print to stderr a line that is not part of an answer."""
     print(line, file=sys.stderr)
 
 

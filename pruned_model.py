@@ -53,11 +53,13 @@ class PrunePlan:
             return f"random p={self.dropout_threshold} seed={self.prune_seed}"
         return self.method
 
-    def kept_exit_layer(self, exit_layer: int) -> int:
-        """Return how many of the first `exit_layer` original layers are kept.
+    def kept_exit_layer(self, exit_layer: int) -> int | None:
+        """Return how many of the first `exit_layer` original layers are kept; None for -1.
 
         Raises `UsageError` if no layer is left to draft with, or none to verify with.
         """
+        if exit_layer == -1:
+            return None
         if exit_layer >= self.original_layers:
             reject("exit_layer", exit_layer, f"must be 1 to {self.original_layers - 1}")
         count = sum(layer < exit_layer for layer in self.kept_layers)

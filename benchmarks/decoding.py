@@ -152,12 +152,12 @@ def self_speculation(bench: Bench) -> list[dict[str, Any]]:
 
 
 def _speculation_row(pairs: list[tuple[Generation, Generation]]) -> dict[str, Any]:
-    rounds = [found for _, spoken in pairs for found in spoken.rounds]
-    drafted, accepted = sum(d for d, _ in rounds), sum(a for _, a in rounds)
     full = _mean_step([plain for plain, _ in pairs], "full")
     spoken = [made for _, made in pairs]
+    drafted = sum(made.drafted_tokens for made in spoken)
     c, v = _mean_step(spoken, "draft") / full, _mean_step(spoken, "verify") / full
-    k, r = drafted / len(rounds), accepted / drafted
+    k = drafted / sum(len(made.rounds) for made in spoken)
+    r = sum(made.accepted_tokens for made in spoken) / drafted
     passes = sum(step.seconds for made in spoken for step in made.steps.values())
     seconds = {
         side: sum(made.decode_seconds / (len(made.output_ids) - 1) for made in outputs)

@@ -17,7 +17,7 @@ from command_line.errors import UsageError
 from harness.requests import decoding_of
 from models.tokens import without_added_ends
 from processes.progress import progress
-from runs.preparation import PreparedModel, kept_exit_layer, make_generator
+from runs.preparation import PreparedModel, make_generator
 from runs.prompt_encoding import check_embedded
 from self_speculation.generator_base import Generation
 from self_speculation.llama_model_utils import early_exit_view, position_limit
@@ -156,7 +156,7 @@ class HarnessModel(HFLM):
 
 def scored_model(prepared: PreparedModel, flags: GenerationArguments) -> nn.Module:
     """Return the model whose distribution the strategy's output follows."""
-    layers = kept_exit_layer(flags, prepared.plan)
+    layers = prepared.plan.kept_exit_layer(flags.exit_layer)
     if layers is None or flags.generation_strategy == "self_speculative":
         return prepared.loaded.model
     return early_exit_view(prepared.loaded.model, layers)

@@ -1,8 +1,8 @@
-"""Runs a program that a model wrote, and says whether it got to its end.
+"""Runs a program that a model wrote, and says whether it reached its end.
 
-Each program has a process, a folder and limits of its own. Where the system lets an ordinary user
-have them, it has namespaces of its own too, in which there is no network and which no process that
-it leaves survives. What else it is kept from is told in `code_guard`, which runs it.
+Each program gets its own process, folder and limits. If the system lets an ordinary user create
+them, it also gets its own namespaces, which have no network and end every process that it starts.
+`code_guard` runs the program, and documents what else it refuses.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 _GUARD = Path(__file__).with_name("code_guard.py")
 _UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child")
-# The shell stays, as process 1: that one is spared the signals that should end a program.
+# The shell stays as process 1, because process 1 ignores the signals that should end a program.
 _NAMESPACES = (*_UNSHARE, "sh", "-c", '"$@"; exit', "sh")
-# Without the latter, a Python that lies in a folder of its own may not find its libraries.
+# A Python outside the system's folders may need LD_LIBRARY_PATH to find its libraries.
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH")
 # Every thread of a numerical library takes address space.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -33,7 +33,7 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use. `seconds` are by the clock, once Python has started."""
+    """What a program may use. `seconds` are wall-clock time after Python has started."""
 
     seconds: float = 10.0
     memory_bytes: int = 4 << 30
@@ -41,7 +41,7 @@ class Limits:
     open_files: int = 64
 
     def for_system(self) -> dict[str, int]:
-        """The limits under the names of `resource.RLIMIT_*`."""
+        """Return the limits under the names of `resource.RLIMIT_*`."""
         return {
             "CPU": math.ceil(self.seconds),
             "AS": self.memory_bytes,
@@ -56,14 +56,13 @@ _SECONDS_TO_START = 60.0
 
 
 def passes(program: str, limits: Limits = LIMITS) -> bool:
-    """Whether the program runs to its last line: without an exception, an exit, or a limit met.
+    """Return whether the program runs to its last line: no exception, exit or limit stops it.
 
-    Neither a process nor a file of it is left behind. Raises `RuntimeError` where it cannot even be
-    started, which says nothing of the program.
+    Leaves no process and no file behind. Raises `RuntimeError` if the program cannot be started.
     """
     try:
         source = program.encode()
-    except UnicodeEncodeError:  # half a character, of which no file can be made
+    except UnicodeEncodeError:  # half a character cannot be written to a file
         return False
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "program.py"
@@ -72,15 +71,15 @@ def passes(program: str, limits: Limits = LIMITS) -> bool:
 
 
 def isolation() -> dict[str, Any]:
-    """The limits that hold on this machine, and what cuts programs off from the network."""
+    """Return the limits that hold on this machine, and what blocks the network."""
     facts = dataclasses.asdict(LIMITS)
     if sys.platform == "darwin":
-        facts["memory_bytes"] = None  # it refuses RLIMIT_AS
+        facts["memory_bytes"] = None  # macOS refuses RLIMIT_AS
     return facts | {"network": "none, by namespace" if _namespaces() else "refused by Python alone"}
 
 
 def warning() -> str:
-    """What the user should know before code that a model wrote is run."""
+    """Return what the user should know before code that a model wrote runs."""
     facts = isolation()
     memory = facts["memory_bytes"]
     limits = [f"{facts['seconds']:g} s"] + ([f"{memory / 2**30:g} GiB"] if memory else [])
@@ -94,7 +93,7 @@ def warning() -> str:
 
 def _runs(path: Path, limits: Limits) -> bool:
     word = secrets.token_hex(16).encode()
-    command = [sys.executable, "-I", "-B", _GUARD, path, json.dumps(limits.for_system())]
+    command = [sys.executable, "-I", "-B", str(_GUARD), str(path), json.dumps(limits.for_system())]
     process = subprocess.Popen(
         [*_namespaces(), *command],
         cwd=path.parent,
@@ -105,6 +104,7 @@ def _runs(path: Path, limits: Limits) -> bool:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    assert process.stdin and process.stdout  # both are pipes
     with process.stdout, process.stdin:
         try:
             with suppress(BrokenPipeError):
@@ -114,14 +114,14 @@ def _runs(path: Path, limits: Limits) -> bool:
                 raise RuntimeError(f"{_GUARD.name} does not start: no completion can be judged")
             return _answer(process.stdout, len(word), limits.seconds) == word
         finally:
-            # Before the process is waited for: until then, no other can have its number.
+            # Kill before waiting: until then, no other process can get this number.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def _answer(pipe: BinaryIO, size: int, seconds: float) -> bytes:
-    """What comes through the pipe next; nothing where it is closed, or silent for too long."""
+def _answer(pipe: IO[bytes], size: int, seconds: float) -> bytes:
+    """Return what comes next through the pipe; nothing if it is closed, or silent too long."""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
         return os.read(pipe.fileno(), size) if selector.select(seconds) else b""
@@ -129,7 +129,7 @@ def _answer(pipe: BinaryIO, size: int, seconds: float) -> bytes:
 
 @functools.cache
 def _namespaces() -> tuple[str, ...]:
-    """The command that runs another in namespaces of its own; empty where it is not granted."""
+    """Return the command that runs another in its own namespaces; empty if not permitted."""
     try:
         done = subprocess.run([*_NAMESPACES, "true"], capture_output=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,18 +1,17 @@
-"""Runs one program within limits; says that it ran to its end, in a way that it does not know.
+"""Runs one program within limits; reports that it reached its end by a word it does not know.
 
     echo WORD | python -I -B code_guard.py PROGRAM LIMITS     (in the program's own folder)
 
-LIMITS is JSON, as in {"CPU": 10}: the names of `resource.RLIMIT_*`. A byte on stdout says that the
-program begins, and WORD after it that its last line has run. WORD is read no earlier, so that a
-program that ends the process before its tests has nothing to give back. What it prints goes
-nowhere.
+LIMITS is JSON, such as {"CPU": 10}, with the names of `resource.RLIMIT_*`. A byte on stdout says
+that the program begins; WORD after it says that its last line has run. WORD is read only then, so
+that a program that exits before its tests cannot print it. The program's own output is discarded.
 
-The audit hook (PEP 578) refuses what a program has no need of to be judged: writing outside its
-own folder, processes, sockets, C. It holds a careless program, not one that is bent on getting
-out: for that one there are the limits of the system, and a machine that nothing is lost with.
+The audit hook (PEP 578) refuses what no judged program needs: writing outside its folder,
+processes, sockets, C. It stops a careless program, not a hostile one: against that, use the
+system's limits, and a machine that you can afford to lose.
 """
 
-# Some are imported for the programs: what they do at their import would be refused later.
+# Unused ones are imported for the programs, because the hook would refuse their import later.
 import ctypes  # noqa: F401
 import faulthandler
 import itertools
@@ -27,7 +26,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-# No program needs a folder or a link; without them, all that is in the program's folder is files.
+# No program needs folders or links; without them, the program's folder contains only files.
 _REFUSED = (
     *("os.chmod", "os.chown", "os.link", "os.mkdir", "os.removexattr", "os.rmdir", "os.setxattr"),
     *("os.symlink", "os.truncate", "os.utime", "os.lockf", "os.chflags"),
@@ -36,13 +35,13 @@ _REFUSED = (
     *("signal.pthread_kill", "subprocess.Popen"),
 )
 _REFUSED_MODULES = ("ctypes.", "socket.", "sqlite3.")
-# Of what would be refused, what libraries do when they are imported, and asyncio to wake itself.
+# Events that are refused otherwise, but that libraries raise when imported, or asyncio to wake up.
 _HARMLESS: dict[str, Callable[[tuple[Any, ...]], bool]] = {
     "ctypes.dlsym": lambda arguments: str(arguments[1]).startswith("Py"),
     "socket.__new__": lambda arguments: arguments[1] == socket.AF_UNIX,
 }
-# What Python tells no hook of.
-_UNTOLD = {
+# Calls that raise no audit event.
+_UNAUDITED = {
     "os": ("mkfifo", "mknod", "pidfd_open"),
     "posix": ("mkfifo", "mknod", "pidfd_open"),
     "signal": ("pidfd_send_signal",),
@@ -58,7 +57,7 @@ def main() -> None:
     word_end, answer_end = os.dup(0), os.dup(1)
     silence()
     lower(limits)
-    # Ends the process even where the one that started it is gone and cannot.
+    # Ends this process even if its parent is gone.
     faulthandler.dump_traceback_later(limits["CPU"], exit=True)
     forget()
     sys.argv = [program]
@@ -70,34 +69,34 @@ def main() -> None:
 
 
 def silence() -> None:
-    """Connects the standard streams to nothing."""
+    """Connect the standard streams to nothing."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
 
 
 def lower(limits: dict[str, int]) -> None:
-    """Lowers the limits of this process, for good."""
+    """Lower the limits of this process for good."""
     for name, value in limits.items():
         kind = getattr(resource, f"RLIMIT_{name}")
         _, most = resource.getrlimit(kind)
         if most != resource.RLIM_INFINITY:
             value = min(value, most)
-        # macOS knows RLIMIT_AS and refuses to set it.
+        # macOS has RLIMIT_AS, but refuses to set it.
         with suppress(ValueError, OSError):
             resource.setrlimit(kind, (value, value))
 
 
 def forget() -> None:
-    """Takes away what the audit hook could not refuse."""
-    for module, names in _UNTOLD.items():
+    """Remove the calls that the audit hook cannot refuse."""
+    for module, names in _UNAUDITED.items():
         for name in names:
             with suppress(AttributeError):  # not on every system
                 delattr(sys.modules[module], name)
 
 
 def make_hook(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
-    """An audit hook that refuses all but reading, and writing a few files in the folder."""
+    """Return an audit hook that allows only reading, and writing a few files in the folder."""
     opened = itertools.count(1)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -110,7 +109,7 @@ def make_hook(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
         count = _PATHS_OF[event]
         if not all(map(inside, arguments[:count])):
             raise PermissionError(f"{event} is refused outside {folder}")
-        # A path relative to an open folder, of which the hook does not learn where it is.
+        # The hook cannot know where a path relative to an open folder leads.
         if event != "open" and max(arguments[count:]) >= 0:
             raise PermissionError(f"{event} is refused beside open folders")
         if event == "open" and next(opened) > _MOST_FILES:
@@ -118,9 +117,9 @@ def make_hook(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
 
     def inside(path: Any) -> bool:
         if isinstance(path, int):
-            return True  # has been opened under this hook
+            return True  # an open file, which this hook has allowed
         name = os.path.realpath(os.fsdecode(path))
-        # The folder itself is what a file without a name is opened by.
+        # A file without a name is opened by its folder.
         return name == os.devnull or folder in (name, name.rpartition("/")[0])
 
     return hook

@@ -1,7 +1,6 @@
-"""What defines a run, before its weights are read, and the name that follows from it.
+"""All that defines a run, known before its weights are read.
 
-The name is the run id: a hash of all that defines the run, known before anything is decoded, so
-that a run that was broken off is found again.
+The run id is a hash of it, so that a later start finds the log of an interrupted run.
 """
 
 import dataclasses
@@ -27,17 +26,13 @@ from runs.metrics import scoring
 from runs.prompt_encoding import check_chat_template, encode_all
 from self_speculation.generator_base import ENGINE_VERSION
 
-# Which of the folder's weights are read, and where they lie. What else --model_args may say is
-# known otherwise, or changes neither tokens nor speed.
+# The other keys of --model_args change neither tokens nor speed, or are part of the identity.
 _DECISIVE_MODEL_ARGS = ("variant", "device_map", "max_memory")
 
 
 @dataclass(frozen=True)
 class RunDefinition:
-    """A run whose model and examples are found.
-
-    `prompt_ids` and `calibration_ids` are the tokens of the examples, as the model reads them.
-    """
+    """A run's flags, device, checkpoint, examples, and the tokens of the examples' prompts."""
 
     arguments: RunArguments
     runtime: Runtime
@@ -49,7 +44,7 @@ class RunDefinition:
 
     @cached_property
     def data_facts(self) -> dict[str, Any]:
-        """What a log says of the examples."""
+        """Return what a log says of the examples."""
         return {
             "evaluation": selection_facts(self.evaluated),
             "calibration": self.calibration and selection_facts(self.calibration),
@@ -58,17 +53,18 @@ class RunDefinition:
 
     @cached_property
     def scoring(self) -> dict[str, Any]:
-        """How texts are scored: one rule for all examples, whichever process decodes them."""
+        """Return how texts are scored: one rule for the examples of all processes."""
         return scoring(example.reference for example in self.evaluated.examples)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that defines the run: the same identity, the same tokens at the same speed.
+        """Return all that defines the run: equal identities, equal tokens, speed and scores.
 
-        And the same scores: tests that are executed are part of it. Prompts count by their tokens
-        too, since a chat template may put other words around the same text, such as the date.
+        Includes the prompts' tokens, because a chat template may add varying text, such as the
+        date.
         """
-        arguments, calibration = self.arguments, self.calibration_ids
+        arguments, ids = self.arguments, self.calibration_ids
+        calibration = None if ids is None else tokens_hash(ids)
         return (
             {
                 "dataset": arguments.data.dataset,
@@ -76,7 +72,7 @@ class RunDefinition:
                 "prompt_tokens_fingerprint": tokens_hash(self.prompt_ids),
                 "apply_chat_template": arguments.data.apply_chat_template,
                 "truncate_prompt": arguments.data.truncate_prompt,
-                "plan": plan_identity(arguments.prune, calibration and tokens_hash(calibration)),
+                "plan": plan_identity(arguments.prune, calibration),
                 "generation": decoding_identity(arguments.generation, arguments.stop_words),
             }
             | engine_identity(arguments.model, self.runtime, self.checkpoint)
@@ -89,10 +85,10 @@ class RunDefinition:
 
     @property
     def _tests_identity(self) -> dict[str, str]:
-        """Empty where no tests are run, so that such a run is called as it always was."""
+        """Empty if no tests run, so that the run ids of such runs stay the same."""
         if not self._executes:
             return {}
-        tests = (example.tests for example in self.evaluated.examples)
+        tests = (example.tests or "" for example in self.evaluated.examples)
         return {"tests_fingerprint": content_hash(*tests)}
 
     @property
@@ -103,7 +99,7 @@ class RunDefinition:
 def engine_identity(
     arguments: ModelArguments, runtime: Runtime, checkpoint: Checkpoint
 ) -> dict[str, Any]:
-    """What decodes, on what."""
+    """Return what identifies the model, the device and the engine."""
     facts, options = runtime.facts(), arguments.options
     return {
         "model_fingerprint": checkpoint.fingerprint,
@@ -128,7 +124,7 @@ def plan_identity(flags: PruneArguments, calibration: str | None) -> dict[str, A
 
 
 def decoding_identity(flags: GenerationArguments, stop_words: tuple[str, ...]) -> dict[str, Any]:
-    """The flags of decoding, those without effect on it set to None."""
+    """Return the flags of decoding; those without effect are None."""
     idle = [] if flags.sample else ["temperature", "top_k", "top_p", "seed"]
     if flags.generation_strategy == "autoregressive":
         idle.append("num_speculations")
@@ -138,9 +134,9 @@ def decoding_identity(flags: GenerationArguments, stop_words: tuple[str, ...]) -
 def define_run(
     arguments: RunArguments, prompts: tuple[Selection, Selection | None] | None
 ) -> RunDefinition:
-    """Settles the device and finds the model, and the examples unless they are local and known.
+    """Choose the device, find the model, and read the examples unless `prompts` has them.
 
-    The model comes first: one that is gated should not cost the download of a data set.
+    The model comes first, so that a gated model does not cost the download of a data set.
     """
     runtime = start(arguments.model, parallel=True)
     checkpoint = find_checkpoint(arguments.model)
@@ -150,40 +146,49 @@ def define_run(
     check_chat_template(arguments.data, checkpoint)
     seed = arguments.generation.seed
     found = prompts or get_prompts(arguments.data, arguments.prune, seed)
-    ids = [encode_all(arguments.data, checkpoint, selection) for selection in found]
+    ids = _encoded(arguments.data, checkpoint, found)
     return RunDefinition(arguments, runtime, checkpoint, *found, *ids)
 
 
+def _encoded(
+    data: DataArguments, checkpoint: Checkpoint, prompts: tuple[Selection, Selection | None]
+) -> tuple[list[list[int]], list[list[int]] | None]:
+    evaluated, calibration = prompts
+    ids = encode_all(data, checkpoint, evaluated)
+    return ids, None if calibration is None else encode_all(data, checkpoint, calibration)
+
+
 def run_definer() -> Callable[[RunArguments], RunDefinition]:
-    """Return a function that defines runs; it finds each model and reads each example once."""
+    """Return a function that defines runs, and finds each model and reads each example once."""
     checkpoint_of = functools.cache(find_checkpoint)
     prompts_of = functools.cache(get_prompts)
 
     @functools.cache
-    def ids_of(model: ModelArguments, data: DataArguments, *others: Any) -> list[Any]:
-        checkpoint = checkpoint_of(model)
-        return [encode_all(data, checkpoint, found) for found in prompts_of(data, *others)]
+    def ids_of(
+        model: ModelArguments, data: DataArguments, calibration: PruneArguments, seed: int
+    ) -> tuple[list[list[int]], list[list[int]] | None]:
+        return _encoded(data, checkpoint_of(model), prompts_of(data, calibration, seed))
 
-    def find(arguments: RunArguments) -> RunDefinition:
+    def define(arguments: RunArguments) -> RunDefinition:
         runtime = start(arguments.model, parallel=True)
         checkpoint = checkpoint_of(arguments.model)
         check_chat_template(arguments.data, checkpoint)
-        calibration = _what_calibrates(arguments.prune)
+        calibration = _calibration_flags(arguments.prune)
         drawn_by = arguments.data, calibration, arguments.generation.seed
         found, ids = prompts_of(*drawn_by), ids_of(arguments.model, *drawn_by)
         return RunDefinition(arguments, runtime, checkpoint, *found, *ids)
 
-    return find
+    return define
 
 
-def _what_calibrates(flags: PruneArguments) -> PruneArguments:
-    """The flags that decide on which examples a plan calibrates, the others as they come."""
+def _calibration_flags(flags: PruneArguments) -> PruneArguments:
+    """Return the flags with those reset that do not decide which examples calibrate the plan."""
     if not flags.calibrates():
         return PruneArguments()
     return dataclasses.replace(flags, prune_n=None, save_pruned=None)
 
 
 def selection_facts(selection: Selection) -> dict[str, Any]:
-    """Where examples come from, and a fingerprint of their texts."""
+    """Return where examples come from, and a fingerprint of their texts."""
     texts = ((e.example_id, e.prompt, e.reference) for e in selection.examples)
     return selection.facts() | {"fingerprint": content_hash(*itertools.chain(*texts))}

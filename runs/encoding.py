@@ -1,7 +1,6 @@
 """Examples with the tokens of their prompts."""
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 from command_line.errors import UsageError
 from command_line.messages import warn
@@ -10,12 +9,13 @@ from runs.definition import RunDefinition
 from runs.prompt_encoding import fitted, longest_prompt
 from self_speculation.llama_model_utils import position_limit
 
-_Made = TypeVar("_Made")
-
 
 @dataclass
 class EncodedExample:
-    """An example with its prompt as the model reads it; None where it exceeds the positions."""
+    """An example with its prompt's tokens; None if they exceed the model's positions.
+
+    `full_length` counts the prompt's tokens before it was cut.
+    """
 
     example: EvaluationExample
     full_length: int
@@ -23,10 +23,10 @@ class EncodedExample:
 
 
 def encode_examples(definition: RunDefinition) -> list[EncodedExample]:
-    """Examples with their prompts' tokens; a prompt that exceeds the model's positions is marked.
+    """Return the examples with their prompts' tokens.
 
-    With `--truncate_prompt` it is cut to its tail instead, as is one that leaves less room than
-    `--max_steps` asks for.
+    `--truncate_prompt` keeps the tail of a prompt that leaves no room for `--max_steps`. Raises
+    `UsageError` if every prompt exceeds the model's positions.
     """
     data, steps = definition.arguments.data, definition.arguments.generation.max_steps
     limit = position_limit(definition.checkpoint.config)
@@ -45,7 +45,7 @@ def encode_examples(definition: RunDefinition) -> list[EncodedExample]:
 def _warn_of_changing_factors(
     definition: RunDefinition, encoded: list[EncodedExample], limit: int
 ) -> None:
-    """Says how many answers end where LongRoPE changes its factors, instead of later."""
+    """Warn of answers that end early because LongRoPE changes its factors there."""
     config, steps = definition.checkpoint.config, definition.arguments.generation.max_steps
     lengths = [len(item.prompt_ids) for item in encoded if item.prompt_ids]
     ends = [(position_limit(config, length), length + steps - 1) for length in lengths]

@@ -1,4 +1,4 @@
-"""What is done where memory may not suffice for all of it."""
+"""Uses memory for as much as it suffices for."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,24 +15,29 @@ _Made = TypeVar("_Made")
 
 
 def within_memory(work: Callable[[], _Made]) -> _Made | None:
-    """What the work yields; None where memory does not suffice, and what it held is free again."""
+    """Return the work's result; None if memory runs out, after freeing what the work held."""
     try:
         return work()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    # Only here, where the error with its frames is gone, are their tensors.
+    # Free the cache after the except block: until then the traceback keeps the tensors alive.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
 
 
 def made_to_fit(sizes: list[int], make: Callable[[int], _Made]) -> _Made | None:
-    """What is made of the largest of these ascending sizes for which memory suffices.
+    """Make the largest of these ascending sizes for which memory suffices; None if no size fits.
 
-    None where it suffices for none. Mostly the first attempt, at the largest, is the only one;
-    else the largest that fits is found by halving, and made once more at the end.
+    Usually the largest size fits at the first attempt. If not, bisect for the largest size that
+    fits, and make it once more at the end.
     """
+
+    def fits(size: int) -> bool:
+        # Returns no object: two of them would not fit together.
+        return within_memory(lambda: make(size) is not None) or False
+
     if not sizes:
         return None
     made = within_memory(lambda: make(sizes[-1]))
@@ -41,8 +46,7 @@ def made_to_fit(sizes: list[int], make: Callable[[int], _Made]) -> _Made | None:
     fitting, failing = 0, len(sizes) - 1
     while fitting < failing:
         middle = (fitting + failing) // 2
-        # What was made goes at once: two would not fit together.
-        if within_memory(lambda size=sizes[middle]: make(size) is not None):
+        if fits(sizes[middle]):
             fitting = middle + 1
         else:
             failing = middle
@@ -55,9 +59,9 @@ def fitted_to_memory(
     flags: GenerationArguments,
     make: Callable[[int, list[int]], _Made],
 ) -> _Made:
-    """What is made for the longest prompt for which memory suffices, given a prompt to warm up.
+    """Call `make` with the tokens of the longest prompt that fits, and a prompt to warm up with.
 
-    Raises `FailedError` where it suffices for none.
+    Raises `FailedError` if memory suffices for no prompt.
     """
     prompts = [item.prompt_ids for item in encoded if item.prompt_ids]
     longest = {positions_for(definition, flags, ids): len(ids) for ids in sorted(prompts, key=len)}
@@ -77,5 +81,5 @@ def fitted_to_memory(
 def positions_for(
     definition: RunDefinition, flags: GenerationArguments, prompt_ids: list[int]
 ) -> int:
-    """The tokens for which a cache must have room to decode the prompt."""
+    """Return the tokens for which a cache needs room to decode the prompt."""
     return min(len(prompt_ids) + flags.max_steps, position_limit(definition.checkpoint.config))

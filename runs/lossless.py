@@ -1,82 +1,72 @@
-"""Self-speculative decoding held against plain decoding of the same model, prompt by prompt."""
+"""Compares self-speculative with plain decoding of the same model, prompt by prompt."""
 
 import dataclasses
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from arguments.generation import GenerationArguments
-from command_line.errors import InterruptedRunError
+from command_line.errors import reject
 from models.loading import LoadedModel
-from processes.progress import progress
-from pruned_model import PrunePlan
-from runs.check_log import CheckLog, Result
+from pruned_model import PruneModel, PrunePlan
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample, encode_examples
-from runs.experiment import check_alike, load_and_prune
+from runs.experiment import load_and_prune, work_once
 from runs.fitting import fitted_to_memory, positions_for, within_memory
+from runs.loop import fill_log
 from runs.measuring import make_record
 from runs.preparation import make_generator, save_as_asked
-from runs.record import RunRecord
+from runs.record import CHECK, RunRecord, VerdictRecord
+from runs.writer import LogWriter, resume
 from self_speculation.distribution import ALPHA, chi_square, needed_tokens, sample_sequences
 from self_speculation.equality import TIE_GAPS, first_difference, ties_allowed, verdict
 from self_speculation.output_text import OutputText
 from self_speculation.sampling import seeded_generator
 from self_speculation.text_generator import TextGenerator
 
+Result = dict[str, Any]
 
-def check_run(definition: RunDefinition, draws: int, command: str) -> tuple[Result, Path]:
-    """Checks all prompts of a run; returns the log, which is written anew after every one.
 
-    Of several processes each checks its share, and the leading one writes the log.
+def check_run(definition: RunDefinition, draws: int, command: str) -> tuple[RunRecord, Path]:
+    """Check all prompts of a run; return the log's record and its file.
+
+    The record's metrics are a summary and the examples' results. `draws` are taken of each prompt
+    if the flags ask for sampling.
     """
     ranks = definition.runtime.ranks
-    with ranks.together():
-        check_alike(definition)
-        loaded, pruned = load_and_prune(definition)
+
+    def work(loaded: LoadedModel, pruned: PruneModel, left: RunRecord | None) -> LogWriter:
         encoded = encode_examples(definition)
-        if ranks.leads:
-            save_as_asked(definition.arguments.prune, loaded, pruned)
+        pair = DecoderPair(definition, loaded, pruned.plan, encoded, draws)
+        save_as_asked(definition.arguments.prune, loaded, pruned, ranks)
         record = make_record(definition, loaded, pruned.plan, command)
-        pair = DecoderPair(definition, loaded, pruned.plan, encoded)
-        is_sampled = definition.arguments.generation.sample
-        found = pair.sampled(draws) if is_sampled else pair.greedy()
-        summarize = summarize_sampled if is_sampled else summarize_greedy
-        return _checked(definition, record, found, lambda all: summarize(all, loaded.model.dtype))
+        record.arguments["correctness"] = {"num_draws": draws}
+        if left:
+            record = resume(left, record)
+        writer = LogWriter(definition.arguments.log.output_dir, record, ranks, CHECK)
+        fill_log(writer, ranks, len(encoded), pair.compare, pair.summarize)
+        return writer
 
+    def check_left(left: RunRecord) -> None:
+        began = left.arguments.get("correctness", {}).get("num_draws", draws)
+        if definition.arguments.generation.sample and began != draws:
+            allowed = f"check {left.run_id} was begun with {began}; use another --output_dir"
+            reject("num_draws", draws, allowed)
 
-def _checked(
-    definition: RunDefinition,
-    record: RunRecord,
-    found: Iterator[tuple[int, Result]],
-    summarize: Callable[[list[Result]], Result],
-) -> tuple[Result, Path]:
-    """Takes the results in, and logs them as they come."""
-    ranks = definition.runtime.ranks
-    results = CheckLog(definition.arguments.log.output_dir, record, ranks)
-    status = "failed"
-    try:
-        with progress(ranks, len(definition.evaluated.examples)) as bar:
-            for index, result in found:
-                ranks.check()
-                results.add(index, result)
-                bar.advance()
-            results.merge(bar.refresh)
-        status = "complete"
-    except (KeyboardInterrupt, InterruptedRunError):
-        status = "interrupted"
-        if ranks.count > 1:
-            raise
-    finally:
-        log = results.finish(status, summarize)
-    return log, results.path
+    return work_once(definition, CHECK, load_and_prune, work, check_left)
 
 
 class DecoderPair:
-    """Both decoders of one pruned model, and what is found of them on every prompt."""
+    """Both decoders of one pruned model; compares them on the prompts of a run.
+
+    Greedy outputs are compared token by token. Sampled outputs are tested against the verifier's
+    probabilities.
+    """
 
     def __init__(
         self,
@@ -84,75 +74,72 @@ class DecoderPair:
         loaded: LoadedModel,
         plan: PrunePlan,
         encoded: list[EncodedExample],
+        draws: int,
     ) -> None:
         self._definition, self._loaded, self._plan = definition, loaded, plan
-        self._encoded = encoded
+        self._encoded, self._draws = encoded, draws
+        flags = definition.arguments.generation
+        if flags.sample:
+            steps = max(flags.max_steps, needed_tokens(flags.num_speculations))
+            flags = dataclasses.replace(flags, max_steps=steps)
+        self._flags = flags
+        self._plain, self._spoken = fitted_to_memory(definition, encoded, flags, self._make)
 
-    def greedy(self) -> Iterator[tuple[int, Result]]:
-        """The ids of both decoders, and where they part the model's gap between the tokens."""
-        flags = self._definition.arguments.generation
-        return self._found(flags, lambda item, *both: self._parted(item.prompt_ids, *both))
+    def compare(self, index: int) -> VerdictRecord:
+        """Compare both decoders on the prompt of this index."""
+        return VerdictRecord(index, self._compared(self._encoded[index]))
 
-    def sampled(self, draws: int) -> Iterator[tuple[int, Result]]:
-        """The distribution of speculation's draws, tested against the verifier's."""
-        flags = self._definition.arguments.generation
-        steps = max(flags.max_steps, needed_tokens(flags.num_speculations))
-        flags = dataclasses.replace(flags, max_steps=steps)
-        return self._found(flags, lambda item, *both: self._tested(item, *both, draws))
+    def summarize(
+        self, verdicts: list[VerdictRecord], new: Collection[int], seconds: float
+    ) -> dict[str, Any]:
+        """Return the summary of all verdicts, and the results that it summarizes."""
+        results, dtype = [one.result for one in verdicts], self._definition.runtime.dtype
+        if self._flags.sample:
+            return summarize_sampled(results, dtype)
+        return summarize_greedy(results, dtype)
 
-    def _found(
-        self, flags: GenerationArguments, compare: Callable[..., Result]
-    ) -> Iterator[tuple[int, Result]]:
-        """What comparing finds of this process's share, with the examples' places among all."""
-
-        def make(longest: int, prompt: list[int]) -> tuple[TextGenerator, TextGenerator]:
-            both = self._plain_generator(flags, longest), self._generator(flags, longest)
-            for one in both:
-                one.warm_up(prompt)  # allocates the cache
-            return both
-
-        both = fitted_to_memory(self._definition, self._encoded, flags, make)
-        for index, item in self._definition.runtime.ranks.share(list(enumerate(self._encoded))):
-            yield index, self._compared(item, flags, both, compare)
+    def _make(self, longest: int, prompt: list[int]) -> tuple[TextGenerator, TextGenerator]:
+        plain = dataclasses.replace(self._loaded, compiled=False)
+        both = (
+            self._generator(plain_flags(self._flags), plain, longest),
+            self._generator(self._flags, self._loaded, longest),
+        )
+        for one in both:
+            one.warm_up(prompt)  # allocates the cache
+        return both
 
     def _generator(
-        self, flags: GenerationArguments, longest: int, loaded: LoadedModel | None = None
+        self, flags: GenerationArguments, loaded: LoadedModel, longest: int
     ) -> TextGenerator:
         words = self._definition.arguments.stop_words
-        return make_generator(flags, loaded or self._loaded, self._plan, words, longest)
+        return make_generator(flags, loaded, self._plan, words, longest)
 
-    def _plain_generator(self, flags: GenerationArguments, longest: int) -> TextGenerator:
-        """What the other is held against: neither speculation nor compilation."""
-        plain = dataclasses.replace(self._loaded, compiled=False)
-        return self._generator(plain_flags(flags), longest, plain)
-
-    def _compared(
-        self,
-        item: EncodedExample,
-        flags: GenerationArguments,
-        both: tuple[TextGenerator, TextGenerator],
-        compare: Callable[..., Result],
-    ) -> Result:
+    def _compared(self, item: EncodedExample) -> Result:
         facts = {"example_id": item.example.example_id, "prompt_tokens": item.full_length}
-        if not item.prompt_ids:
+        ids, found = item.prompt_ids, None
+        if ids is None:
             return facts | {"verdict": "prompt_too_long"}
-        fits = positions_for(self._definition, flags, item.prompt_ids) <= both[0].engine.capacity
-        found = within_memory(lambda: compare(item, *both)) if fits else None
+        if positions_for(self._definition, self._flags, ids) <= self._plain.engine.capacity:
+            if self._flags.sample:
+                compare = partial(self._tested, ids, item.example.example_id)
+            else:
+                compare = partial(self._parted, ids)
+            found = within_memory(compare)
         return facts | (found or {"verdict": "out_of_memory"})
 
-    def _parted(self, ids: list[int], plain: TextGenerator, spoken: TextGenerator) -> Result:
-        one, made = plain.generate(ids).output_ids, spoken.generate(ids)
-        other = made.output_ids
-        model, tokenizer = self._loaded.model, self._loaded.tokenizer
-        found = first_difference(model, ids, one, other)
-        result = {
-            "verdict": verdict(found, model.dtype),
+    def _parted(self, ids: list[int]) -> Result:
+        """Compare the tokens; where they differ, add the gap between their logits."""
+        made = self._spoken.generate(ids)
+        one, other = self._plain.generate(ids).output_ids, made.output_ids
+        found = first_difference(self._loaded.model, ids, one, other)
+        result: Result = {
+            "verdict": verdict(found, self._definition.runtime.dtype),
             "tokens": len(one),
             "drafted": made.drafted_tokens,
             "difference": None,
         }
         if found:
-            text_of = OutputText(tokenizer, ids + one[: found.position], special=True)
+            text_of = OutputText(self._loaded.tokenizer, ids + one[: found.position], special=True)
             result["difference"] = {
                 "position": found.position,
                 "logit_gap": found.logit_gap if found.logit_gap < float("inf") else None,
@@ -161,17 +148,15 @@ class DecoderPair:
             }
         return result
 
-    def _tested(
-        self, item: EncodedExample, plain: TextGenerator, spoken: TextGenerator, draws: int
-    ) -> Result:
-        strategy, ids = spoken.strategy, item.prompt_ids
-        needed = needed_tokens(strategy.config.num_speculations)
-        if needed >= strategy.engine.room_after(len(ids)):
+    def _tested(self, ids: list[int], name: str) -> Result:
+        """Test how speculation's draws are distributed; `summarize_sampled` gives the verdict."""
+        strategy = self._spoken.strategy
+        if needed_tokens(self._flags.num_speculations) >= strategy.engine.room_after(len(ids)):
             return {"verdict": "prompt_too_long"}
-        seed, name = self._definition.arguments.generation.seed, item.example.example_id
-        generator = seeded_generator(strategy.engine.device, seed, name, "law")
-        observed, expected = sample_sequences(strategy, ids, generator, draws, plain.strategy)
-        result = {
+        generator = seeded_generator(strategy.engine.device, self._flags.seed, name, "law")
+        judge = self._plain.strategy
+        observed, expected = sample_sequences(strategy, ids, generator, self._draws, judge)
+        result: Result = {
             "draws": observed.total(),
             "sequences": len(observed),
             "likely_sequences": len(expected),
@@ -184,25 +169,24 @@ class DecoderPair:
 
 
 def plain_flags(flags: GenerationArguments) -> GenerationArguments:
-    """The same decoding, without speculation."""
+    """Return the flags of the same decoding without speculation."""
     return dataclasses.replace(
         flags, generation_strategy="autoregressive", exit_layer=-1, num_speculations=-1
     )
 
 
-def summarize_greedy(results: list[Result], dtype: torch.dtype) -> Result:
-    """Verdicts counted, and the share of tokens before the first difference."""
+def summarize_greedy(results: list[Result], dtype: torch.dtype) -> dict[str, Any]:
+    """Count the verdicts, and the share of tokens before the first difference."""
     compared = [one for one in results if "tokens" in one]
     tokens = sum(one["tokens"] for one in compared)
-    parted = [one["difference"] for one in compared if one["difference"]]
-    gaps = [one["logit_gap"] for one in parted if one["logit_gap"] is not None]
-    lost = sum(
-        one["tokens"] - one["difference"]["position"] for one in compared if one["difference"]
-    )
+    parted = [one for one in compared if one["difference"]]
+    gaps = [one["difference"]["logit_gap"] for one in parted]
+    gaps = [gap for gap in gaps if gap is not None]
+    lost = sum(one["tokens"] - one["difference"]["position"] for one in parted)
     counts = Counter(one["verdict"] for one in results)
     tested = sum(one["drafted"] > 0 for one in compared)
     holds = not counts["wrong"] and counts["tie"] <= ties_allowed(tokens)
-    return {
+    summary = {
         "verdicts": dict(counts),
         "tested": tested,
         "tokens": tokens,
@@ -212,33 +196,41 @@ def summarize_greedy(results: list[Result], dtype: torch.dtype) -> Result:
         "largest_logit_gap": max(gaps, default=None),
         "lossless": _proven(dtype, tested, holds),
     }
+    return {"summary": summary, "examples": results}
 
 
-def summarize_sampled(results: list[Result], dtype: torch.dtype) -> Result:
-    """Calls wrong what the distribution makes too unlikely; marks the results with it.
+def summarize_sampled(results: list[Result], dtype: torch.dtype) -> dict[str, Any]:
+    """Give every tested prompt its verdict: wrong if its draws are too unlikely.
 
-    The level is shared by the prompts, so that any of them is called wrong by mistake with a
-    probability of about `ALPHA`. Chi-square is an approximation, worst far out in its tail: twice
-    `ALPHA` for one prompt, and five times, at worst fifteen, where more than a hundred share it.
-    In half precision they are only told of, as both passes round otherwise.
+    The prompts share the level, so that a correct decoder has a prompt called wrong with a
+    probability of about `ALPHA`. Chi-square is an approximation, and worst far out in its tail: the
+    probability is twice `ALPHA` for one prompt, and five, at worst fifteen, times `ALPHA` for more
+    than a hundred. In half precision a verdict is "different" instead of "wrong", because the two
+    passes round differently.
     """
-    tested = [one for one in results if one["verdict"] == "tested"]
-    level = ALPHA / max(len(tested), 1)
+    p_values = [one["chi_square"]["p_value"] for one in results if one["verdict"] == "tested"]
+    level = ALPHA / max(len(p_values), 1)
     refused = "wrong" if dtype in TIE_GAPS else "different"
-    for one in tested:
-        one["verdict"] = "equal" if one["chi_square"]["p_value"] >= level else refused
-    counts = Counter(one["verdict"] for one in results)
-    return {
+
+    def judged(one: Result) -> Result:
+        if one["verdict"] != "tested":
+            return one
+        return one | {"verdict": "equal" if one["chi_square"]["p_value"] >= level else refused}
+
+    examples = [judged(one) for one in results]
+    counts = Counter(one["verdict"] for one in examples)
+    summary = {
         "verdicts": dict(counts),
-        "tested": len(tested),
+        "tested": len(p_values),
         "draws": sum(one.get("draws", 0) for one in results),
         "alpha": ALPHA,
         "level": level,
-        "smallest_p_value": min((one["chi_square"]["p_value"] for one in tested), default=None),
-        "lossless": _proven(dtype, len(tested), not counts["wrong"]),
+        "smallest_p_value": min(p_values, default=None),
+        "lossless": _proven(dtype, len(p_values), not counts["wrong"]),
     }
+    return {"summary": summary, "examples": examples}
 
 
 def _proven(dtype: torch.dtype, tested: int, holds: bool) -> bool | None:
-    """Half precision proves nothing, nor does what was never tested."""
+    """Return None if nothing is proven: in half precision, or without a tested prompt."""
     return holds if dtype in TIE_GAPS and (tested or not holds) else None

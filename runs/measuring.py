@@ -1,41 +1,35 @@
 """Decodes the examples of a run, times and scores them."""
 
 import dataclasses
-import time
+from collections.abc import Collection
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import torch
 
-from command_line.errors import InterruptedRunError
+from data import EvaluationExample
 from files.commit import current_commit
 from models.loading import LoadedModel
-from processes.progress import progress
 from pruned_model import PrunePlan
 from runs.code_execution import passes
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample
 from runs.fitting import fitted_to_memory, positions_for, within_memory
+from runs.loop import fill_log
 from runs.metrics import summarize, text_scores, throughput
-from runs.preparation import (
-    exit_layer_facts,
-    make_generator,
-    model_facts,
-)
+from runs.preparation import exit_layer_facts, make_generator, model_facts
 from runs.record import RunRecord, SampleRecord
-from runs.writer import RunWriter
+from runs.writer import RunWriter, resume
 from self_speculation.generator_base import Generation
 from self_speculation.text_generator import TextGenerator
-
-_Made = TypeVar("_Made")
 
 
 def generator_for(
     definition: RunDefinition, loaded: LoadedModel, plan: PrunePlan, encoded: list[EncodedExample]
 ) -> TextGenerator:
-    """A warm decoder with room for all prompts, or for the longest for which memory suffices.
+    """Return a warm decoder with room for the longest prompt that memory allows.
 
-    Raises `FailedError` where it suffices for none.
+    Raises `FailedError` if memory suffices for no prompt.
     """
     flags, words = definition.arguments.generation, definition.arguments.stop_words
 
@@ -51,7 +45,7 @@ def generator_for(
 def make_record(
     definition: RunDefinition, loaded: LoadedModel, plan: PrunePlan, command: str
 ) -> RunRecord:
-    """What the log says before the first token: all that defines the run, and where it is."""
+    """Return what a log says before the first token: what defines the run, and where it runs."""
     return RunRecord(
         identity=definition.identity,
         command=command,
@@ -70,91 +64,81 @@ def measure(
     generator: TextGenerator,
     encoded: list[EncodedExample],
     record: RunRecord,
+    left: RunRecord | None,
 ) -> RunWriter:
-    """Decodes every example that the log lacks; an interruption leaves what was done."""
+    """Decode every example that the log lacks; `left` is the log's record of an earlier start."""
     ranks = definition.runtime.ranks
     definition.runtime.reset_peak_memory()
-    writer = RunWriter(definition.arguments.log.output_dir, record, ranks)
-    missing = [index for index in range(len(encoded)) if index not in writer.done]
-    if writer.done:
-        print(f"{writer.path.name} goes on: {len(writer.done)} of {len(encoded)} prompts are done")
-    status, started = "failed", time.perf_counter()
-    try:
-        with progress(ranks, len(encoded), len(writer.done)) as bar:
-            for index in ranks.share(missing):
-                ranks.check()
-                sample = measure_example(definition, generator, index, encoded[index])
-                writer.add(sample)
-                bar.advance()
-            writer.merge(bar.refresh)
-        status = "complete"
-    except (KeyboardInterrupt, InterruptedRunError):
-        status = "interrupted"
-        if ranks.count > 1:
-            raise
-    finally:
-        seconds = time.perf_counter() - started
-        samples = writer.samples if status == "complete" else writer.finished()
-        together = throughput(samples, missing, seconds, ranks.count)
+
+    def examine(index: int) -> SampleRecord:
+        return measure_example(definition, generator, index, encoded[index])
+
+    def summarized(
+        samples: list[SampleRecord], new: Collection[int], seconds: float
+    ) -> dict[str, Any]:
+        together = throughput(samples, new, seconds, ranks.count)
         summary = summarize(samples, definition.scoring["bleu_tokenizer"])
-        writer.finish(status, summary | {"throughput": together})
+        return summary | {"throughput": together}
+
+    output_dir = definition.arguments.log.output_dir
+    writer = RunWriter(output_dir, resume(left, record) if left else record, ranks)
+    fill_log(writer, ranks, len(encoded), examine, summarized)
     return writer
 
 
 def measure_example(
     definition: RunDefinition, generator: TextGenerator, index: int, item: EncodedExample
 ) -> SampleRecord:
-    """Decodes one example and scores its text."""
-    example, flags = item.example, definition.arguments.generation
-    sample = SampleRecord(
+    """Decode one example and score its text."""
+    skipped = SampleRecord(
         index,
-        example.example_id,
+        item.example.example_id,
         item.full_length,
-        example.reference,
+        item.example.reference,
+        status="prompt_too_long",
         ranks=definition.runtime.ranks.count,
         threads=torch.get_num_threads(),
     )
-    if item.prompt_ids is None:
-        sample.status = "prompt_too_long"
-        return sample
-    fits = positions_for(definition, flags, item.prompt_ids) <= generator.engine.capacity
-    decode = partial(_decode, definition, generator, item, sample)
-    fits = fits and within_memory(decode)
-    sample.status = "done" if fits else "out_of_memory"
-    sample.peak_memory_bytes = definition.runtime.peak_memory_bytes()
-    return sample
+    ids, decoded = item.prompt_ids, None
+    if ids is None:
+        return skipped
+    if positions_for(definition, definition.arguments.generation, ids) <= generator.engine.capacity:
+        decoded = within_memory(partial(_decode, definition, generator, item.example, ids))
+    values = decoded or {"status": "out_of_memory"}
+    peak = definition.runtime.peak_memory_bytes()
+    return dataclasses.replace(skipped, **values, peak_memory_bytes=peak)
 
 
 def _decode(
-    definition: RunDefinition, generator: TextGenerator, item: EncodedExample, sample: SampleRecord
-) -> bool:
-    """Fills in what decoding the example yields."""
-    example, seed = item.example, definition.arguments.generation.seed
-    made = generator.generate(item.prompt_ids, seed, example.example_id)
-    sample.full_step = _time_full_step(generator, item.prompt_ids, made)
-    sample.prompt_tokens = made.prompt_tokens
-    sample.prediction = made.text
-    sample.output_ids = made.output_ids
-    sample.stop_reason = made.stop_reason
-    sample.prefill_seconds = made.prefill_seconds
-    sample.decode_seconds = made.decode_seconds
-    sample.steps = {name: dataclasses.asdict(step) for name, step in made.steps.items()}
-    sample.rounds = made.rounds
-    tokenize = definition.scoring["bleu_tokenizer"]
-    sample.scores = text_scores(made.text, example.reference, tokenize)
+    definition: RunDefinition, generator: TextGenerator, example: EvaluationExample, ids: list[int]
+) -> dict[str, Any]:
+    """Return the fields of the example's record that decoding determines."""
+    made = generator.generate(ids, definition.arguments.generation.seed, example.example_id)
+    full_step = _time_full_step(generator, ids, made)
+    scores = text_scores(made.text, example.reference, definition.scoring["bleu_tokenizer"])
     if example.tests is not None:
-        program = f"{example.content}{made.text}\n{example.tests}"
-        sample.scores["pass@1"] = float(passes(program))
-    return True
+        scores["pass@1"] = float(passes(f"{example.content}{made.text}\n{example.tests}"))
+    return {
+        "status": "done",
+        "prompt_tokens": made.prompt_tokens,
+        "prediction": made.text,
+        "output_ids": made.output_ids,
+        "stop_reason": made.stop_reason,
+        "prefill_seconds": made.prefill_seconds,
+        "decode_seconds": made.decode_seconds,
+        "steps": {name: dataclasses.asdict(step) for name, step in made.steps.items()},
+        "full_step": full_step,
+        "rounds": made.rounds,
+        "scores": scores,
+    }
 
 
 def _time_full_step(
-    generator: TextGenerator, prompt_ids: list[int], made: Generation
+    generator: TextGenerator, ids: list[int], made: Generation
 ) -> dict[str, float] | None:
-    """A yardstick for speculative rounds; None for other outputs, which are made of steps.
+    """Time full steps as a yardstick for speculative rounds; return None for other outputs.
 
-    After early exit, the last layers hold nothing that a full step could attend to.
+    Plain outputs consist of steps. After early exit, the last layers have cached nothing that a
+    full step could attend to.
     """
-    if not made.rounds:
-        return None
-    return dataclasses.asdict(generator.time_full_step(prompt_ids[-1]))
+    return dataclasses.asdict(generator.time_full_step(ids[-1])) if made.rounds else None

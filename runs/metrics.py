@@ -12,11 +12,11 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 from sacrebleu import corpus_bleu, sentence_bleu
 
-from runs.record import SampleRecord
+from runs.record import DoneSample, SampleRecord, is_done
 
 ROUGE_TOKENIZER = "unicode-words"  # `words`; a change of its rule needs another name
 _ROUGE = {"rouge-l": "rougeL", "rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-3": "rouge3"}
-# Scripts without spaces between words: their words are known to dictionaries alone.
+# Scripts without spaces between words; only a dictionary could separate their words.
 _SCRIPTS = ("Hani", "Hira", "Kana", "Thai", "Laoo", "Khmr", "Mymr")
 _UNSPACED = "[" + "".join(rf"\p{{scx={script}}}" for script in _SCRIPTS) + "]"
 _CHARACTER = rf"(?={_UNSPACED})[\p{{L}}\p{{Nl}}]\p{{M}}*"
@@ -28,12 +28,12 @@ _HAN_WORD = regex.compile(r"\p{scx=Hani}")
 
 
 def words(text: str) -> list[str]:
-    """The text's words for ROUGE: runs of letters and digits of any script, in lower case.
+    """Return the text's words for ROUGE: runs of letters and digits of any script, in lower case.
 
-    - ASCII text has the words that rouge_score's own tokenizer finds, which knows no other letters.
+    - ASCII text has the words that rouge_score's own tokenizer finds; it reads no other letters.
     - Chinese, Japanese, Thai, Lao, Khmer and Burmese do not separate words: each letter with its
-      marks is one.
-    - Letters are compared in the normal form NFC, so that an accent may be a character of its own.
+      marks counts as a word.
+    - The normal form NFC makes letters equal whether or not their accent is a separate character.
     """
     return _WORD.findall(unicodedata.normalize("NFC", text.lower()))
 
@@ -49,12 +49,12 @@ _ROUGE_SCORER = RougeScorer(list(_ROUGE.values()), tokenizer=_UnicodeWords())
 
 
 def scoring(references: Iterable[str]) -> dict[str, Any]:
-    """How texts are compared with these references, for the log: the names of both tokenizers.
+    """Return the names of the tokenizers of ROUGE and BLEU for these references, for the log.
 
-    BLEU's is sacrebleu's own choice where that needs no other package: 13a, and zh for Chinese.
-    Other texts without spaces are compared by char. The references' words decide, most of them
-    together, so that all texts of a run have one tokenizer. `ascii_words`: the references have no
-    other words than earlier releases saw, too.
+    The majority of the references' words decides, so that all texts of a run have one tokenizer.
+    BLEU's is sacrebleu's own choice if that needs no other package: 13a, and zh for Chinese. Other
+    texts without spaces are compared by char. `ascii_words`: all words are ASCII, which earlier
+    releases read as well.
     """
     kinds = Counter(_kind(word) for reference in references for word in words(reference))
     unspaced = kinds["han"] + kinds["unspaced"]
@@ -80,10 +80,10 @@ def _kind(word: str) -> str:
 def text_scores(
     prediction: str, reference: str, bleu_tokenizer: str | None = None
 ) -> dict[str, float]:
-    """Scores one text: ROUGE F-measures and BLEU in [0, 1], exact match, edits in characters.
+    """Score one text: ROUGE F-measures and BLEU in [0, 1], exact match, edit distance.
 
-    Exact match is 0 or 1; texts are equal where they are so without white space at their ends, by
-    code points, as is the distance. `bleu_tokenizer` is `scoring`'s, by default for this text.
+    Exact match is 0 or 1 and ignores white space at both ends. It and the distance compare code
+    points. `bleu_tokenizer` is the one of `scoring`, by default for this reference alone.
     """
     tokenize = bleu_tokenizer or scoring([reference])["bleu_tokenizer"]
     rouge = _ROUGE_SCORER.score(target=reference, prediction=prediction)
@@ -95,27 +95,27 @@ def text_scores(
 
 
 def summarize(samples: list[SampleRecord], bleu_tokenizer: str | None = None) -> dict[str, Any]:
-    """A run's metrics, from its samples alone.
+    """Return a run's metrics, computed from its samples alone.
 
-    - `predicted_text`: means of the texts' scores; BLEU over the whole corpus, by the tokenizer
-      that `scoring` names for it, or for the references of these samples.
-    - `acceptance_rate`: `mean` per prompt, `token_weighted` accepted / drafted over all;
-      `by_position` the share of first, second, ... drafts of a round that were accepted.
-    - `total_time`, `time_per_token`, `tokens_per_second`: per prompt; seconds, the latter two over
-      decoding alone. `tokens_per_second` also `token_weighted`: all tokens by all seconds.
-    - `step_seconds`: one draft, verify, full or early_exit pass with its choice of a token.
+    - `predicted_text`: means of the texts' scores; BLEU is that of the whole corpus.
+    - `acceptance_rate`: `mean` per prompt; `token_weighted`: all accepted / all drafted;
+      `by_position`: the accepted share of first, second, ... drafts of a round.
+    - `total_time`, `time_per_token`, `tokens_per_second`: per prompt, in seconds; the latter two
+      cover decoding alone. `token_weighted`: all tokens / all seconds.
+    - `step_seconds`: a draft, verify, full or early_exit pass with its choice of a token.
     - `speedup_over_full_steps`: decoding by full steps / this run's decoding; `predicted` by
-      (k r + 1) / (k c + v), `bound` the same were every draft accepted, `measured` against the
+      (k r + 1) / (k c + v), `bound` the same if every draft were accepted, `measured` against the
       full steps timed in the same run.
-    - `round_overhead`: decoding seconds beyond those of all passes, as a fraction of the latter.
-    - `counts` of prompts, tokens and passes; prompts that were skipped are longer than the model's
-      positions, and those that failed found too little memory.
-    - `peak_memory_bytes`: the most that the process held.
-    - `throughput`, which `throughput` adds.
-    - `timed`: ranks and threads of the prompts that everything in seconds is of, and their number.
-      A run that went on with other threads is timed by those prompts that are most.
+    - `round_overhead`: decoding seconds outside all passes / seconds of all passes.
+    - `counts` of prompts, tokens and passes; skipped prompts exceed the model's positions, failed
+      prompts exceed its memory.
+    - `peak_memory_bytes`: the most memory that a process held.
+    - `timed`: ranks, threads and number of the prompts behind all timings: the largest group with
+      one rank and thread count.
+
+    `measure` adds `throughput`.
     """
-    done = [sample for sample in samples if sample.status == "done"]
+    done = [sample for sample in samples if is_done(sample)]
     timed = _timed_alike(done)
     steps = _total_steps(timed)
     step_seconds = _step_seconds(timed, steps)
@@ -145,10 +145,9 @@ def summarize(samples: list[SampleRecord], bleu_tokenizer: str | None = None) ->
 def throughput(
     samples: list[SampleRecord], indices: Collection[int], seconds: float, ranks: int
 ) -> dict[str, float]:
-    """What all processes did together in the seconds since the latest start began to decode.
+    """Return the joint speed of the latest start's processes, which decoded these `indices`.
 
-    The examples with these `indices` were left to its `ranks` processes. Prompts, scores and files
-    take their part of the time, as does whatever process ends last.
+    The seconds include scores, files and the wait for the last process.
     """
     chosen = set(indices)
     new = [sample for sample in samples if sample.index in chosen]
@@ -163,53 +162,55 @@ def throughput(
 
 
 def predicted_speedup(k: float, r: float, c: float, v: float) -> float:
-    """(k r + 1) / (k c + v): tokens a speculative round yields over its cost in full steps.
+    """Return (k r + 1) / (k c + v): the tokens of a speculative round / its cost in full steps.
 
-    k tokens drafted a round, r the share accepted, c a draft step and v a verify pass, both in full
-    steps (Leviathan et al. 2023, with a verify pass that need not cost one step).
+    k: tokens drafted per round; r: the share accepted; c, v: a draft step and a verify pass, in
+    full steps (Leviathan et al. 2023, where v is 1).
     """
     return (k * r + 1) / (k * c + v)
 
 
-def _timed_alike(done: list[SampleRecord]) -> list[SampleRecord]:
-    """The samples of the most common ranks and threads, whose seconds may be averaged."""
-    groups: dict[tuple[int, int], list[SampleRecord]] = {}
+def _timed_alike(done: list[DoneSample]) -> list[DoneSample]:
+    """Return the largest group of samples with one rank and thread count."""
+    groups: dict[tuple[int, int], list[DoneSample]] = {}
     for sample in done:
         groups.setdefault((sample.ranks, sample.threads), []).append(sample)
     return max(groups.values(), key=len, default=[])
 
 
 def _decoded(sample: SampleRecord) -> int:
-    """Tokens that decoding made: all but the first."""
+    """Return the tokens that decoding yielded: all but the first."""
     return len(sample.output_ids) - 1
 
 
-def _seconds_per_token(sample: SampleRecord) -> float:
+def _seconds_per_token(sample: DoneSample) -> float:
     return sample.decode_seconds / _decoded(sample)
 
 
-def _text_summary(done: list[SampleRecord], bleu_tokenizer: str | None) -> dict[str, float | None]:
+def _text_summary(done: list[DoneSample], bleu_tokenizer: str | None) -> dict[str, float | None]:
     if not done:
         return dict.fromkeys([*_ROUGE, "bleu_score", "exact_match", "edit_distance"])
-    means = {key: statistics.fmean(s.scores[key] for s in done) for key in done[0].scores}
+    means: dict[str, float | None] = {
+        key: statistics.fmean(s.scores[key] for s in done) for key in done[0].scores
+    }
     predictions, references = [s.prediction for s in done], [s.reference for s in done]
     tokenize = bleu_tokenizer or scoring(references)["bleu_tokenizer"]
     bleu = corpus_bleu(predictions, [references], tokenize=tokenize)
     return means | {"bleu_score": bleu.score / 100}
 
 
-def _acceptance(done: list[SampleRecord]) -> dict[str, float | None]:
+def _acceptance(done: list[DoneSample]) -> dict[str, float | list[float] | None]:
     drafting = [sample for sample in done if sample.drafted_tokens]
     accepted = sum(s.accepted_tokens for s in drafting)
-    rates = _spread(s.accepted_tokens / s.drafted_tokens for s in drafting)
+    rates: dict[str, Any] = _spread(s.accepted_tokens / s.drafted_tokens for s in drafting)
     return rates | {
         "token_weighted": _ratio(accepted, sum(s.drafted_tokens for s in drafting)),
         "by_position": _acceptance_by_position(drafting),
     }
 
 
-def _acceptance_by_position(drafting: list[SampleRecord]) -> list[float] | None:
-    """Of the rounds that drafted a j-th token, the share that accepted it; j = 1, 2, ..."""
+def _acceptance_by_position(drafting: list[DoneSample]) -> list[float] | None:
+    """Return the share of j-th drafts that were accepted, for j = 1, 2, ..."""
     rounds = Counter(tuple(pair) for sample in drafting for pair in sample.rounds)
     longest = max((drafted for drafted, _ in rounds), default=0)
     shares = []
@@ -220,7 +221,7 @@ def _acceptance_by_position(drafting: list[SampleRecord]) -> list[float] | None:
     return shares or None
 
 
-def _total_steps(done: list[SampleRecord]) -> dict[str, dict[str, float]]:
+def _total_steps(done: list[DoneSample]) -> dict[str, dict[str, float]]:
     totals: dict[str, dict[str, float]] = {}
     for sample in done:
         for name, step in sample.steps.items():
@@ -231,7 +232,7 @@ def _total_steps(done: list[SampleRecord]) -> dict[str, dict[str, float]]:
 
 
 def _step_seconds(
-    done: list[SampleRecord], steps: dict[str, dict[str, float]]
+    done: list[DoneSample], steps: dict[str, dict[str, float]]
 ) -> dict[str, float | None]:
     yardstick = [sample.full_step for sample in done if sample.full_step]
     full = yardstick or ([steps["full"]] if "full" in steps else [])
@@ -245,15 +246,15 @@ def _step_seconds(
 
 
 def _speedup(
-    done: list[SampleRecord], step_seconds: dict[str, float | None]
+    done: list[DoneSample], step_seconds: dict[str, float | None]
 ) -> dict[str, float | None]:
     drafted = sum(sample.drafted_tokens for sample in done)
-    if not drafted:
+    draft, verify, full = (step_seconds[name] for name in ("draft", "verify", "full"))
+    if not (drafted and draft and verify and full):
         return {"predicted": None, "bound": None, "measured": None}
     k = drafted / sum(len(sample.rounds) for sample in done)
     r = sum(sample.accepted_tokens for sample in done) / drafted
-    full = step_seconds["full"]
-    c, v = step_seconds["draft"] / full, step_seconds["verify"] / full
+    c, v = draft / full, verify / full
     by_full_steps = sum(map(_decoded, done)) * full
     return {
         "predicted": predicted_speedup(k, r, c, v),
@@ -262,13 +263,13 @@ def _speedup(
     }
 
 
-def _round_overhead(done: list[SampleRecord], steps: dict[str, dict[str, float]]) -> float | None:
+def _round_overhead(done: list[DoneSample], steps: dict[str, dict[str, float]]) -> float | None:
     passes = sum(step["seconds"] for step in steps.values())
     return sum(sample.decode_seconds for sample in done) / passes - 1 if passes else None
 
 
 def _counts(
-    samples: list[SampleRecord], done: list[SampleRecord], steps: dict[str, dict[str, float]]
+    samples: list[SampleRecord], done: list[DoneSample], steps: dict[str, dict[str, float]]
 ) -> dict[str, int]:
     return {
         "prompts": len(samples),

@@ -1,7 +1,7 @@
-"""A model as the flags ask for it: loaded, pruned and with a decoder. All scripts go this way."""
+"""Loads a model, prunes it and makes its decoder, as the flags say. All scripts use it."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,11 +35,11 @@ def decide_plan(
     calibration_ids: list[list[int]] | None,
     ranks: Ranks = ALONE,
 ) -> PrunePlan:
-    """Which layers the flags remove. Long prompts calibrate with their tail."""
+    """Return the plan that the flags ask for. Long prompts calibrate with their tail."""
 
     def prompts() -> list[torch.Tensor]:
         limit = position_limit(loaded.config)
-        return [torch.tensor([ids[-limit:]]) for ids in calibration_ids]
+        return [torch.tensor([ids[-limit:]]) for ids in calibration_ids or []]
 
     return make_plan(pruning, loaded.model, prompts, ranks)
 
@@ -47,25 +47,22 @@ def decide_plan(
 def prune(
     pruning: PruneArguments, generation: GenerationArguments, loaded: LoadedModel, plan: PrunePlan
 ) -> PruneModel:
-    """Removes the layers, once it is sure that exit layer and `--save_pruned` fit the plan."""
-    kept_exit_layer(generation, plan)  # refuses one that leaves no layers on a side
+    """Remove the layers, after checking that exit layer and `--save_pruned` fit the plan."""
+    plan.kept_exit_layer(generation.exit_layer)  # raises if no layer would draft, or none verify
     if pruning.save_pruned:
-        is_saved(pruning.save_pruned, plan, loaded.fingerprint)  # refuses another model's
+        is_saved(pruning.save_pruned, plan, loaded.fingerprint)  # raises for another model's folder
     pruned = PruneModel(loaded.model, plan)
     pruned.prune()
     return pruned
 
 
-def save_as_asked(pruning: PruneArguments, loaded: LoadedModel, pruned: PruneModel) -> None:
-    """Obeys `--save_pruned`, unless an earlier start has done so."""
+def save_as_asked(
+    pruning: PruneArguments, loaded: LoadedModel, pruned: PruneModel, ranks: Ranks
+) -> None:
+    """Obey `--save_pruned` in the leading process, unless an earlier start has saved the model."""
     folder = pruning.save_pruned
-    if folder and not is_saved(folder, pruned.plan, loaded.fingerprint):
+    if folder and ranks.leads and not is_saved(folder, pruned.plan, loaded.fingerprint):
         pruned.save(loaded.tokenizer, folder, loaded.fingerprint)
-
-
-def kept_exit_layer(flags: GenerationArguments, plan: PrunePlan) -> int | None:
-    """Kept layers that draft: None without `--exit_layer`, which counts original ones."""
-    return None if flags.exit_layer == -1 else plan.kept_exit_layer(flags.exit_layer)
 
 
 def make_generator(
@@ -75,11 +72,11 @@ def make_generator(
     stop_words: tuple[str, ...],
     prompt_tokens: int,
 ) -> TextGenerator:
-    """The decoder that the flags describe, its cache sized for such a prompt and its output."""
-    _check_stop_token_ids(flags, loaded.model.config.vocab_size)
+    """Return the flags' decoder; its cache has room for a prompt of this length and its output."""
+    _check_stop_token_ids(flags, loaded.config.vocab_size)
     config = GenerationConfig(
         max_steps=flags.max_steps,
-        kept_exit_layer=kept_exit_layer(flags, plan),
+        kept_exit_layer=plan.kept_exit_layer(flags.exit_layer),
         num_speculations=flags.num_speculations,
         sampling=SamplingRule(
             flags.sample,
@@ -91,7 +88,7 @@ def make_generator(
         stop_words=stop_words,
         stop_token_ids=tuple(flags.stop_token_ids),
     )
-    capacity = min(prompt_tokens + flags.max_steps, position_limit(loaded.model.config))
+    capacity = min(prompt_tokens + flags.max_steps, position_limit(loaded.config))
     strategy = flags.generation_strategy
     try:
         return TextGenerator(
@@ -107,7 +104,7 @@ def _check_stop_token_ids(flags: GenerationArguments, vocabulary: int) -> None:
 
 
 def model_facts(loaded: LoadedModel, plan: PrunePlan) -> dict[str, Any]:
-    """What a log says of the model, once its layers are removed."""
+    """Return what a log says of the pruned model."""
     return {
         "name": loaded.name,
         "fingerprint": loaded.fingerprint,
@@ -121,18 +118,17 @@ def model_facts(loaded: LoadedModel, plan: PrunePlan) -> dict[str, Any]:
 
 
 def exit_layer_facts(flags: GenerationArguments, plan: PrunePlan) -> dict[str, int | None]:
-    """The exit layer in layers of the original model, and in those that are left."""
-    kept = kept_exit_layer(flags, plan)
+    """Return the exit layer, counted in layers of the original model and in kept layers."""
+    kept = plan.kept_exit_layer(flags.exit_layer)
     return {"original": None if kept is None else flags.exit_layer, "kept": kept}
 
 
 @dataclass
 class PreparedModel:
-    """A model whose layers are removed; it answers prompts as any flags of decoding say.
+    """A pruned model that answers prompts with any flags of decoding.
 
-    `checkpoint` and `runtime` tell where it came from, `pruned` what was removed, `calibration`
-    and `calibration_ids` the examples that decided on it, and their tokens; None where nothing was
-    measured.
+    `calibration` and `calibration_ids` are the examples that decided the plan, and their tokens;
+    None for a plan that measures nothing.
     """
 
     loaded: LoadedModel
@@ -142,20 +138,18 @@ class PreparedModel:
     runtime: Runtime
     calibration: Selection | None = None
     calibration_ids: list[list[int]] | None = None
-
-    def __post_init__(self) -> None:
-        self._latest: tuple[GenerationArguments | None, TextGenerator | None] = None, None
+    _latest: tuple[GenerationArguments, TextGenerator] | None = field(default=None, init=False)
 
     @property
     def plan(self) -> PrunePlan:
         return self.pruned.plan
 
     def encode(self, prompt: str, max_steps: int) -> list[int]:
-        """The tokens of a prompt, inside the template where there is one.
+        """Return the tokens of a prompt, inside the template if there is one.
 
-        Raises `UsageError` for one that exceeds the model's positions.
+        Raises `UsageError` for a prompt that exceeds the model's positions.
         """
-        limit = position_limit(self.loaded.model.config)
+        limit = position_limit(self.loaded.config)
         longest = longest_prompt(self.prompting, max_steps, limit)
         ids = encode(self.prompting, self.loaded, self.prompting.filled_template(prompt))
         fitting = fitted(self.prompting, ids, longest)
@@ -165,15 +159,17 @@ class PreparedModel:
         return fitting
 
     def generator(self, flags: GenerationArguments, prompt_tokens: int) -> TextGenerator:
-        """A warm decoder with room for such a prompt: the latest one where it will do."""
+        """Return a warm decoder with room for such a prompt: the latest one if it suffices."""
         flags.check()
-        needed = min(prompt_tokens + flags.max_steps, position_limit(self.loaded.model.config))
-        known, latest = self._latest
-        if known == flags and latest.engine.capacity >= needed:
-            return latest
-        self._latest = None, None  # its cache goes before another is allocated
+        needed = min(prompt_tokens + flags.max_steps, position_limit(self.loaded.config))
+        if self._latest:
+            known, latest = self._latest
+            if known == flags and latest.engine.capacity >= needed:
+                return latest
+            del latest
+        self._latest = None  # frees its cache before the next is allocated
         words = flags.chosen_stop_words() or ()
-        # Prompts that grow, as those of a conversation do, need a new cache but a few times.
+        # Rounded up, so that the growing prompts of a conversation seldom need a new cache.
         room = max(_LEAST_ROOM, 1 << (prompt_tokens - 1).bit_length())
         made = make_generator(flags, self.loaded, self.plan, words, room)
         made.warm_up()
@@ -187,7 +183,7 @@ class PreparedModel:
         name: str = "",
         streamer: Streamer | None = None,
     ) -> Generation:
-        """Answers a prompt. The same `--seed` and name draw the same tokens."""
+        """Answer a prompt. The same `--seed` and name draw the same tokens."""
         ids = self.encode(prompt, flags.max_steps)
         return self.generator(flags, len(ids)).generate(ids, flags.seed, name, streamer=streamer)
 
@@ -199,11 +195,11 @@ def load_pruned(
     generation: GenerationArguments | None = None,
     parallel: bool = False,
 ) -> PreparedModel:
-    """Loads a model and removes the layers that the flags say, where nothing is evaluated.
+    """Load a model and remove the layers that the flags say, for scripts that evaluate nothing.
 
-    `parallel`: each of torchrun's processes, however many, loads the model and removes the same.
-    Raises `UsageError` for flags that the model does not allow, or an exit layer of `generation`
-    that the plan does not.
+    `parallel`: torchrun may have started several processes; each loads and prunes the model.
+    Raises `UsageError` for flags that the model does not allow, and for an exit layer that the plan
+    does not allow.
     """
     prompting, generation = prompting or PromptArguments(), generation or GenerationArguments()
     for flags in (model, pruning, prompting, generation):
@@ -214,11 +210,8 @@ def load_pruned(
     check_chat_template(prompting, checkpoint)
     _check_stop_token_ids(generation, checkpoint.config.vocab_size)
     loaded = load_model(model, runtime, checkpoint)
-    calibration_ids = encode_all(prompting, checkpoint, calibration)
-    plan = decide_plan(pruning, loaded, calibration_ids, runtime.ranks)
+    ids = None if calibration is None else encode_all(prompting, checkpoint, calibration)
+    plan = decide_plan(pruning, loaded, ids, runtime.ranks)
     pruned = prune(pruning, generation, loaded, plan)
-    if runtime.ranks.leads:
-        save_as_asked(pruning, loaded, pruned)
-    return PreparedModel(
-        loaded, pruned, prompting, checkpoint, runtime, calibration, calibration_ids
-    )
+    save_as_asked(pruning, loaded, pruned, runtime.ranks)
+    return PreparedModel(loaded, pruned, prompting, checkpoint, runtime, calibration, ids)

@@ -13,12 +13,12 @@ from models.tokens import text_ids
 
 
 def encode(arguments: PromptArguments, named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
-    """The prompt's tokens; with `--apply_chat_template`, of a chat in which a user says it.
+    """Return the prompt's tokens; with `--apply_chat_template`, those of a chat that asks it.
 
-    Raises `UsageError` where that makes no token, or the template does not work.
+    Raises `UsageError` if there is no token, or the chat template fails.
     """
     if arguments.apply_chat_template:
-        ids = _asked_ids(named, prompt)
+        ids = _chat_prompt_ids(named, prompt)
     else:
         ids = text_ids(named.tokenizer, prompt)
     if not ids:
@@ -28,27 +28,33 @@ def encode(arguments: PromptArguments, named: Checkpoint | LoadedModel, prompt: 
 
 
 def encode_all(
-    arguments: PromptArguments, named: Checkpoint | LoadedModel, selection: Selection | None
-) -> list[list[int]] | None:
-    """Return the tokens of every example's prompt; None where nothing was selected."""
-    examples = selection and selection.examples
-    return examples and [encode(arguments, named, example.prompt) for example in examples]
+    arguments: PromptArguments, named: Checkpoint | LoadedModel, selection: Selection
+) -> list[list[int]]:
+    """Return the tokens of every example's prompt."""
+    return [encode(arguments, named, example.prompt) for example in selection.examples]
 
 
 def check_embedded(named: Checkpoint | LoadedModel, ids: list[int]) -> None:
-    """Refuses a token that the model has no embedding for, such as one added to a tokenizer."""
-    vocabulary, largest = named.config.vocab_size, max(ids, default=0)
-    if largest >= vocabulary:
-        token = named.tokenizer.convert_ids_to_tokens(largest)
-        made = f"its tokenizer makes token {largest} ({token!r}) of a prompt"
-        reject("model", named.name, f"{made}, and the model has embeddings for {vocabulary} tokens")
+    """Refuse a token without an embedding, such as a token that was added to a tokenizer only."""
+    missing = missing_embedding(named.tokenizer, named.config.vocab_size, ids)
+    if missing:
+        reject("model", named.name, missing)
+
+
+def missing_embedding(tokenizer: Any, vocabulary: int, ids: list[int]) -> str | None:
+    """Return which of a text's tokens lies outside a model's vocabulary; None if none does."""
+    largest = max(ids, default=0)
+    if largest < vocabulary:
+        return None
+    made = f"its tokenizer makes token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r})"
+    return f"{made} of a prompt, and the model has embeddings for {vocabulary} tokens"
 
 
 def longest_prompt(arguments: PromptArguments, max_steps: int, limit: int) -> int:
-    """Tokens of the longest prompt that a model of `limit` positions can read.
+    """Return the tokens of the longest prompt that a model of `limit` positions can read.
 
-    With `--truncate_prompt` it leaves room for all of `max_steps`, and `UsageError` says where
-    that leaves nothing.
+    With `--truncate_prompt` it leaves room for all of `max_steps`; raises `UsageError` if that
+    leaves no room for a prompt.
     """
     if not arguments.truncate_prompt:
         return limit
@@ -58,12 +64,12 @@ def longest_prompt(arguments: PromptArguments, max_steps: int, limit: int) -> in
 
 
 def fitted(arguments: PromptArguments, ids: list[int], longest: int) -> list[int] | None:
-    """The prompt, or its tail with `--truncate_prompt`; None where it is too long without."""
+    """Return the prompt, or with `--truncate_prompt` its tail; None for a prompt too long."""
     return ids[-longest:] if len(ids) <= longest or arguments.truncate_prompt else None
 
 
 def check_chat_template(arguments: PromptArguments, checkpoint: Checkpoint) -> None:
-    """Refuses `--apply_chat_template` where the tokenizer's template does not work."""
+    """Refuse `--apply_chat_template` if the tokenizer's template does not work."""
     if arguments.apply_chat_template:
         encode(arguments, checkpoint, "Hello")
 
@@ -73,21 +79,21 @@ class TemplateError(ValueError):
 
 
 def chat_ids(tokenizer: Any, turns: list[dict[str, str]], asks: bool) -> list[int]:
-    """The tokens of a chat in the tokenizer's template; `asks`: an answer is to follow.
+    """Return the tokens of a chat in the tokenizer's template; `asks`: an answer is to follow.
 
     Raises `TemplateError`.
     """
     try:
         chat = tokenizer.apply_chat_template(turns, add_generation_prompt=asks, return_dict=True)
     except Exception as error:
-        # A template is a program that came with the checkpoint, and fails in its own ways.
-        refused = type(error) is jinja2.TemplateError  # its own word: raise_exception
+        # A template is a program from the checkpoint, and may raise anything.
+        refused = type(error) is jinja2.TemplateError  # raised by the template's raise_exception
         fails = "refuses the chat (" if refused else f"fails ({type(error).__name__}: "
         raise TemplateError(f"{fails}{' '.join(str(error).split())})") from error
     return chat["input_ids"]
 
 
-def _asked_ids(named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
+def _chat_prompt_ids(named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
     if named.tokenizer.chat_template is None:
         reject("apply_chat_template", "true", f"the tokenizer of {named.name} has no template")
     try:

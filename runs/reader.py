@@ -1,4 +1,4 @@
-"""Reads a run's two files back."""
+"""Reads a log's two files back."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,17 @@ from typing import Any
 
 from files.reading import LOG_BYTES, bounded_lines, opened, parse_log, read_bounded
 from files.values import kind_of, made_of
-from runs.record import SCHEMA_VERSION, STATUSES, RunRecord, SampleRecord, part_paths, samples_path
+from runs.record import (
+    RUN,
+    SCHEMA_VERSION,
+    STATUSES,
+    Line,
+    LogKind,
+    RunRecord,
+    SampleRecord,
+    part_paths,
+    samples_path,
+)
 
 # Metrics that are several numbers, each under its name.
 _NAMED_NUMBERS = (
@@ -16,12 +26,12 @@ _NAMED_NUMBERS = (
 
 
 def read_record(path: Path) -> RunRecord:
-    """Reads a run's file back. Raises ValueError for one that is no run of this schema."""
+    """Read a log's JSON file. Raises ValueError for a file of another schema."""
     return record_of(parse_log(read_bounded(path, LOG_BYTES)))
 
 
 def record_of(values: Any) -> RunRecord:
-    """The run that a file's JSON holds. Raises ValueError for what is no run of this schema."""
+    """Return the record that a file's JSON holds. Raises ValueError for another schema."""
     found = values.get("schema_version") if isinstance(values, dict) else None
     if found != SCHEMA_VERSION:
         newer = isinstance(found, int) and found > SCHEMA_VERSION
@@ -36,7 +46,7 @@ def record_of(values: Any) -> RunRecord:
 
 
 def check_metrics(metrics: dict[str, Any]) -> None:
-    """Raises ValueError for a metric that is no number, or several where it has but one."""
+    """Raise ValueError for a metric that is not a number, or several where it should be one."""
     for name, value in metrics.items():
         if name in _NAMED_NUMBERS and not isinstance(value, dict | None):
             raise ValueError(f"has {kind_of(value)} for {name}")
@@ -53,51 +63,48 @@ def _check_number(name: str, value: Any) -> None:
 
 
 def read_samples(path: Path) -> list[SampleRecord]:
-    """The samples that the run with this file has so far, in the order of its examples.
+    """Return `read_lines` of the run with this JSON file."""
+    return read_lines(path, RUN)
 
-    Those that several processes hold in parts are among them. What `whole_samples` says of damage
-    holds for every file.
+
+def read_lines(path: Path, kind: LogKind[Line]) -> list[Line]:
+    """Return the lines that the log with this JSON file has so far, in the order of examples.
+
+    They include the lines that several processes hold in parts. Raises ValueError for damage that
+    `whole_lines` refuses.
     """
-    samples: dict[int, SampleRecord] = {}
+    lines: dict[int, Line] = {}
     for file_path in (samples_path(path), *part_paths(path)):
-        for sample in whole_samples(file_path)[0]:
-            samples.setdefault(sample.index, sample)
-    return [samples[index] for index in sorted(samples)]
+        for line in whole_lines(file_path, kind)[0]:
+            lines.setdefault(line.index, line)
+    return [lines[index] for index in sorted(lines)]
 
 
-def whole_samples(file_path: Path) -> tuple[list[SampleRecord], int]:
-    """The samples in a file, and the number of bytes that hold them.
+def whole_lines(file_path: Path, kind: LogKind[Line]) -> tuple[list[Line], int]:
+    """Return the lines of a file, and the number of bytes that hold them.
 
-    A last line that is not whole, as a killed process leaves it, is not among them. Raises
-    ValueError for any other damage.
+    Leaves out an incomplete last line, which a killed process may leave. Raises ValueError for any
+    other damage.
     """
-    samples: list[SampleRecord] = []
+    records: list[Line] = []
     size = 0
     try:
         with opened(file_path) as file:
             for line in (lines := bounded_lines(file)):
-                sample, damage = _sample(line)
-                if sample is None:
+                try:
+                    records.append(made_of(kind.line, parse_log(line)))
+                except ValueError as error:
                     if next(lines, None) is None:
                         break
-                    raise ValueError(f"is damaged ({damage})")
-                samples.append(sample)
+                    raise ValueError(f"is damaged ({error})") from error
                 size += len(line)
     except FileNotFoundError:
         return [], 0
     except ValueError as error:
-        raise ValueError(f"line {len(samples) + 1} of {file_path.name} {error}") from error
-    return samples, size
-
-
-def _sample(line: bytes) -> tuple[SampleRecord | None, Exception | None]:
-    """The sample in a line, or what is wrong with it."""
-    try:
-        return made_of(SampleRecord, parse_log(line)), None
-    except ValueError as error:
-        return None, error
+        raise ValueError(f"line {len(records) + 1} of {file_path.name} {error}") from error
+    return records, size
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The runs' files at and below a folder, oldest first."""
-    return sorted(folder.rglob("benchmark_*.json"), key=lambda path: (path.name, path))
+    """Return the JSON files of runs at and below a folder, oldest first."""
+    return sorted(folder.rglob(f"{RUN.name}_*.json"), key=lambda path: (path.name, path))

@@ -1,12 +1,15 @@
-"""One run, two files: a JSON object that is always valid, and a JSONL line for every example."""
+"""What a log's two files hold: a JSON object, and a JSONL line for every example."""
 
 import dataclasses
 import glob
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar
 
 from files.hashes import identity_hash
+
+if TYPE_CHECKING:
+    from pruned_model import PrunePlan
 
 SCHEMA_VERSION = 1
 STATUSES = ("running", "complete", "interrupted", "failed")
@@ -14,14 +17,13 @@ STATUSES = ("running", "complete", "interrupted", "failed")
 
 @dataclass
 class SampleRecord:
-    """One example's line. Times are seconds; a number that was not measured is None.
+    """The line of one decoded example. Times are seconds; a number not measured is None.
 
-    `decode_seconds` and `steps` exclude the first token, which belongs to the prefill. `steps`
-    holds calls and seconds of draft, verify, full and early_exit passes; `full_step` the full
-    steps timed as a yardstick after a speculative output. `rounds` lists (drafted, accepted)
-    tokens. `peak_memory_bytes` is the process's peak so far. `status` is done, prompt_too_long, or
-    out_of_memory where the device had too little for the example; `ranks` and `threads` count
-    the processes of the run and the threads of the one that was at it.
+    `status` is done, prompt_too_long, or out_of_memory. `rounds` lists (drafted, accepted) tokens.
+    `steps` holds calls and seconds of draft, verify, full and early_exit passes. It and
+    `decode_seconds` exclude the first token, which belongs to the prefill. `full_step` are the full
+    steps timed as a yardstick after a speculative output. `peak_memory_bytes` is the process's peak
+    so far. `ranks` and `threads` count the processes of the run and the threads of this one.
     """
 
     index: int
@@ -51,13 +53,48 @@ class SampleRecord:
         return sum(accepted for _, accepted in self.rounds)
 
 
+class DoneSample(SampleRecord):
+    """A sample whose status is done, for type checkers: it has text and times."""
+
+    prediction: str
+    prefill_seconds: float
+    decode_seconds: float
+
+
+def is_done(sample: SampleRecord) -> TypeGuard[DoneSample]:
+    return sample.status == "done"
+
+
+@dataclass
+class VerdictRecord:
+    """The line of one example whose two decodings were compared; `result` is what was found."""
+
+    index: int
+    result: dict[str, Any]
+
+
+Line = TypeVar("Line", SampleRecord, VerdictRecord)
+
+
+@dataclass(frozen=True)
+class LogKind(Generic[Line]):
+    """A kind of log: the first word of its files' names, and the record of a line."""
+
+    name: str
+    line: type[Line]
+
+
+RUN = LogKind("benchmark", SampleRecord)
+CHECK = LogKind("correctness", VerdictRecord)
+
+
 @dataclass
 class RunRecord:
-    """One run's file.
+    """A log's JSON object.
 
-    `identity` is all that defines the run, and `run_id` its hash. `status` is running, complete,
-    interrupted or failed. `resumed` tells of every later start that took the run up. `metrics`
-    are spread over the file's top level, under the keys that `metrics.summarize` documents.
+    `identity` is all that defines the run; `run_id` is its hash. `status` is one of `STATUSES`.
+    `resumed` has an entry for every later start that continued the run. `metrics` are spread over
+    the file's top level; `metrics.summarize` documents their keys.
     """
 
     identity: dict[str, Any]
@@ -81,20 +118,30 @@ class RunRecord:
         return identity_hash(self.identity)
 
     @property
+    def is_complete(self) -> bool:
+        return self.status == "complete"
+
+    @property
     def failed_prompts(self) -> int:
-        """Prompts of a run that is over, for which memory did not suffice."""
+        """Prompts of a finished run that ran out of memory."""
         return self.metrics.get("counts", {}).get("failed_prompts", 0)
 
     @property
     def scoring(self) -> str | None:
-        """The tokenizers of ROUGE and BLEU; None where they matter to no reference's words.
+        """The tokenizers of ROUGE and BLEU; None if every reference has ASCII words only.
 
-        Earlier releases knew ASCII letters only, and named no tokenizer.
+        Earlier releases read only ASCII letters, and logged no tokenizer.
         """
         facts = self.data.get("scoring") or {"ascii_words": True}
         if facts["ascii_words"]:
             return None
         return f"{facts['rouge_tokenizer']}, {facts['bleu_tokenizer']}"
+
+    def prune_plan(self) -> "PrunePlan":
+        """Return the plan that `plan` logs. Raises ValueError for values that are no plan's."""
+        from pruned_model import PrunePlan  # imports torch, which readers of logs do without
+
+        return PrunePlan.from_dict(self.plan)
 
     def to_dict(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
@@ -102,20 +149,20 @@ class RunRecord:
         return {"run_id": self.run_id} | values | metrics
 
 
-def samples_path(run_path: Path) -> Path:
-    """The file of samples that belongs to a run's file."""
-    return run_path.with_suffix(".samples.jsonl")
+def samples_path(log_path: Path) -> Path:
+    """Return the file of lines that belongs to a log's JSON file."""
+    return log_path.with_suffix(".samples.jsonl")
 
 
-def part_path(run_path: Path, rank: int, start: str) -> Path:
-    """Where one of several processes keeps its samples until the leading one has them.
+def part_path(log_path: Path, rank: int, start: str) -> Path:
+    """Return the file in which one process keeps its lines until the leading process has them.
 
-    `start` names the start of the run, so that a process of an earlier one that is still at work
+    `start` names the start of the run, so that a process that is still at work for an earlier start
     writes elsewhere.
     """
-    return run_path.with_suffix(f".rank{rank}-{start}.samples.jsonl")
+    return log_path.with_suffix(f".rank{rank}-{start}.samples.jsonl")
 
 
-def part_paths(run_path: Path) -> list[Path]:
-    """The parts of a run's samples that lie beside its file of samples."""
-    return sorted(run_path.parent.glob(f"{glob.escape(run_path.stem)}.rank*.samples.jsonl"))
+def part_paths(log_path: Path) -> list[Path]:
+    """Return the parts of a log's lines that lie beside its file of lines."""
+    return sorted(log_path.parent.glob(f"{glob.escape(log_path.stem)}.rank*.samples.jsonl"))

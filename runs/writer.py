@@ -1,4 +1,4 @@
-"""Writes a run's two files so that no kill at any moment costs more than one example a process."""
+"""Writes a log's two files; a kill loses at most one example per process."""
 
 import dataclasses
 import secrets
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from command_line.errors import reject
 from command_line.messages import warn
@@ -20,73 +20,91 @@ from files.writing import (
     replace_lines,
 )
 from processes.ranks import ALONE, Ranks
-from pruned_model import PrunePlan
-from runs.reader import read_record, read_samples, record_of, whole_samples
-from runs.record import RunRecord, SampleRecord, part_path, part_paths, samples_path
+from runs.reader import read_lines, read_record, record_of, whole_lines
+from runs.record import (
+    RUN,
+    Line,
+    LogKind,
+    RunRecord,
+    SampleRecord,
+    part_path,
+    part_paths,
+    samples_path,
+)
 
 
 @contextmanager
-def claimed(output_dir: str, run_id: str, ranks: Ranks = ALONE) -> Iterator[RunRecord | None]:
-    """Holds a run for these processes; yields what an earlier start of it left, None if nothing.
+def claimed(
+    output_dir: str, run_id: str, ranks: Ranks = ALONE, kind: LogKind = RUN
+) -> Iterator[tuple[RunRecord, Path] | None]:
+    """Hold a run for these processes; yield the log that an earlier start left, None if none.
 
-    Raises `BusyError` while another start holds it, and `UsageError` where the folder cannot be
-    written or what was left cannot be read.
+    Raises `BusyError` while another start holds the run, and `UsageError` if the folder cannot be
+    written or the log cannot be read.
     """
     if not ranks.leads:
         found = ranks.first(None)
-        yield found and record_of(found)
+        yield found and (record_of(found[0]), Path(found[1]))
         return
     folder = Path(output_dir)
     is_new = not folder.exists()
     work = f"is at work on this run, {run_id}"
     try:
-        with held_folder(output_dir, f".{run_id}.lock", work):
-            left = _left_over(output_dir, run_id)
-            ranks.first(left and left.to_dict())
+        with held_folder(output_dir, lock_name(run_id, kind), work):
+            left = _left_over(output_dir, run_id, kind)
+            ranks.first(left and [left[0].to_dict(), str(left[1])])
             yield left
     finally:
         if is_new:
             with suppress(OSError):
-                folder.rmdir()  # only an empty folder goes
+                folder.rmdir()  # removes an empty folder only
 
 
-def find_run(output_dir: str, run_id: str) -> Path | None:
-    """The file of the run with this id in the folder: the complete one, or else the newest."""
-    paths = Path(output_dir).glob(f"benchmark_*_{run_id}.json")
+def find_run(output_dir: str, run_id: str, kind: LogKind = RUN) -> Path | None:
+    """Return the JSON file of this run in the folder: the complete one, or else the newest."""
+    paths = Path(output_dir).glob(f"{kind.name}_*_{run_id}.json")
     return max(paths, key=lambda path: (_is_complete(path), path.name), default=None)
 
 
-class RunWriter:
-    """Writes `OUTPUT_DIR/benchmark_<time>_<run id>.json` and `.samples.jsonl`.
+def lock_name(run_id: str, kind: LogKind = RUN) -> str:
+    """Return the name of the file that a process locks while it is at work on this run."""
+    return f".{kind.name}_{run_id}.lock"
 
-    The first is replaced as a whole whenever it changes; of the second, a line is on its way to
-    the disk as soon as its example is done. A run that was left goes on in its own files, with
-    the samples that it has: `done` are their indices. Of several processes the leading one writes
-    these two, and each other a part of its own, until `merge` has brought all samples together.
 
-    Raises `UsageError` where the folder cannot be written, and `FailedError` where it cannot be
-    any more; examples that were finished are kept.
+class LogWriter(Generic[Line]):
+    """Writes `OUTPUT_DIR/<kind>_<time>_<run id>.json` and its `.samples.jsonl`.
+
+    The JSON file is replaced as a whole whenever it changes; a line is on its way to the disk as
+    soon as its example is done. A log of an earlier start is continued: `samples` are its lines,
+    and `done` their indices. With several processes, the leading one writes these two files, and
+    every other a part, until `merge` brings all lines together.
+
+    Raises `UsageError` if the folder cannot be written at the start, and `FailedError` if it cannot
+    be written later; finished examples are kept.
     """
 
-    def __init__(self, output_dir: str, record: RunRecord, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, output_dir: str, record: RunRecord, ranks: Ranks, kind: LogKind[Line]
+    ) -> None:
         self.record = record
-        self.samples: list[SampleRecord] = []
+        self.samples: list[Line] = []
         self._output_dir, self._ranks = output_dir, ranks
-        found = find_run(output_dir, record.run_id) if ranks.leads else None
-        name = (found or log_path(output_dir, "benchmark", record)).name
+        self._kind: LogKind[Line] = kind
+        found = find_run(output_dir, record.run_id, kind) if ranks.leads else None
+        name = (found or log_path(output_dir, kind.name, record)).name
         name, self._start = ranks.first([name, secrets.token_hex(3)])
         self.path = Path(output_dir) / name
         with refused_unwritable(output_dir):
             self._begin(found)
 
-    def add(self, sample: SampleRecord) -> None:
-        """Appends an example's line."""
+    def add(self, sample: Line) -> None:
+        """Append an example's line."""
         with kept_from_errors(self._output_dir, lambda: self._write_again(sample)):
-            self._file.add(_line(sample))
+            self._file.add(_text(sample))
         self.samples.append(sample)
 
     def merge(self, while_waiting: Callable[[], None] | None = None) -> None:
-        """Gives the leading process the samples of all, in the order of the examples."""
+        """Give the leading process the lines of all, in the order of the examples."""
         if self._ranks.count > 1:
             own = [] if self._ranks.leads else list(map(dataclasses.asdict, self.samples))
             shares = self._ranks.collect(own, while_waiting)
@@ -98,7 +116,7 @@ class RunWriter:
                 replace_lines(samples_path(self.path), map(dataclasses.asdict, self.samples))
 
     def finish(self, status: str, metrics: dict[str, Any]) -> None:
-        """Closes the run with its final status and metrics, which all processes know then."""
+        """Close the log with its final status and metrics; a complete one is known to all ranks."""
         try:
             if self._ranks.leads:
                 self.record.status = status
@@ -109,25 +127,25 @@ class RunWriter:
         finally:
             self.close()
         if status == "complete" and self._ranks.count > 1:
-            # Once the leading one says so, what the parts hold is in the run's own files.
+            # The leading process has written the lines of all parts by the time it answers.
             self.record = record_of(self._ranks.first(self.record.to_dict()))
             self._remove_parts()
 
-    def finished(self) -> list[SampleRecord]:
-        """The samples of all processes, as far as this one has them or sees them now.
+    def finished(self) -> list[Line]:
+        """Return the lines of all processes, as far as this process has or sees them now.
 
-        Its own are on disk then, if that is possible at all.
+        Tries to have this process's own lines on disk afterwards.
         """
         if not self._file.is_there():
             with suppress(OSError):
                 self._write_again()
         known = {sample.index: sample for sample in self.samples}
         with suppress(OSError, ValueError):
-            known |= {sample.index: sample for sample in read_samples(self.path)}
+            known |= {line.index: line for line in read_lines(self.path, self._kind)}
         return [known[index] for index in sorted(known)]
 
     def close(self) -> None:
-        """Closes the file of samples; the run keeps the status that it has."""
+        """Close the file of lines; the log keeps its status."""
         self._file.close()
 
     def _begin(self, found: Path | None) -> None:
@@ -136,17 +154,17 @@ class RunWriter:
             self._begin_run(found)
         self.done = set(self._ranks.first([sample.index for sample in self.samples]))
         self._include_what_others_see()
-        self._ranks.exchange(None)  # all of that is in the run's own files now
+        self._ranks.exchange(None)  # from now on the log's own files hold all lines
         if not self._ranks.leads:
             self._remove_parts()
             self._file = LineFile(part_path(self.path, self._ranks.rank, self._start))
 
     def _begin_run(self, found: Path | None) -> None:
         if found:
-            self.samples = _recovered(self._output_dir, found)
+            self.samples = self._recovered(found)
         else:
             self.record.started = timestamp()
-        # A run's file is there before its samples, so that none stand alone.
+        # The JSON file comes first, so that no file of lines is ever alone.
         self._replace()
         try:
             self._file = LineFile(samples_path(self.path))
@@ -157,49 +175,77 @@ class RunWriter:
         self._remove_parts()
 
     def _include_what_others_see(self) -> None:
-        """Takes in parts of an earlier start that lie on the disk of another machine."""
-        seen = [] if self._ranks.leads else _readable(self._output_dir, self.path)
+        """Include the parts of an earlier start that lie on the disks of other machines."""
+        seen = [] if self._ranks.leads else self._readable(self.path)
         unknown = [one for one in map(dataclasses.asdict, seen) if one["index"] not in self.done]
         for share in self._ranks.exchange(unknown):
             new = [values for values in share if values["index"] not in self.done]
             self.done |= {values["index"] for values in new}
             for sample in self._include(new):
-                self._file.add(_line(sample))
+                self._file.add(_text(sample))
 
-    def _include(self, values: list[dict[str, Any]]) -> list[SampleRecord]:
-        """Adds the samples of other processes to those of the leading one."""
-        included = [SampleRecord(**one) for one in values] if self._ranks.leads else []
+    def _include(self, values: list[dict[str, Any]]) -> list[Line]:
+        """Add the lines of other processes to those of the leading process."""
+        included = [self._kind.line(**one) for one in values] if self._ranks.leads else []
         self.samples += included
         return included
 
-    def _write_again(self, *more: SampleRecord) -> None:
-        """Writes anew what this process has written, and more, where it was removed."""
+    def _recovered(self, path: Path) -> list[Line]:
+        """Move all complete lines to the log's own file, and return them.
+
+        Cuts off an incomplete last line, and adds the lines of parts.
+        """
+        samples = self._readable(path)
+        file_path = samples_path(path)
+        own, size = whole_lines(file_path, self._kind)
+        found = file_path.read_bytes() if file_path.exists() else b""
+        if len(found) > size:
+            warn(f"{file_path.name}: the last line is damaged and dropped; its example runs again")
+        if own != samples or len(found) > size or not found.endswith(b"\n"):
+            replace_lines(file_path, map(dataclasses.asdict, samples))
+        return samples
+
+    def _readable(self, path: Path) -> list[Line]:
+        try:
+            return read_lines(path, self._kind)
+        except ValueError as error:
+            allowed = f"{error}; move the run's two files away to begin anew"
+            reject("output_dir", self._output_dir, allowed)
+
+    def _write_again(self, *more: Line) -> None:
+        """Write what this process has written, and `more`, once more after it was removed."""
         if self._ranks.leads:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._replace()
         self.samples += more
-        self._file.write_again(map(_line, self.samples))
+        self._file.write_again(map(_text, self.samples))
 
     def _remove_parts(self) -> None:
-        """Removes the parts of earlier starts; once the run is over, of this one too."""
-        is_over = self.record.status == "complete"
+        """Remove the parts of earlier starts; those of this start too, once it is complete."""
         for path in part_paths(self.path):
-            if is_over or f"-{self._start}." not in path.name:
+            if self.record.is_complete or f"-{self._start}." not in path.name:
                 path.unlink(missing_ok=True)
 
     def _replace(self) -> None:
         replace_json(self.path, self.record.to_dict())
 
 
+class RunWriter(LogWriter[SampleRecord]):
+    """Writes the log of a run, a sample per line."""
+
+    def __init__(self, output_dir: str, record: RunRecord, ranks: Ranks = ALONE) -> None:
+        super().__init__(output_dir, record, ranks, RUN)
+
+
 def log_path(output_dir: str, kind: str, record: RunRecord) -> Path:
-    """`OUTPUT_DIR/<kind>_<time>_<run id>.json`, a name that no earlier log has."""
+    """Return `OUTPUT_DIR/<kind>_<time>_<run id>.json`."""
     return Path(output_dir) / f"{kind}_{time.strftime('%Y%m%d_%H%M%S')}_{record.run_id}.json"
 
 
 def begin_log(output_dir: str, kind: str, record: RunRecord, ranks: Ranks = ALONE) -> Path:
-    """Where a run's only file will be, in a folder that is there by then.
+    """Make the folder of a log that is a single file, and return the file's path.
 
-    Raises `UsageError` where the folder cannot be written.
+    Raises `UsageError` if the folder cannot be written.
     """
     record.started = timestamp()
     with refused_unwritable(output_dir):
@@ -208,7 +254,7 @@ def begin_log(output_dir: str, kind: str, record: RunRecord, ranks: Ranks = ALON
 
 
 def resume(left: RunRecord, new: RunRecord) -> RunRecord:
-    """The run that was left, as this start takes it up: it remains the run that it was."""
+    """Return the record of an earlier start with this start added to `resumed`."""
     changed = [
         name
         for name, before, now in (
@@ -236,48 +282,26 @@ def timestamp() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def _left_over(output_dir: str, run_id: str) -> RunRecord | None:
-    for scratch in Path(output_dir).glob(f"benchmark_*_{run_id}.*.partial"):
+def _left_over(output_dir: str, run_id: str, kind: LogKind) -> tuple[RunRecord, Path] | None:
+    for scratch in Path(output_dir).glob(f"{kind.name}_*_{run_id}.*.partial"):
         scratch.unlink()
-    path = find_run(output_dir, run_id)
+    path = find_run(output_dir, run_id, kind)
+    if path is None:
+        return None
     try:
-        left = path and read_record(path)
-        if left:
-            PrunePlan.from_dict(left.plan)  # refuses what no run could go on with
-        return left
+        left = read_record(path)
+        left.prune_plan()  # no run could continue without it
     except (OSError, ValueError) as error:
         reject("output_dir", output_dir, f"{path.name} cannot be taken up: {error}; move it away")
-
-
-def _recovered(output_dir: str, path: Path) -> list[SampleRecord]:
-    """The samples that are whole, all in the run's own file from now on.
-
-    A last line that is not whole is cut off, and what several processes left in parts is added.
-    """
-    samples = _readable(output_dir, path)
-    own, size = whole_samples(samples_path(path))
-    file_path = samples_path(path)
-    found = file_path.read_bytes() if file_path.exists() else b""
-    if len(found) > size:
-        warn(f"{file_path.name}: the last line is damaged and dropped; its example runs again")
-    if own != samples or len(found) > size or not found.endswith(b"\n"):
-        replace_lines(file_path, map(dataclasses.asdict, samples))
-    return samples
-
-
-def _readable(output_dir: str, path: Path) -> list[SampleRecord]:
-    try:
-        return read_samples(path)
-    except ValueError as error:
-        reject("output_dir", output_dir, f"{error}; move the run's two files away to begin anew")
+    return left, path
 
 
 def _is_complete(path: Path) -> bool:
     try:
-        return read_record(path).status == "complete"
+        return read_record(path).is_complete
     except (OSError, ValueError):
         return False
 
 
-def _line(sample: SampleRecord) -> str:
-    return json_text(dataclasses.asdict(sample))
+def _text(line: Any) -> str:
+    return json_text(dataclasses.asdict(line))

@@ -11,7 +11,7 @@ import benchmark
 from command_line.script import run_script
 from prompts.row_formats import Row, RowsError
 from prompts.sources import HubSource
-from runs import experiment
+from runs import experiment, measuring
 from runs.metrics import summarize, text_scores
 from runs.reader import find_runs, read_record, read_samples
 from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, write
@@ -71,7 +71,7 @@ def test_the_file_is_one_json_object_with_the_keys_of_older_tools(run, tmp_path)
 
 
 def test_a_log_names_the_tokenizers_that_its_scores_come_from(run, tmp_path):
-    """The references choose them; the run is called as before they were named."""
+    """The references decide; the run id does not depend on them."""
     _, english, _ = run(*GREEDY)
     tokenizers = {"rouge_tokenizer": "unicode-words", "bleu_tokenizer": "13a"}
     assert english.data["scoring"] == tokenizers | {"ascii_words": True}
@@ -163,7 +163,7 @@ def test_a_crash_leaves_a_readable_log(checkpoint, rows, tmp_path, monkeypatch):
     def crash(*_):
         raise RuntimeError("kernel")
 
-    monkeypatch.setattr(experiment, "text_scores", crash)
+    monkeypatch.setattr(measuring, "text_scores", crash)
     with pytest.raises(RuntimeError, match="kernel"):
         benchmark.main(
             ["--model", str(checkpoint), "--dataset", "custom_jsonl", "--data_path", str(rows)]
@@ -217,7 +217,7 @@ CLASSIC_PLANS = [
 def test_the_classic_commands_get_as_far_as_the_models_download(
     plan, tmp_path, monkeypatch, capsys
 ):
-    """Before that of the data: a model that is gated should not cost a gigabyte of articles."""
+    """A gated model should not cost the download of the data."""
     monkeypatch.chdir(tmp_path)
     assert run_script(benchmark.main, f"{CLASSIC} {plan}".split()) == 2
     message = "--model facebook/layerskip-llama2-7B: the hub cannot be reached"
@@ -261,9 +261,9 @@ def test_bad_data_are_refused_without_importing_torch(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("{")
     code = (
-        "import sys, benchmark, command_line;"
+        "import sys, benchmark; from command_line.script import run_script;"
         "line = ['--dataset', 'xsum_summarization', '--data_path', sys.argv[1]];"
-        "assert command_line.run_script(benchmark.main, line) == 2;"
+        "assert run_script(benchmark.main, line) == 2;"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run(

@@ -16,10 +16,9 @@ from command_line.errors import FailedError
 from command_line.script import run_script
 from files import writing
 from runs import measuring
-from runs.check_log import CheckLog
 from runs.reader import find_runs, read_record, read_samples
 from runs.record import samples_path
-from runs.writer import RunWriter
+from runs.writer import LogWriter, RunWriter
 from tests.conftest import GREEDY, before_example, outputs
 from tests.ranked import in_ranks, scripts_in_ranks
 from tests.runs.test_record import record, sample
@@ -260,16 +259,16 @@ def test_a_folder_that_is_removed_and_cannot_be_made_again_is_one_line(
 
 
 def test_a_folder_removed_under_a_check_is_written_again(words, tmp_path, monkeypatch, capsys):
-    ordinary, folder = CheckLog.add, tmp_path / "logs"
+    ordinary, folder = LogWriter.add, tmp_path / "logs"
 
-    def removing(log, index, result):
-        if index == 2:
+    def removing(log, verdict):
+        if verdict.index == 2:
             shutil.rmtree(folder)
-        ordinary(log, index, result)
+        ordinary(log, verdict)
 
-    monkeypatch.setattr(CheckLog, "add", removing)
+    monkeypatch.setattr(LogWriter, "add", removing)
     spoken = ["--exit_layer", "3", "--num_speculations", "2", "--max_steps", "8"]
     assert run_script(correctness.main, words(*spoken, prompts=4)) == 1
     assert "was removed during the run; what was finished is written" in capsys.readouterr().err
-    (path,) = folder.iterdir()
+    (path,) = folder.glob("*.json")
     assert len(json.loads(path.read_text())["examples"]) == 3

@@ -227,7 +227,7 @@ def test_time_taken_by_the_terminal_is_no_part_of_the_speed(ask, monkeypatch):
 
     monkeypatch.setattr(WholeText, "show", slow)
     monkeypatch.setattr(TextGenerator, "generate", watched)
-    monkeypatch.setattr(generate, "what_it_took", str)  # has no speed to tell of
+    monkeypatch.setattr(generate, "cost", str)  # has no speed to tell of
     monkeypatch.setattr(generator_base, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(generator_base, "now", lambda device: clock[0])
     assert ask("--prompt", "hello", *GREEDY, *SPECULATIVE)[0] == 0
@@ -262,7 +262,7 @@ def clock(monkeypatch):
 @pytest.mark.parametrize("decoder", [[], SPECULATIVE])
 def test_the_first_answers_time_does_not_hold_the_models_start(ask, clock, monkeypatch, decoder):
     made = []
-    monkeypatch.setattr(generate, "what_it_took", lambda one: made.append(one) or "")
+    monkeypatch.setattr(generate, "cost", lambda one: made.append(one) or "")
     assert ask("--prompt", "hello", *decoder)[0] == 0
     assert clock[0] == 100 + BUFFERS
     assert [(one.prefill_seconds, one.decode_seconds) for one in made] == [(0, 0)]
@@ -271,7 +271,7 @@ def test_the_first_answers_time_does_not_hold_the_models_start(ask, clock, monke
 def test_a_conversation_that_outgrows_its_cache_is_timed_warm(ask, clock, monkeypatch):
     made = []
     monkeypatch.setattr(preparation, "_LEAST_ROOM", 4)
-    monkeypatch.setattr(generate, "what_it_took", lambda one: made.append(one) or "")
+    monkeypatch.setattr(generate, "cost", lambda one: made.append(one) or "")
     monkeypatch.setattr(generate, "piped_prompt", lambda: None)
     monkeypatch.setattr("builtins.input", Typist("hi", "", "a longer one", "", EOFError))
     assert ask(*GREEDY)[0] == 0

@@ -14,8 +14,8 @@ from analysis.logged_runs import read_logged_runs
 from analysis.older_logs import read_console, read_objects
 from analysis.tables import make_tables
 from benchmarks.made_up_runs import MadeUpRun, angular_plan
-from runs.reader import read_record, read_samples, whole_samples
-from runs.record import samples_path
+from runs.reader import read_record, read_samples, whole_lines
+from runs.record import RUN, samples_path
 from tests.analysis.test_older_logs import METRICS, four
 from tests.fuzzing import FIXED, JSON
 
@@ -108,14 +108,14 @@ def test_samples_are_read_or_named(made):
 def test_whole_lines_before_a_torn_one_survive(made):
     path = samples_path(made)
     text = path.read_bytes()
-    samples, size = whole_samples(samples_path(made))
+    samples, size = whole_lines(samples_path(made), RUN)
     assert (len(samples), size) == (EXAMPLES, len(text))
 
     @FIXED
     @given(st.integers(0, len(text)))
     def check(length):
         path.write_bytes(text[:length])
-        kept, whole = whole_samples(samples_path(made))
+        kept, whole = whole_lines(samples_path(made), RUN)
         # A line that lacks only its line end is whole.
         count = text[:length].count(b"\n") + (text[length : length + 1] == b"\n")
         assert kept == samples[:count]

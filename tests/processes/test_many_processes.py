@@ -16,12 +16,13 @@ import benchmark
 import correctness
 import pruned_model
 import sweep
-from command_line.errors import EXIT_INTERRUPTED
+from command_line.errors import EXIT_INTERRUPTED, FailedError
 from command_line.script import run_script
-from runs import experiment, measuring
+from runs import measuring
 from runs.lossless import DecoderPair
 from runs.reader import find_runs, read_record, read_samples
 from runs.record import part_path, part_paths, samples_path
+from runs.writer import RunWriter
 from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, SWEEP_GRID, SWEEP_PLANS, timeless
 from tests.ranked import Torchrun, scripts_in_ranks
 
@@ -121,13 +122,13 @@ def test_parts_on_the_disk_of_another_machine_are_taken_in(words, tmp_path, monk
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"status": "running"}))
     samples_path(path).write_text(json.dumps(lines[0]) + "\n")
-    ordinary = experiment.RunWriter._begin_run
+    ordinary = RunWriter._begin_run
 
     def hidden(writer, found):
         ordinary(writer, found)
         part_path(path, 1, "earlier").write_text(json.dumps(lines[3]) + "\n" + '{"index": 4, "exam')
 
-    monkeypatch.setattr(experiment.RunWriter, "_begin_run", hidden)
+    monkeypatch.setattr(RunWriter, "_begin_run", hidden)
     assert scripts_in_ranks(monkeypatch, 2, benchmark.main, flags) == [0, 0]
     assert {line["index"] for line in run_of(tmp_path / "logs")[1] if line["ranks"] == 2} == {
         1,
@@ -179,19 +180,19 @@ def test_a_sweep_of_many_is_the_sweep_of_one(words, tmp_path, monkeypatch):
 
 
 def test_a_cell_that_fails_in_one_process_stops_no_other(words, tmp_path, monkeypatch, capsys):
-    ordinary = experiment.RunWriter.add
+    ordinary = RunWriter.add
 
     def failing(writer, sample):
         if writer.record.exit_layer["original"] == 2 and sample.index == 1:
-            raise experiment.FailedError("--output_dir: full")
+            raise FailedError("--output_dir: full")
         ordinary(writer, sample)
 
-    monkeypatch.setattr(experiment.RunWriter, "add", failing)
+    monkeypatch.setattr(RunWriter, "add", failing)
     flags = words(*SMALL_GRID, prompts=3)
     assert scripts_in_ranks(monkeypatch, 2, sweep.main, flags) == [1, 1]
     statuses = [read_record(path).status for path in find_runs(tmp_path / "logs")]
     assert sorted(statuses) == ["complete"] * 2 + ["failed"]
-    monkeypatch.setattr(experiment.RunWriter, "add", ordinary)
+    monkeypatch.setattr(RunWriter, "add", ordinary)
     assert scripts_in_ranks(monkeypatch, 3, sweep.main, flags) == [0] * 3
     assert {read_record(path).status for path in find_runs(tmp_path / "logs")} == {"complete"}
     assert not [part for path in find_runs(tmp_path / "logs") for part in part_paths(path)]
@@ -211,7 +212,8 @@ def test_correctness_of_many_is_that_of_one(words, tmp_path, monkeypatch, kind):
     assert scripts_in_ranks(monkeypatch, 2, correctness.main, many) == [code] * 2
     logs = []
     for name in ("one", "many"):
-        (path,) = (tmp_path / name).iterdir()
+        (path,) = (tmp_path / name).glob("*.json")
+        assert sorted((tmp_path / name).iterdir()) == [path, samples_path(path)]
         log = json.loads(path.read_text())
         logs.append((log["summary"], log["examples"], log["status"]))
     assert logs[0] == logs[1]

@@ -104,7 +104,15 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+# How a program may end, whoever waits for it; against the other deeds the guard stands alone.
+ENDINGS = ("exception", "exit", "exit at once", "signal", "memory")
+
+
+@pytest.mark.parametrize(
+    ("name", "namespaces"),
+    [*((name, "refused") for name in WRONG), *((name, "granted") for name in ENDINGS)],
+    indirect=["namespaces"],
+)
 def test_what_fails_a_program(name, namespaces, scratch):
     assert not passes(f"{WRONG[name]}\n")
     assert list(scratch.iterdir()) == []

@@ -1,4 +1,4 @@
-"""--compile true from the command line: the same tokens, told apart in logs; or a line why not."""
+"""--compile true from the command line: the same tokens and another run, or a line why not."""
 
 import pytest
 import torch
@@ -8,13 +8,22 @@ from command_line.errors import FailedError
 from models import compilation, runtime
 from models.loading import load_model
 from models.runtime import start
-from self_speculation import programs
+from self_speculation import compiled_llama, programs
 from tests.conftest import GREEDY, SPECULATIVE
 
 SHORT = [*SPECULATIVE, "--exit_layer", "2", *GREEDY, "--stop_words", "none"]
 
 
-def test_a_compiled_run_says_the_same_and_is_another_run(run, small_buckets):
+@pytest.fixture(params=["blocks", pytest.param("compiled", marks=pytest.mark.slow)])
+def programs_of_blocks(request, small_buckets, monkeypatch):
+    """Programs from the compiler, or the blocks themselves, which need none."""
+    if request.param == "blocks":
+        monkeypatch.setattr(
+            compiled_llama, "program_of", lambda block, *_: lambda _, given: block(*given)
+        )
+
+
+def test_a_compiled_run_says_the_same_and_is_another_run(run, programs_of_blocks):
     _, plain, expected = run(*SHORT)
     code, compiled, found = run(*SHORT, "--compile", "true")
     assert code == 0
@@ -32,7 +41,7 @@ OBSTACLES = {
 
 
 @pytest.mark.parametrize("model_args", OBSTACLES)
-def test_what_cannot_be_compiled_is_known_before_weights_are_read(model_args):
+def test_obstacles_are_known_before_weights_are_read(model_args):
     arguments = ModelArguments(compile=True, model_args=model_args)
     assert OBSTACLES[model_args] in compilation.compile_obstacle(arguments, torch.device("cpu"))
     assert not start(arguments).compiled
@@ -49,27 +58,27 @@ def test_without_a_compiler_a_run_goes_on_without(checkpoint, capsys, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("missing", "told"),
+    ("missing", "obstacle"),
     [("gcc", "no compiler 'gcc' or 'clang' was found"), ("triton", "the package triton is not")],
 )
-def test_what_cuda_needs_is_looked_for(monkeypatch, missing, told):
+def test_a_compiler_for_cuda_needs_gcc_and_triton(monkeypatch, missing, obstacle):
     found = {"gcc": True, "triton": True} | {missing: None}
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(compilation.shutil, "which", found.get)
     monkeypatch.setattr(compilation.importlib.util, "find_spec", found.get)
     arguments, cuda = ModelArguments(compile=True), torch.device("cuda")
-    assert told in compilation.compile_obstacle(arguments, cuda)
+    assert obstacle in compilation.compile_obstacle(arguments, cuda)
     found[missing] = True
     assert compilation.compile_obstacle(arguments, cuda) is None
 
 
-def test_what_measures_compiled_decoding_does_not_go_on_without(monkeypatch):
+def test_measurements_of_compiled_decoding_do_not_go_on_without(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(FailedError, match="and no compiler 'no-such-compiler' was found"):
         runtime.start_compiled(ModelArguments())
 
 
-def test_a_compiler_that_fails_is_told_in_one_line(run, small_buckets, capsys, monkeypatch):
+def test_a_compiler_that_fails_is_one_line(run, small_buckets, capsys, monkeypatch):
     def fail(*_):
         raise OSError("cc1plus: no space left\nand more")
 

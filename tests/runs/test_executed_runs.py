@@ -12,7 +12,7 @@ from analysis.comparison import QUALITIES, SAME_DECODER, compare, quality_interv
 from analysis.plots import make_plots
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, random_plan
 from command_line.script import run_script
-from runs import experiment
+from runs import measuring
 from runs.metrics import summarize
 from runs.reader import read_record, read_samples
 from self_speculation.text_generator import TextGenerator
@@ -37,7 +37,7 @@ def problems(tmp_path):
 
 @pytest.fixture
 def answer(monkeypatch):
-    """Makes the model complete the example of this name so."""
+    """Sets the completions of examples by their names."""
     answers, ordinary = {}, TextGenerator.generate
 
     def generate(self, prompt_ids, seed=0, example_id="", *rest, **more):
@@ -71,7 +71,7 @@ def test_tests_follow_the_rows_own_prompt(run, problems, answer):
 
 
 def test_nothing_is_executed_unless_it_is_asked_for(run, problems, monkeypatch, capsys):
-    monkeypatch.setattr(experiment, "passes", None)
+    monkeypatch.setattr(measuring, "passes", None)
     code, record, samples = run("--dataset", "human_eval", *GREEDY, path=problems)
     out, err = capsys.readouterr()
     assert code == 0
@@ -82,7 +82,7 @@ def test_nothing_is_executed_unless_it_is_asked_for(run, problems, monkeypatch, 
     assert "warning" not in err
 
 
-def test_tests_are_part_of_what_a_run_is(run, problems, tmp_path):
+def test_tests_are_part_of_the_run_id(run, problems, tmp_path):
     _, plain, _ = run("--dataset", "human_eval", *GREEDY, path=problems)
     _, executed, _ = run(*EXECUTED, path=problems)
     other = [
@@ -105,8 +105,8 @@ def test_both_decoders_are_judged_alike(run, problems, answer):
     assert record.metrics["predicted_text"]["pass@1"] == pytest.approx(1 / 3)
 
 
-def test_a_run_that_was_broken_off_goes_on_with_its_scores(run, problems, answer, stop_at):
-    """What was executed is not executed again."""
+def test_an_interrupted_run_goes_on_with_its_scores(run, problems, answer, stop_at):
+    """Executed completions are not executed again."""
     answer({"T/0": "    return 2 * x"})
     resume = stop_at(2, KeyboardInterrupt)
     folder = ["--output_dir", str(problems.parent / "same")]
@@ -154,7 +154,7 @@ def test_rows_whose_tests_cannot_be_run_are_refused(run, tmp_path, field, value,
 
 @dataclasses.dataclass
 class Executed(MadeUpRun):
-    """A made-up run of which so many examples pass."""
+    """A made-up run in which `passing` examples pass."""
 
     passing: int = 0
 

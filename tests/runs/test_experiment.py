@@ -1,4 +1,4 @@
-"""One cell: what it calibrates on, which prompts it reads, and what defines it."""
+"""One run: what it calibrates on, which prompts it reads, and what defines it."""
 
 import dataclasses
 import json
@@ -8,10 +8,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from arguments.run import RUN_GROUPS, RunArguments
+from command_line.flags import parse
 from models.runtime import Runtime
 from prompts.dataset_table import DATASETS
-from pruned_model import angular_distances
+from pruned_model import PruneModel, angular_distances
 from runs import definition, experiment
+from runs.definition import define_run
 from self_speculation.text_generator import WARM_UP_STEPS, TextGenerator
 from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, write
 
@@ -20,7 +23,9 @@ def outputs(samples):
     return [sample.output_ids for sample in samples]
 
 
-def test_calibration_reads_prompts_that_are_not_evaluated(run, tokenizer, monkeypatch):
+@pytest.fixture
+def calibrated(tokenizer, monkeypatch):
+    """The texts that plans are measured on."""
     seen = []
 
     def watched(model, prompts, *rest):
@@ -28,34 +33,41 @@ def test_calibration_reads_prompts_that_are_not_evaluated(run, tokenizer, monkey
         return angular_distances(model, prompts, *rest)
 
     monkeypatch.setattr("pruned_model.angular_distances", watched)
+    return seen
+
+
+@pytest.fixture
+def run_id(checkpoint, rows):
+    """Returns the id of a run with more flags, which is not run."""
+
+    def define(*flags, samples="3", path=rows):
+        data = ["--dataset", "custom_jsonl", "--data_path", str(path), "--num_samples", samples]
+        words = ["--model", str(checkpoint), "--dtype", "float64", *data]
+        words += ["--random_shuffle", "false", *flags]
+        return define_run(RunArguments(*parse(words, "", *RUN_GROUPS)), None).run_id
+
+    return define
+
+
+def test_calibration_reads_prompts_that_are_not_evaluated(run, calibrated):
     _, _, samples = run(*GREEDY, *ANGULAR, samples="7")
-    assert len(seen) == 4
-    assert set(seen) < {f"number {i}:" for i in range(7, 12)}
+    assert len(calibrated) == 4
+    assert set(calibrated) < {f"number {i}:" for i in range(7, 12)}
     assert [sample.reference for sample in samples] == [f"item {i}" for i in range(7)]
 
 
-def test_long_calibration_prompts_keep_their_tail(run, tokenizer, tmp_path, monkeypatch):
-    seen = []
-    path = tmp_path / "long.jsonl"
-    long_row = json.dumps({"prompt": "a" * 300 + "TAIL", "response": ""})
-    path.write_text('{"prompt": "short", "response": ""}\n' + long_row + "\n")
-
-    def watched(model, prompts, *rest):
-        seen.extend(prompts)
-        return angular_distances(model, prompts, *rest)
-
-    monkeypatch.setattr("pruned_model.angular_distances", watched)
-    code, _, _ = run(*GREEDY, *ANGULAR, samples="1", path=path)
-    assert code == 0
-    (prompt,) = seen
-    assert tokenizer.decode(prompt[0]) == "a" * 252 + "TAIL"
+def test_long_calibration_prompts_keep_their_tail(run, tmp_path, calibrated):
+    prompts = [{"prompt": text, "response": ""} for text in ("short", "a" * 300 + "TAIL")]
+    path = write(tmp_path / "long.jsonl", prompts)
+    assert run(*GREEDY, *ANGULAR, samples="1", path=path)[0] == 0
+    assert calibrated == ["a" * 252 + "TAIL"]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_last_real_token_is_read_whatever_side_the_tokenizer_pads(
     run, checkpoint, tmp_path, side
 ):
-    """Even a tokenizer that pads and cuts all that it is given."""
+    """Even for a tokenizer that pads and cuts every text."""
     _, plain, _ = run(*GREEDY, *ANGULAR)
     padded = shutil.copytree(checkpoint, tmp_path / side)
     core = Tokenizer.from_file(str(padded / "tokenizer.json"))
@@ -72,9 +84,8 @@ def test_the_last_real_token_is_read_whatever_side_the_tokenizer_pads(
 
 
 def test_prompts_beyond_the_models_positions_are_skipped_and_counted(run, tmp_path, capsys):
-    path = tmp_path / "mixed.jsonl"
-    rows = [{"prompt": "x" * n, "response": "y"} for n in (10, 257, 256)]
-    path.write_text("\n".join(map(json.dumps, rows)))
+    prompts = [{"prompt": "x" * n, "response": "y"} for n in (10, 257, 256)]
+    path = write(tmp_path / "mixed.jsonl", prompts)
     code, record, samples = run(*GREEDY, path=path)
     assert code == 0
     assert [sample.status for sample in samples] == ["done", "prompt_too_long", "done"]
@@ -90,8 +101,7 @@ def test_prompts_beyond_the_models_positions_are_skipped_and_counted(run, tmp_pa
 
 
 def test_only_prompts_too_long_is_an_error(run, tmp_path, capsys):
-    path = tmp_path / "long.jsonl"
-    path.write_text(json.dumps({"prompt": "x" * 300, "response": "y"}))
+    path = write(tmp_path / "long.jsonl", [{"prompt": "x" * 300, "response": "y"}])
     code, record, _ = run(*GREEDY, path=path)
     assert (code, record) == (2, None)
     assert "every prompt exceeds the model's 256 positions" in capsys.readouterr().err
@@ -125,19 +135,14 @@ def test_prompts_that_yield_no_token_are_refused(run, tmp_path, monkeypatch, cap
 
 
 def test_too_few_rows_are_run_with_a_warning(run, capsys):
-    code, record, _ = run(*GREEDY, samples="50")
-    assert code == 0
-    assert record.metrics["counts"]["prompts"] == 12
-    assert "--num_samples 50: " in (err := capsys.readouterr().err)
-    assert "rows.jsonl has 12 examples; all of them are run" in err
-
-
-def test_too_few_calibration_rows_warn(run, capsys):
     code, record, _ = run(*GREEDY, *ANGULAR, samples="10")
-    assert code == 0
-    assert record.plan["calibration"]["prompts"] == 2
+    assert (code, record.plan["calibration"]["prompts"]) == (0, 2)
     assert "--calibration_samples 4: " in (err := capsys.readouterr().err)
     assert "rows.jsonl has 2 examples that are not evaluated; these calibrate" in err
+    code, record, _ = run(*GREEDY, samples="50")
+    assert (code, record.metrics["counts"]["prompts"]) == (0, 12)
+    assert "--num_samples 50: " in (err := capsys.readouterr().err)
+    assert "rows.jsonl has 12 examples; all of them are run" in err
 
 
 def test_the_device_is_warm_before_the_first_example(run, monkeypatch):
@@ -170,38 +175,40 @@ def test_plain_runs_time_no_further_full_steps(run, flags, monkeypatch):
     assert (record.metrics["step_seconds"]["early_exit"] is None) == (not flags)
 
 
-def test_the_run_id_follows_what_defines_the_run(run, rows, checkpoint, tmp_path, monkeypatch):
+def test_the_run_id_follows_what_defines_the_run(
+    run, run_id, rows, checkpoint, tmp_path, monkeypatch
+):
     base = run(*GREEDY)[1].run_id
-    assert run(*GREEDY)[1].run_id == base
+    assert run_id(*GREEDY) == base
     without_effect = ["--calibration_samples", "9", "--temperature", "3", "--seed", "1"]
-    assert run(*GREEDY, *without_effect, "--num_speculations", "9")[1].run_id == base
+    assert run_id(*GREEDY, *without_effect, "--num_speculations", "9") == base
     dropped = ["--prune_method", "random", "--dropout_threshold", "0.01"]  # the same plan
     moved = shutil.copytree(checkpoint, tmp_path / "moved")
-    assert run(*GREEDY, "--model", str(moved))[1].run_id == base
+    assert run_id(*GREEDY, "--model", str(moved)) == base
     others = [
-        run("--max_steps", "16"),
-        run("--max_steps", "16", "--seed", "1"),
-        run(*GREEDY, "--truncate_prompt", "true"),
-        run(*GREEDY, samples="4"),
-        run(*GREEDY, "--dtype", "float32"),
-        run(*GREEDY, "--model_args", "attn_implementation=eager"),
-        run(*GREEDY, "--model_args", "device_map=cpu"),
-        run(*GREEDY, *ANGULAR),
-        run(*GREEDY, *ANGULAR, "--prune_n", "3"),
-        run(*GREEDY, *ANGULAR, "--prune_seed", "1"),
-        run(*GREEDY, *dropped, "--prune_seed", "1"),
-        run(*GREEDY, *dropped, "--prune_seed", "5"),
+        run_id("--max_steps", "16"),
+        run_id("--max_steps", "16", "--seed", "1"),
+        run_id(*GREEDY, "--truncate_prompt", "true"),
+        run_id(*GREEDY, samples="4"),
+        run_id(*GREEDY, "--dtype", "float32"),
+        run_id(*GREEDY, "--model_args", "attn_implementation=eager"),
+        run_id(*GREEDY, "--model_args", "device_map=cpu"),
+        run_id(*GREEDY, *ANGULAR),
+        run_id(*GREEDY, *ANGULAR, "--prune_n", "3"),
+        run_id(*GREEDY, *ANGULAR, "--prune_seed", "1"),
+        run_id(*GREEDY, *dropped, "--prune_seed", "1"),
+        run_id(*GREEDY, *dropped, "--prune_seed", "5"),
     ]
     with monkeypatch.context() as patch:
         patch.setattr(definition, "ENGINE_VERSION", 0)
-        others.append(run(*GREEDY))
+        others.append(run_id(*GREEDY))
     rounder = shutil.copytree(checkpoint, tmp_path / "other")
     config = json.loads((rounder / "config.json").read_text())
     (rounder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
-    others.append(run(*GREEDY, "--model", str(rounder)))
+    others.append(run_id(*GREEDY, "--model", str(rounder)))
     rows.write_text(rows.read_text().replace("item 0", "item zero"))
-    others.append(run(*GREEDY))
-    assert len({base, *(record.run_id for _, record, _ in others)}) == len(others) + 1
+    others.append(run_id(*GREEDY))
+    assert len({base, *others}) == len(others) + 1
 
 
 def test_the_log_tells_which_rows_were_used(run, rows, tmp_path):
@@ -241,24 +248,21 @@ CHAT_TEMPLATE = (
 )
 
 
-def test_prompts_go_through_the_tokenizers_chat_template(run, checkpoint, tmp_path, monkeypatch):
-    seen = []
-
-    def watched(model, prompts, *rest):
-        seen.extend(prompts)
-        return angular_distances(model, prompts, *rest)
-
-    monkeypatch.setattr("pruned_model.angular_distances", watched)
+def test_prompts_go_through_the_tokenizers_chat_template(
+    run, run_id, checkpoint, tmp_path, calibrated
+):
     folder = shutil.copytree(checkpoint, tmp_path / "chat")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    flags = ["--model", str(folder), "--template", "say {message}", *ANGULAR]
-    code, chat, samples = run(*GREEDY, *flags, "--apply_chat_template", "true")
+    flags = [*GREEDY, "--model", str(folder), "--template", "say {message}", *ANGULAR]
+    in_chat = [*flags, "--apply_chat_template", "true"]
+    code, chat, samples = run(*in_chat)
     assert code == 0
     assert samples[0].prompt_tokens == len("<user>say number 0:<assistant>")
-    assert {prompt.shape[1] for prompt in seen} <= {30, 31}
-    _, plain, samples = run(*GREEDY, *flags)
+    assert all(text.startswith("<user>say number") for text in calibrated)
+    _, plain, samples = run(*flags)
     assert samples[0].prompt_tokens == len("say number 0:")
-    assert plain.run_id != chat.run_id
+    (folder / "chat_template.jinja").write_text(f"hello {CHAT_TEMPLATE}")
+    assert len({plain.run_id, chat.run_id, run_id(*in_chat)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -284,8 +288,8 @@ def test_chat_templates_that_do_not_work_are_refused_before_weights_are_read(
     assert message in err
 
 
-def test_the_data_set_says_what_ends_an_answer(run, tmp_path):
-    """Unless --stop_words does, of which none is one."""
+def test_the_data_set_says_what_ends_an_answer(run, run_id, tmp_path):
+    """Unless --stop_words does."""
     chat = {"data": [{"role": "USER", "message": "hi"}, {"role": "PARSER", "message": "ho"}]}
     path = write(tmp_path / "chat.jsonl", [chat])
     flags = ["--dataset", "chat_format", *GREEDY]
@@ -297,8 +301,7 @@ def test_the_data_set_says_what_ends_an_answer(run, tmp_path):
     assert none.data["stop_words"] == []
     assert other.data["stop_words"] == ["\n", "x"]
     assert len({own.run_id, none.run_id, other.run_id}) == 3
-    same = run(*flags, "--stop_words", r"\n[/PARSER]", path=path)[1]
-    assert same.run_id == own.run_id
+    assert run_id(*flags, "--stop_words", r"\n[/PARSER]", path=path) == own.run_id
 
 
 def test_a_data_sets_stop_words_end_its_outputs(run, tmp_path, monkeypatch):
@@ -315,10 +318,10 @@ def test_a_data_sets_stop_words_end_its_outputs(run, tmp_path, monkeypatch):
 
 
 def test_the_peak_of_memory_is_that_of_decoding(run, monkeypatch):
-    """Loading and calibration hold more than the pruned model does, and are over by then."""
+    """Loading and calibration need more memory, and are over by then."""
     order = []
     reset = Runtime.reset_peak_memory
-    prune = experiment.PruneModel.prune
+    prune = PruneModel.prune
 
     def watched_prune(self):
         order.append("prune")
@@ -328,7 +331,7 @@ def test_the_peak_of_memory_is_that_of_decoding(run, monkeypatch):
         order.append("reset")
         reset(self)
 
-    monkeypatch.setattr(experiment.PruneModel, "prune", watched_prune)
+    monkeypatch.setattr(PruneModel, "prune", watched_prune)
     monkeypatch.setattr(Runtime, "reset_peak_memory", watched_reset)
     run(*GREEDY, *ANGULAR)
     assert order == ["prune", "reset"]
@@ -338,13 +341,3 @@ def test_float32_uses_full_precision_products(run):
     torch.set_float32_matmul_precision("high")
     run(*GREEDY, "--dtype", "float32")
     assert torch.get_float32_matmul_precision() == "highest"
-
-
-def test_another_chat_template_is_another_run(run, checkpoint, tmp_path):
-    folder = shutil.copytree(checkpoint, tmp_path / "chat")
-    flags = [*GREEDY, "--model", str(folder), "--apply_chat_template", "true"]
-    ids = set()
-    for template in (CHAT_TEMPLATE, f"hello {CHAT_TEMPLATE}"):
-        (folder / "chat_template.jinja").write_text(template)
-        ids.add(run(*flags)[1].run_id)
-    assert len(ids) == 2

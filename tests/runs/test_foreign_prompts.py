@@ -1,4 +1,4 @@
-"""Prompts as odd tokenizers, templates and settings of checkpoints make them."""
+"""Prompts under odd tokenizers, chat templates and settings of checkpoints."""
 
 import datetime
 import json
@@ -24,7 +24,7 @@ def copied(checkpoint, tmp_path):
 
 @pytest.fixture
 def today(monkeypatch):
-    """Sets the day that chat templates are told."""
+    """Sets the day that chat templates see."""
 
     def set_day(day):
         class Clock(datetime.datetime):
@@ -84,7 +84,7 @@ def test_a_prompt_does_not_end_with_the_end_token_that_a_tokenizer_adds(
     assert samples[0].prompt_tokens == len(plain)
     warned = capsys.readouterr().err
     assert warned.count("not used: the </s> that its tokenizer puts behind every text") == 1
-    # What a user writes stays.
+    # An end token in the text stays.
     assert text_ids(tokenizer, "a</s>") == [*spaced_tokenizer(kind)("a")["input_ids"], 2]
     assert text_ids(tokenizer, "") == [1]
 

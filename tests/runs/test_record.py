@@ -44,44 +44,35 @@ def test_a_run_reads_back(tmp_path):
     assert json.loads(path.read_text())["run_id"] == found.run_id
 
 
-def test_the_file_is_valid_before_the_run_is_over(tmp_path):
-    writer = RunWriter(str(tmp_path), record())
-    writer.add(sample(0))
-    found, samples = read_record(writer.path), read_samples(writer.path)
-    writer.close()
-    assert found.status == "running"
-    assert samples == [sample(0)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [writer.path.name, samples_path(writer.path).name]
-    )
-
-
-def test_nan_is_never_written(tmp_path):
-    writer = RunWriter(str(tmp_path), record())
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        writer.finish("complete", {"value": float("nan")})
-    assert read_record(writer.path).status == "running"
-
-
-def test_a_record_that_is_no_json_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        RunWriter(str(tmp_path), record(plan={"distance": float("nan")}))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_at_the_end_leaves_the_last_valid_file(tmp_path, monkeypatch):
-    writer = RunWriter(str(tmp_path), record())
-    writer.add(sample(0))
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Fills the disk when called."""
 
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing.os, "fsync", full)
+    return lambda: monkeypatch.setattr(writing.os, "fsync", full)
+
+
+def test_the_file_is_valid_before_the_run_is_over(tmp_path, full_disk):
+    """However the run ends."""
+    writer = RunWriter(str(tmp_path), record())
+    writer.add(sample(0))
+
+    def is_running():
+        names = {writer.path.name, samples_path(writer.path).name}
+        assert {path.name for path in tmp_path.iterdir()} == names
+        assert read_samples(writer.path) == [sample(0)]
+        return read_record(writer.path).status == "running"
+
+    assert is_running()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        writer.finish("complete", {"value": float("nan")})
+    assert is_running()
+    full_disk()
     with pytest.raises(FailedError, match="No space left on device.; what was finished before is"):
         writer.finish("complete", {})
-    assert read_record(writer.path).status == "running"
-    assert read_samples(writer.path) == [sample(0)]
-    assert len(list(tmp_path.iterdir())) == 2
+    assert is_running()
 
 
 def test_runs_are_found_oldest_first_whatever_their_folder(tmp_path):
@@ -100,17 +91,13 @@ def test_the_run_id_names_what_defines_a_run():
     assert record().run_id != record(identity={"seed": 2, "model": "tiny"}).run_id
 
 
-def test_a_run_that_cannot_begin_leaves_nothing(tmp_path, monkeypatch):
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(writing.os, "fsync", full)
+def test_a_run_that_cannot_begin_leaves_nothing(tmp_path, full_disk):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        RunWriter(str(tmp_path), record(plan={"distance": float("nan")}))
+    full_disk()
     with pytest.raises(UsageError, match="cannot be written .No space left on device"):
         RunWriter(str(tmp_path), record())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"--output_dir .*/file/logs: cannot be written"):
         RunWriter(str(tmp_path / "file" / "logs"), record())

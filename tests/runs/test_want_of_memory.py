@@ -1,4 +1,4 @@
-"""What memory does not suffice for is told of, and stops nothing else."""
+"""A prompt without enough memory is reported, and stops nothing else."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from command_line.script import run_script
 from runs import experiment, measuring
 from runs.reader import find_runs, read_record, read_samples
 from self_speculation.llama_model_utils import KeyValueCache
+from self_speculation.text_generator import TextGenerator
 from tests.conftest import GREEDY, write
 
 
@@ -23,8 +24,8 @@ def out_of_memory(kind):
 
 @pytest.fixture
 def short_of_memory(monkeypatch):
-    """Makes decoding of every prompt of this length run out of memory."""
-    ordinary = experiment.TextGenerator.generate
+    """Lets decoding of every prompt of this length run out of memory."""
+    ordinary = TextGenerator.generate
 
     def make(kind, length):
         def generate(generator, prompt_ids, *rest, **named):
@@ -32,13 +33,13 @@ def short_of_memory(monkeypatch):
                 raise out_of_memory(kind)
             return ordinary(generator, prompt_ids, *rest, **named)
 
-        monkeypatch.setattr(experiment.TextGenerator, "generate", generate)
+        monkeypatch.setattr(TextGenerator, "generate", generate)
 
     return make
 
 
 @pytest.mark.parametrize("kind", ["cuda", "cpu", "python"])
-def test_an_example_without_memory_is_told_of_and_stops_no_other(
+def test_an_example_without_memory_is_reported_and_stops_no_other(
     words, short_of_memory, tmp_path, capsys, kind
 ):
     # The rows are numbered 0 to 11: the last two are one character longer.
@@ -54,12 +55,12 @@ def test_an_example_without_memory_is_told_of_and_stops_no_other(
     assert [one.prompt_tokens for one in samples[10:]] == [10, 10]
     assert record.metrics["counts"]["failed_prompts"] == 2
     assert record.metrics["counts"]["skipped_prompts"] == 0
-    # The run is over; its exit code goes on saying that it lacks something.
+    # The complete run keeps its exit code.
     assert run_script(benchmark.main, flags) == 1
 
 
 def limit_cache(monkeypatch, most):
-    """Makes memory suffice for caches of so many positions."""
+    """Lets memory suffice for caches of `most` positions."""
     ordinary = KeyValueCache._allocate
 
     def limited(cache, like):
@@ -70,9 +71,7 @@ def limit_cache(monkeypatch, most):
     monkeypatch.setattr(KeyValueCache, "_allocate", limited)
 
 
-def test_a_prompt_for_whose_cache_memory_does_not_suffice_stops_no_other(
-    checkpoint, tmp_path, monkeypatch, capsys
-):
+def test_a_prompt_too_long_for_the_cache_stops_no_other(checkpoint, tmp_path, monkeypatch, capsys):
     prompts = ["short", "long " * 30, "longer " * 30, "small"]
     rows = write(tmp_path / "rows.jsonl", [{"prompt": one, "response": "x"} for one in prompts])
     limit_cache(monkeypatch, 100)
@@ -93,7 +92,7 @@ def test_a_prompt_for_whose_cache_memory_does_not_suffice_stops_no_other(
 def test_only_prompts_that_do_not_fit_are_left_out(
     checkpoint, tmp_path, monkeypatch, capsys, script
 ):
-    """Though all of them are about as long as the longest."""
+    """Even if all of them are about as long as the longest."""
     prompts = ["x" * length for length in (70, 93, 75, 80, 90)]
     rows = write(tmp_path / "rows.jsonl", [{"prompt": one, "response": "x"} for one in prompts])
     limit_cache(monkeypatch, 100)
@@ -106,14 +105,14 @@ def test_only_prompts_that_do_not_fit_are_left_out(
     assert ("2 FAILED" if script is benchmark.main else "3 equal, 2 out_of_memory") in out
 
 
-def test_a_check_tells_of_a_prompt_without_memory(words, short_of_memory, tmp_path, capsys):
+def test_a_check_reports_a_prompt_without_memory(words, short_of_memory, tmp_path, capsys):
     short_of_memory("cuda", len("number 10:"))
     spoken = ["--exit_layer", "3", "--num_speculations", "2", "--max_steps", "8"]
     assert run_script(correctness.main, words(*spoken, prompts=12)) == 1
     assert "10 equal, 2 out_of_memory" in capsys.readouterr().out
 
 
-def test_want_of_memory_elsewhere_is_one_line(words, monkeypatch, capsys):
+def test_lack_of_memory_elsewhere_is_one_line(words, monkeypatch, capsys):
     def load(*_):
         raise out_of_memory("cuda")
 
@@ -126,7 +125,7 @@ def test_want_of_memory_elsewhere_is_one_line(words, monkeypatch, capsys):
     )
 
 
-def test_other_errors_are_not_taken_for_want_of_memory(words, monkeypatch):
+def test_other_errors_are_not_mistaken_for_lack_of_memory(words, monkeypatch):
     def fails(*_):
         raise RuntimeError("something else")
 

@@ -1,0 +1,60 @@
+"""The loop over a run's examples, and the status in which it ends."""
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from command_line.errors import InterruptedRunError
+from processes.progress import progress
+from processes.ranks import Ranks
+from runs.record import Line
+from runs.writer import LogWriter
+
+
+@contextmanager
+def settled(finish: Callable[[str], None], keeps_quiet: bool) -> Iterator[None]:
+    """Do the work inside, then call `finish` with its status: complete, interrupted or failed.
+
+    Every error is raised again, except an interruption if `keeps_quiet`.
+    """
+    status = "failed"
+    try:
+        yield
+        status = "complete"
+    except (KeyboardInterrupt, InterruptedRunError):
+        status = "interrupted"
+        if not keeps_quiet:
+            raise
+    finally:
+        finish(status)
+
+
+def fill_log(
+    writer: LogWriter[Line],
+    ranks: Ranks,
+    total: int,
+    examine: Callable[[int], Line],
+    summarize: Callable[[list[Line], Collection[int], float], dict[str, Any]],
+) -> None:
+    """Add a line for every one of `total` examples that the log lacks, then the summary.
+
+    `summarize` gets all lines, the indices that this start was to add, and the seconds it took.
+    An interruption leaves the lines that exist; with several processes it is raised in all.
+    """
+    missing = [index for index in range(total) if index not in writer.done]
+    if writer.done:
+        print(f"{writer.path.name} goes on: {len(writer.done)} of {total} prompts are done")
+    started = time.perf_counter()
+
+    def finish(status: str) -> None:
+        seconds = time.perf_counter() - started
+        lines = writer.samples if status == "complete" else writer.finished()
+        writer.finish(status, summarize(lines, missing, seconds))
+
+    with settled(finish, ranks.count == 1), progress(ranks, total, len(writer.done)) as bar:
+        for index in ranks.share(missing):
+            ranks.check()
+            writer.add(examine(index))
+            bar.advance()
+        writer.merge(bar.refresh)
