@@ -149,7 +149,7 @@ def build(side: Side, setting: Setting) -> Engine:
 
 
 def _this_project(side: Side, setting: Setting) -> Engine:
-    config = GenerationConfig(kept_exit_layer=side.exit_layer, num_speculations=side.drafts)
+    config = GenerationConfig(kept_exit_layer=side.exit_layer, num_speculations=side.drafts or 0)
     strategy = "self_speculative" if side.exit_layer else "autoregressive"
     model = setting.without(side.removed, side.compiled)
     generator = TextGenerator(

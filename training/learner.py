@@ -77,11 +77,10 @@ def make_learner(
     origin = arguments.origin()
     if isinstance(origin, Scratch):
         loaded = new_model(origin, arguments.attention, texts, seed)
-        loaded.model.to(runtime.device)
     else:
         loaded = _load(origin, arguments.attention, runtime, learns=True)
-    loaded.model.train()
     model: Any = loaded.model  # transformers' or peft's, whose parts have no types
+    model.to(runtime.device).train()
     if arguments.lora_rank:
         torch.manual_seed(seed)
         model = _with_adapters(arguments, loaded.model)
