@@ -32,6 +32,7 @@ from models.checkpoint import find_checkpoint
 from models.runtime import start
 from processes.ranks import joined
 from runs.definition import decoding_identity, engine_identity, plan_identity, selection_facts
+from runs.loop import settled
 from runs.preparation import PreparedModel, exit_layer_facts, load_pruned, model_facts
 from runs.record import RunRecord
 from runs.writer import begin_log, timestamp
@@ -93,29 +94,28 @@ def _evaluated(
     flags, ranks = arguments.harness, prepared.runtime.ranks
     path = begin_log(arguments.log.output_dir, "eval", record, ranks)
     model = HarnessModel(prepared, arguments.generation, flags.batch_size)
-    try:
-        results = evaluate(arguments, model, manager, loaded)
-        if ranks.leads:
-            record.metrics["harness"] = plain(results)
-        record.status = "complete"
-    except (KeyboardInterrupt, InterruptedRunError):
-        record.status = "interrupted"
-        raise
-    except Exception as error:
-        # Tasks are foreign programs, and raise errors of every type.
-        record.status = "failed"
-        record.metrics["error"] = "".join(traceback.format_exception(error))
-        if isinstance(error, UsageError):
-            raise
-        names = " ".join(flags.tasks)
-        reason = f"failed ({error_line(error)}); {path} tells where"
-        raise FailedError(f"--tasks {names}: {reason}") from error
-    finally:
+
+    def finish(status: str) -> None:
+        record.status, record.ended = status, timestamp()
         record.metrics["generation"] = generation_facts(model, flags)
-        record.ended = timestamp()
         if ranks.leads:
             with kept_from_errors(arguments.log.output_dir):
                 replace_json(path, record.to_dict())
+
+    with settled(finish, keeps_quiet=False):
+        try:
+            results = evaluate(arguments, model, manager, loaded)
+            if ranks.leads:
+                record.metrics["harness"] = plain(results)
+        except InterruptedRunError:
+            raise
+        except Exception as error:
+            # Tasks are foreign programs, and raise errors of every type.
+            record.metrics["error"] = "".join(traceback.format_exception(error))
+            if isinstance(error, UsageError):
+                raise
+            reason = f"failed ({error_line(error)}); {path} tells where"
+            raise FailedError(f"--tasks {' '.join(flags.tasks)}: {reason}") from error
     return path
 
 

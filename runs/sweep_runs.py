@@ -299,7 +299,7 @@ def _check_same_plan(run: RunDefinition, left: RunRecord | None, plan: PrunePlan
     """Refuse to go on with a run that another plan began, as distances that tie may decide."""
     if left is None:
         return
-    began = PrunePlan.from_dict(left.plan)
+    began = left.prune_plan()
     if began.kept_layers != plan.kept_layers:
         reject(
             "output_dir",

@@ -49,7 +49,7 @@ def state_of(run: RunDefinition) -> RunState:
         return state("missing", count)
     try:
         record = read_record(path)
-        plan = PrunePlan.from_dict(record.plan)
+        plan = record.prune_plan()
         is_over = record.status == "complete"
         left = 0 if is_over else count - len(read_samples(path))
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 from contextlib import contextmanager
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests are of a CPU, wherever they run
@@ -30,6 +31,7 @@ from tests import trainings
 
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).parent.parent
 VOCABULARY = 258
 END = 256
 LAYERS = 6

@@ -16,10 +16,8 @@ from command_line.script import run_script
 from runs.metrics import predicted_speedup
 from runs.reader import find_runs, read_record
 from tests.analysis.test_older_logs import GENERATION, console, four
-from tests.conftest import rewritten
+from tests.conftest import ROOT, rewritten
 from tests.made_up import AUTOREGRESSIVE, SPECULATIVE
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture

@@ -17,9 +17,8 @@ from accelerate.state import AcceleratorState
 from command_line.script import run_script
 from tests.bad_files import CASES
 from tests.bad_inputs import CONFIG, FLAGS, ROWS, TINY, BadInput
+from tests.conftest import ROOT
 from tests.trainings import CONFIG as LLAMA
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture

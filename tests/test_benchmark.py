@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +13,7 @@ from prompts.sources import HubSource
 from runs import experiment, measuring
 from runs.metrics import summarize, text_scores
 from runs.reader import find_runs, read_record, read_samples
-from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, write
-
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ANGULAR, GREEDY, ROOT, SPECULATIVE, write
 
 
 def outputs(samples):

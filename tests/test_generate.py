@@ -8,7 +8,6 @@ import select
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -20,9 +19,8 @@ from self_speculation import generator_base
 from self_speculation.llama_model_utils import CachedLlama, KeyValueCache
 from self_speculation.speculative_streamer import WholeText
 from self_speculation.text_generator import TextGenerator
-from tests.conftest import LAYERS
+from tests.conftest import LAYERS, ROOT
 
-ROOT = Path(generate.__file__).parent
 SPECULATIVE = [
     *["--generation_strategy", "self_speculative", "--exit_layer", "3"],
     *["--num_speculations", "3"],

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
+
 # A file imports from rows below its own, and from its own package or script.
 ROWS = [
     {"self_speculation", "command_line"},

@@ -5,7 +5,6 @@ import os
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,9 +16,8 @@ from processes.ranks import ALONE
 from runs.definition import run_definer
 from runs.reader import find_runs, read_record
 from runs.sweep_runs import Sweep
-from tests.conftest import numbered
+from tests.conftest import ROOT, numbered
 
-ROOT = Path(__file__).parent.parent
 DEFAULT_DATASETS = ["cnn_dm_lm", "human_eval", "xsum_summarization", "cnn_dm_summarization"]
 # Stands for Python: writes each call down, and does what the next line of the file `acts` says:
 # ends with that code, after it has noted that the sweep has begun, or a run that ended it.

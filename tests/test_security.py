@@ -16,9 +16,8 @@ import torch
 from arguments.model import ModelArguments
 from models.loading import load_model
 from models.runtime import Runtime
-from tests.conftest import rewritten
+from tests.conftest import ROOT, rewritten
 
-ROOT = Path(__file__).parent.parent
 # Modules that run code while they read data.
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 CALLS = {

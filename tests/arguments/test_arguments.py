@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -19,8 +18,8 @@ from command_line.errors import UsageError
 from command_line.flags import parse
 from command_line.script import run_script
 from self_speculation import speculative_streamer
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 GROUPS = (ModelArguments, DataArguments, PruneArguments, GenerationArguments)
 SPECULATIVE = ["--generation_strategy", "self_speculative"]
 

@@ -3,15 +3,14 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from benchmarks import decoding_report, early_exit, peers_report, scaling
 from benchmarks.conditions import conditions, head
 from command_line.errors import EXIT_USAGE
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 TABLES = {
     "decoding": decoding_report.table,
     "early_exit": early_exit.table,

@@ -10,7 +10,7 @@ from arguments.checkpoint_folders import SHIPPED, stored_template
 from command_line.flags import unescaped
 from command_line.script import run_script
 from runs.reader import find_runs, read_record, read_samples
-from tests.test_layout import ROOT
+from tests.conftest import ROOT
 
 NAME = "layerskip-topv2-5m"
 SAMPLE = ROOT / "samples" / "top_v2.jsonl"

@@ -23,10 +23,9 @@ from runs.lossless import DecoderPair
 from runs.reader import find_runs, read_record, read_samples
 from runs.record import part_path, part_paths, samples_path
 from runs.writer import RunWriter
-from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, SWEEP_GRID, SWEEP_PLANS, timeless
+from tests.conftest import ANGULAR, GREEDY, ROOT, SPECULATIVE, SWEEP_GRID, SWEEP_PLANS, timeless
 from tests.ranked import Torchrun, scripts_in_ranks
 
-ROOT = Path(__file__).parents[2]
 SAMPLED = ["--sample", "true", "--top_p", "0.95", "--max_steps", "16"]
 KINDS = {
     "greedy, pruned": [*GREEDY, *SPECULATIVE, "--exit_layer", "5", *ANGULAR],

@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from command_line.errors import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_USAGE
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "sweep.slurm"
 FLAGS = ["--model", "/shared/a model", "--output_dir", "/shared/logs"]
 RECORD = '#!/usr/bin/env bash\nprintf "%q " "$@" >>"$0.calls"\necho >>"$0.calls"\n'

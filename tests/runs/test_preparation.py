@@ -1,7 +1,6 @@
 """A prepared model answers prompts with any flags, and keeps its decoder while it suffices."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,9 @@ from command_line.errors import UsageError
 from runs import preparation
 from runs.preparation import load_pruned, make_generator
 from self_speculation.text_generator import WARM_UP_STEPS
+from tests.conftest import ROOT
 
-README = Path(__file__).parents[2] / "README.md"
+README = ROOT / "README.md"
 GREEDY = GenerationArguments(max_steps=12, sample=False)
 
 
