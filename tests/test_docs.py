@@ -32,7 +32,7 @@ def known_flags() -> set[str]:
         correctness.CorrectnessArguments,
     ]
     names = {item.name for group in groups for item in dataclasses.fields(group)}
-    return names | set(vars(analyze_logs._parse(["logs"])))
+    return names | set(vars(analyze_logs._parse([str(ROOT)])))
 
 
 @pytest.mark.parametrize("page", [*PAGES, *RESULTS], ids=lambda page: page.name)
