@@ -1,6 +1,7 @@
 """The house: packages import downwards, importing does nothing, files stay small."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,13 @@ def test_every_python_file_has_a_row():
     files = {path.stem for path in ROOT.glob("*.py")}
     folders = {path.parent.name for path in ROOT.glob("*/*.py")} - {"tests"}
     assert files | folders == set(ROW_OF)
+
+
+def test_the_readmes_map_shows_the_rows():
+    shown = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Map")[2]
+    for row, rooms in enumerate(ROWS):
+        (line,) = re.findall(rf"^ ?{row}  .*(?:\n    self_spec.*)?", shown, re.MULTILINE)
+        assert {room for room in ROW_OF if re.search(rf"\b{room}(/|\.py)", line)} == rooms
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=module_of)
