@@ -4,18 +4,17 @@ import sys
 import typing
 from pathlib import Path
 
-from command_line.errors import FailedError
+from command_line.errors import FailedError, UsageError
 from command_line.flags import parse
 from command_line.messages import print_error, warn
 from command_line.script import command_text, run_script
 from data import get_local_prompts
-from runs.sweep_grid import SweepArguments
+from runs.sweep_grid import SweepArguments, check_run
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_sweep(argv)
-    for run in arguments.baselines():
-        get_local_prompts(run.data, run.prune, run.generation.seed)
+    check_local(arguments)
 
     from processes.ranks import joined
     from runs import code_execution
@@ -38,6 +37,19 @@ def main(argv: list[str] | None = None) -> int:
         print_error(FailedError(f"{name}: {error}"))
     print(outcome.summary())
     return outcome.exit_code
+
+
+def check_local(arguments: SweepArguments) -> None:
+    """Raise the first error of flags and local rows if no run is without an error."""
+    runs, errors = list(arguments.baselines()), []
+    for run in runs:
+        try:
+            check_run(run)
+            get_local_prompts(run.data, run.prune, run.generation.seed)
+        except UsageError as error:
+            errors.append(error)
+    if errors and len(errors) == len(runs):
+        raise errors[0]
 
 
 def parse_sweep(argv: list[str] | None) -> SweepArguments:

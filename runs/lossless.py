@@ -53,8 +53,15 @@ def check_run(definition: RunDefinition, draws: int, command: str) -> tuple[RunR
         return writer
 
     def check_left(left: RunRecord) -> None:
-        began = left.arguments.get("correctness", {}).get("num_draws", draws)
-        if definition.arguments.generation.sample and began != draws:
+        is_sampled = definition.arguments.generation.sample
+        if "correctness" not in left.arguments:
+            # An earlier release kept the results elsewhere, and did not say how many draws.
+            if is_sampled or not left.is_complete:
+                folder = definition.arguments.log.output_dir
+                reject("output_dir", folder, f"holds check {left.run_id} of an earlier release")
+            return
+        began = left.arguments["correctness"]["num_draws"]
+        if is_sampled and began != draws:
             allowed = f"check {left.run_id} was begun with {began}; use another --output_dir"
             reject("num_draws", draws, allowed)
 

@@ -124,11 +124,10 @@ class SweepArguments:
         return list(dict.fromkeys(self.grid.datasets or [self.data.dataset]))
 
     def baselines(self) -> Iterator[RunArguments]:
-        """Yield the autoregressive run of every plan and data set."""
+        """Yield the autoregressive run of every plan and data set; `check_run` has yet to pass."""
         for dataset in self.datasets:
             path = self.data.data_path or self._rows_of(dataset)
             data = dataclasses.replace(self.data, dataset=dataset, data_path=path)
-            data.check()
             for pruning in self._plans():
                 yield RunArguments(self.model, data, pruning, self.generation, self.log)
 
@@ -147,9 +146,7 @@ class SweepArguments:
         for method in dict.fromkeys(self.grid.prune_methods):
             for changes in self._changes(method):
                 values = dataclasses.asdict(self.calibration) | {"prune_method": method} | changes
-                pruning = PruneArguments(**values)
-                pruning.check()
-                yield pruning
+                yield PruneArguments(**values)
 
     def _changes(self, method: str) -> Iterator[dict[str, Any]]:
         """Yield the flags in which the plans of a method differ."""
@@ -177,3 +174,9 @@ class SweepArguments:
         if DATASETS[dataset].source is None:
             reject("data_dir", self.grid.data_dir, f"holds no rows of {dataset}")
         return None
+
+
+def check_run(run: RunArguments) -> None:
+    """Raise `UsageError` for flags that the run's data set or plan does not allow."""
+    run.data.check()
+    run.prune.check()

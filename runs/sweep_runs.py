@@ -30,7 +30,7 @@ from runs.definition import RunDefinition, run_definer
 from runs.experiment import Prepare, perform_run
 from runs.preparation import decide_plan
 from runs.record import RunRecord
-from runs.sweep_grid import GridArguments, SweepArguments
+from runs.sweep_grid import GridArguments, SweepArguments, check_run
 from runs.sweep_states import RunState, paced, run_name, state_of
 from runs.sweep_tries import MOST_TRIES, Tries, is_device_error
 
@@ -115,7 +115,11 @@ class Sweep:
             _check_grid(arguments.grid, self._layers)
         self._define_run = run_definer()
         runs = ((run, run) for run in arguments.baselines())
-        self._baselines = self._each(runs, self._define_run)
+        self._baselines = self._each(runs, self._defined)
+
+    def _defined(self, run: RunArguments) -> RunDefinition:
+        check_run(run)
+        return self._define_run(run)
 
     def states(self) -> list[RunState]:
         """Return what is left of each run. The plans come from logs: no weights are read."""

@@ -287,6 +287,24 @@ def test_a_check_goes_on_where_it_stopped(check, kind, tmp_path, monkeypatch, ca
     assert find_runs(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "status"), [(SAMPLED, "complete"), ([], "interrupted")], ids=["draws", "left"]
+)
+def test_a_check_of_an_earlier_release_is_not_taken_for_this_one(
+    check, tmp_path, capsys, kind, status
+):
+    flags = [*kind, "--output_dir", str(tmp_path / "same")]
+    check(*flags, samples="1")
+    (path,) = (tmp_path / "same").glob("correctness_*.json")
+    log = json.loads(path.read_text())
+    del log["arguments"]["correctness"]
+    path.write_text(json.dumps(log | {"status": status}))
+    before = path.read_bytes()
+    code, _ = check(*flags, samples="1")
+    assert (code, path.read_bytes()) == (2, before)
+    assert "of an earlier release" in capsys.readouterr().err
+
+
 def test_a_check_does_not_go_on_with_other_draws(check, tmp_path, capsys):
     flags = [*SAMPLED, "--top_k", "1", "--output_dir", str(tmp_path / "same")]
     check(*flags, samples="1")

@@ -201,6 +201,7 @@ def test_a_dry_run_is_one_process(shell):
     ("environment", "message"),
     [
         ({"PRUNE_METHODS": "magic"}, "'magic'"),
+        ({"PRUNE_METHODS": "angulars base"}, "'angulars'"),
         ({"DATA_DIR": "nowhere"}, "--data_dir nowhere: is no folder"),
         ({"DATASETS": ""}, "--datasets: expected at least one argument"),
         ({"PRUNE_NS": "", "THRESHOLDS": ""}, "--prune_methods: expected at least one argument"),

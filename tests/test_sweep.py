@@ -282,6 +282,29 @@ def test_data_sets_lie_in_one_folder_and_those_that_cannot_be_read_stop_no_other
     assert "error: --dataset cnn_dm_lm: " in line
 
 
+def test_local_rows_and_flags_that_one_data_set_refuses_stop_no_other(tmp_path, checkpoint, capsys):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    numbered(folder / "custom_jsonl.jsonl", range(4))
+    (folder / "xsum.jsonl").write_text("no row\n")
+    flags = ["--model", str(checkpoint), "--num_samples", "2", *SWEEP_GRID, *ONE_POINT]
+    flags += ["--output_dir", str(tmp_path / "logs"), "--dry_run", "true"]
+    rows = [*flags, "--data_dir", str(folder)]
+    names = ["custom_jsonl", "xsum_summarization"]
+    assert run_script(sweep.main, [*rows, "--datasets", *names]) == 0
+    listed = capsys.readouterr().out
+    assert listed.count(" missing ") == 2
+    assert "xsum.jsonl" in next(line for line in listed.splitlines() if " error " in line)
+    assert run_script(sweep.main, [*rows, "--datasets", "xsum_summarization"]) == 2
+    capsys.readouterr()
+    executed = [*flags, "--execute_code", "true", "--datasets"]
+    assert run_script(sweep.main, [*executed, "human_eval", "top_v2"]) == 0
+    listed = capsys.readouterr().out
+    assert listed.count(" missing ") == 2
+    assert "--execute_code true: --dataset top_v2 has no tests" in listed
+    assert run_script(sweep.main, [*executed, "top_v2"]) == 2
+
+
 def test_a_plan_that_keeps_no_layer_stops_no_other(run_sweep, capsys):
     methods = ["--prune_methods", "random", "--dropout_thresholds", "0.999", "0.1"]
     code, folder = run_sweep(*methods, *ONE_POINT)
