@@ -21,6 +21,7 @@ from command_line.errors import (
 )
 from files.error_lines import error_line
 from files.hashes import tokens_hash
+from files.writing import held_folder
 from models.checkpoint import find_checkpoint
 from models.loading import LoadedModel, load_model
 from models.runtime import start
@@ -32,7 +33,8 @@ from runs.preparation import decide_plan
 from runs.record import RunRecord
 from runs.sweep_grid import GridArguments, SweepArguments, check_run
 from runs.sweep_states import RunState, paced, run_name, state_of
-from runs.sweep_tries import MOST_TRIES, Tries, is_device_error
+from runs.sweep_tries import MOST_TRIES, Tries, ends_the_device
+from runs.writer import lock_name
 
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
@@ -108,7 +110,7 @@ class Sweep:
 
     def __init__(self, arguments: SweepArguments, ranks: Ranks) -> None:
         self._arguments, self._ranks = arguments, ranks
-        self._outcome = Outcome()
+        self._outcome, self._tries = Outcome(), Tries(writes=False)
         with ranks.together():
             start(arguments.model, parallel=True)
             self._layers = find_checkpoint(arguments.model).config.num_hidden_layers
@@ -132,20 +134,34 @@ class Sweep:
 
         Raises `FailedError` for a device error, after which this process can perform no run.
         """
+        with self._ranks.together():  # all have read the file of tries before a run begins
+            self._tries = Tries(self._ranks.leads)
         if self._is_over():
             print("no run is left; another --output_dir performs them again")
             return self._outcome
         try:
             first = self._baselines[0]
             with self._ranks.together():
+                self._check_free()
                 loaded = load_model(first.arguments.model, first.runtime, first.checkpoint)
             self._perform_all(loaded, self._studies(_Planner(loaded, self._ranks)), command)
         except Exception as error:
-            if not is_device_error(error):
+            if not ends_the_device(error):
                 raise
-            rest = "the device is lost to this process; the same command goes on with the rest"
+            rest = "the device is lost to this process; run_tests goes on with the rest"
             raise FailedError(f"{error_line(error)}: {rest}") from error
         return self._outcome
+
+    def _check_free(self) -> None:
+        """Raise `BusyError` before the weights take memory, if `run_tests` would wait anyway."""
+        if not (self._tries.counts and self._ranks.leads):
+            return
+        states = (state for one in self._baselines for state in self._states(one))
+        first = next((one for one in states if one.state in ("missing", "partial")), None)
+        if first and first.run_id:
+            folder = self._arguments.log.output_dir
+            with held_folder(folder, lock_name(first.run_id), f"is at work on {first.run_id}"):
+                pass
 
     def _is_over(self) -> bool:
         with self._ranks.together():
@@ -183,7 +199,11 @@ class Sweep:
 
     def _studies(self, planner: "_Planner") -> list[Study]:
         def study(baseline: RunDefinition) -> Study:
+            if self._tries.exhausted(baseline.run_id):
+                raise given_up()
+            self._tries.begin(baseline.run_id)
             plan = planner.plan(baseline)
+            self._tries.end()
             runs, skipped = self._speculative(baseline.arguments, plan)
             return Study(plan, [baseline, *runs], skipped)
 
@@ -211,8 +231,8 @@ class Sweep:
                     result = work(item)
             except (InterruptedRunError, LostError):
                 raise  # not all processes will go on
-            except UsageError as error:
-                self._outcome.fail(run, error)
+            except Exception as error:
+                self._note(run, error)
             else:
                 results.append(result)
         if not results:
@@ -223,8 +243,6 @@ class Sweep:
         runs = [run for study in studies for run in study.runs]
         paced_runs = paced(runs)
         self._outcome.count = len(runs) + len(self._outcome.failed)
-        with self._ranks.together():  # all have read the file of tries before a run begins
-            tries = Tries(self._ranks.leads)
         for study in studies:
             pruned = PruneModel(loaded.model, study.plan)
 
@@ -237,30 +255,34 @@ class Sweep:
             with pruned.for_a_while():
                 print(pruned.report())
                 for run in itertools.islice(paced_runs, len(study.runs)):
-                    self._perform(_placed(run, pruned), prepare, tries, command)
+                    self._perform(_placed(run, pruned), prepare, command)
                     if self._outcome.interrupted:
                         return
 
-    def _perform(self, run: RunDefinition, prepare: Prepare, tries: Tries, command: str) -> None:
-        if tries.exhausted(run.run_id):
-            given_up = FailedError(f"given up: its process died with it {MOST_TRIES} times")
-            self._outcome.fail(run.arguments, given_up)
+    def _perform(self, run: RunDefinition, prepare: Prepare, command: str) -> None:
+        if self._tries.exhausted(run.run_id):
+            self._outcome.fail(run.arguments, given_up())
             return
-        tries.begin(run.run_id)
+        self._tries.begin(run.run_id)
         try:
             record, path = perform_run(run, command, prepare)
         except (InterruptedRunError, LostError):
             raise  # not all processes will go on
         except Exception as error:
-            expected = isinstance(error, UsageError)
-            if is_device_error(error) or (self._ranks.count > 1 and not expected):
-                raise  # neither the device nor the other processes will go on
-            failure = _in_one_line(error)
-            print(f"failed: {failure}")
-            self._outcome.fail(run.arguments, failure)
+            self._note(run.arguments, error)
+            print(f"failed: {self._outcome.failed[-1][1]}")
         else:
             self._outcome.add(record, path)
-        tries.end()
+        self._tries.end()
+
+    def _note(self, run: RunArguments, error: Exception) -> None:
+        """Note that a run failed, or raise an error after which no other run can go on."""
+        if ends_the_device(error) or (self._ranks.count > 1 and not isinstance(error, UsageError)):
+            raise error
+        self._tries.end()
+        if isinstance(error, BusyError) and self._tries.counts:
+            raise error  # run_tests waits: two runs at a time would spoil each other's speed
+        self._outcome.fail(run, _in_one_line(error))
 
 
 class _Planner:
@@ -280,6 +302,10 @@ class _Planner:
         plan = decide_plan(pruning, self._loaded, ids, self._ranks)
         self._measured[tokens] = plan
         return plan
+
+
+def given_up() -> FailedError:
+    return FailedError(f"given up: its process died with it {MOST_TRIES} times")
 
 
 def _in_one_line(error: Exception) -> UsageError:

@@ -30,6 +30,11 @@ class Tries:
             if self._path:
                 self._left_over = self._path.read_text().split()
 
+    @property
+    def counts(self) -> bool:
+        """Whether `run_tests` starts this sweep again after it has ended."""
+        return self._path is not None
+
     def exhausted(self, run_id: str) -> bool:
         return Counter(self._left_over)[run_id] >= MOST_TRIES
 
@@ -43,6 +48,23 @@ class Tries:
         if self._path and self._writes:
             with suppress(OSError):  # the sweep itself does not need the file
                 self._path.write_text("".join(f"{name}\n" for name in [*self._left_over, *begun]))
+
+
+def ends_the_device(error: BaseException) -> bool:
+    """Whether this process can use its CUDA device no more after the error."""
+    return is_device_error(error) or not _device_answers()
+
+
+def _device_answers() -> bool:
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def is_device_error(error: BaseException | None) -> bool:

@@ -68,7 +68,7 @@ def find_run(output_dir: str, run_id: str, kind: LogKind = RUN) -> Path | None:
 
 def lock_name(run_id: str, kind: LogKind = RUN) -> str:
     """Return the name of the file that a process locks while it is at work on this run."""
-    return f".{kind.name}_{run_id}.lock"
+    return f".{run_id}.lock" if kind is RUN else f".{kind.name}_{run_id}.lock"
 
 
 class LogWriter(Generic[Line]):

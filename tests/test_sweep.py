@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
+from filelock import FileLock
 
 import pruned_model
 import sweep
 from analysis import sweep_report
 from command_line.errors import BusyError, FailedError, UsageError
 from command_line.script import run_script
-from runs import experiment, sweep_runs
+from runs import experiment, sweep_runs, sweep_tries
 from runs.reader import find_runs, read_record, read_samples
 from runs.sweep_grid import GridArguments
 from runs.sweep_runs import Outcome
@@ -249,7 +250,7 @@ def test_a_run_that_ends_its_process_twice_is_given_up(
                 run_sweep(*flags)
         else:
             assert run_sweep(*flags)[0] == 1
-            assert "the same command goes on with the rest" in capsys.readouterr().err
+            assert "run_tests goes on with the rest" in capsys.readouterr().err
         assert len((tmp_path / "tries").read_text().splitlines()) == tries
         assert points(tmp_path / "logs") == [("base", 0, 0)]
     assert run_sweep(*flags)[0] == 1
@@ -356,3 +357,41 @@ def test_the_exit_code_is_that_of_a_real_failure():
         *(Outcome(short_of_memory=1), Outcome(failed=[busy], short_of_memory=1)),
     ]
     assert [one.exit_code for one in outcomes] == [0, 2, 2, 75, 1, 1]
+
+
+def test_a_plan_that_cannot_be_measured_stops_no_other(run_sweep, monkeypatch, tmp_path, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setenv("SWEEP_TRIES", str(tmp_path / "tries"))
+    monkeypatch.setattr("pruned_model.angular_distances", full)
+    code, folder = run_sweep(*SWEEP_PLANS, *ONE_POINT)
+    assert (code, len(records(folder))) == (1, 2)
+    assert "custom_jsonl, angular n=2, autoregressive: out of memory" in capsys.readouterr().err
+    assert (tmp_path / "tries").read_text() == ""
+
+
+def test_a_run_that_is_held_is_waited_for_before_the_weights_are_read(
+    run_sweep, monkeypatch, tmp_path
+):
+    _, folder = run_sweep(*ONE_POINT)
+    held = next(one for one in records(folder) if one.exit_layer["original"])
+    for path in folder.glob(f"*{held.run_id}*"):
+        path.unlink()
+    monkeypatch.setenv("SWEEP_TRIES", str(tmp_path / "tries"))
+    monkeypatch.setattr("runs.sweep_runs.load_model", lambda *_: pytest.fail("weights are read"))
+    with FileLock(folder / f".{held.run_id}.lock"):
+        assert run_sweep(*ONE_POINT)[0] == BusyError.exit_code
+
+
+def test_a_device_that_answers_no_more_ends_the_sweep(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    error = RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+    assert not sweep_tries.ends_the_device(error)
+
+    def poisoned():
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", poisoned)
+    assert sweep_tries.ends_the_device(error)

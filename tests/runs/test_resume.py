@@ -8,7 +8,7 @@ from filelock import FileLock
 
 import benchmark
 import pruned_model
-from command_line.errors import EXIT_BUSY
+from command_line.errors import EXIT_BUSY, EXIT_INTERRUPTED
 from command_line.script import run_script
 from runs import experiment, measuring
 from runs.reader import find_runs, read_record, read_samples
@@ -192,3 +192,13 @@ def test_another_release_goes_on_with_a_warning(start, killed_twice, monkeypatch
 def test_a_run_that_cannot_begin_leaves_no_folder(start, tmp_path):
     assert start("--prune_n", "5") == 2
     assert not (tmp_path / "logs").exists()
+
+
+def test_a_run_with_a_seed_beyond_64_bits_goes_on(start, stop_at, tmp_path):
+    seed = ["--seed", "123456789012345678901234"]
+    undo = stop_at(1, KeyboardInterrupt)
+    assert start(*seed) == EXIT_INTERRUPTED
+    undo()
+    assert start(*seed) == 0
+    (path,) = find_runs(tmp_path / "logs")
+    assert read_record(path).status == "complete"
