@@ -9,6 +9,7 @@ from analysis.logged_runs import read_logged_runs
 from analysis.tables import sweep_table
 from command_line.errors import reject
 from command_line.messages import warn
+from files.writing import replace_text
 
 
 def report(paths: list[Path], folder: Path) -> None:
@@ -24,7 +25,7 @@ def report(paths: list[Path], folder: Path) -> None:
     for line in missing_baselines(comparisons, [SAME_PLAN]) + drifting_speedups(comparisons):
         print(f"note: {line}", file=sys.stderr)
     try:
-        (folder / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+        replace_text(folder / f"{table.name}.csv", table.csv())
         make_heat_maps(comparisons, folder)
     except OSError as error:
         reject("output_dir", str(folder), f"{error.filename} cannot be written ({error.strerror})")

@@ -62,11 +62,17 @@ def whole_folder(target: Path, scratch: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield the path of a file to write, which replaces `path` unless an error is raised."""
+    """Yield the path of a file to write, which replaces `path` unless an error is raised.
+
+    An OSError names `path`, for users know no other.
+    """
     partial = path.with_name(f"{path.name}.partial")
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
