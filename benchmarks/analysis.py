@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 from pathlib import Path
 
-from benchmarks.conditions import check_least
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan, random_plan
-from command_line.flags import flag, parse
+from command_line.flags import check_least, flag, parse
 from command_line.script import run_script
 from pruned_model import PrunePlan
 

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from command_line.errors import reject
 from files.commit import current_commit
 from files.writing import replace_text
 
@@ -54,12 +53,3 @@ def write_results(path: Path, results: dict[str, Any], page: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
     replace_text(path.with_suffix(".md"), page)
-
-
-def check_least(arguments: Any, **least: int) -> None:
-    """Reject a flag's number, or a number in its list, that is below the least."""
-    for name, smallest in least.items():
-        value = getattr(arguments, name)
-        for number in value if isinstance(value, list) else [value]:
-            if number < smallest:
-                reject(name, number, f"must be at least {smallest}")

@@ -19,11 +19,11 @@ import torch
 
 from arguments.model import ModelArguments
 from arguments.pruning import PruneArguments
-from benchmarks.conditions import check_least, head, write_results
+from benchmarks.conditions import head, write_results
 from benchmarks.decoding_report import plot, table
 from benchmarks.measuring import SEED, human_eval, human_eval_prompts, quartiles, timed
 from command_line.errors import reject
-from command_line.flags import flag, parse
+from command_line.flags import check_least, flag, parse
 from command_line.script import run_script
 from data import get_calibration_data, get_data
 from models.loading import LoadedModel, load_model

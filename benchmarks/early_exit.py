@@ -22,11 +22,11 @@ import torch
 from analysis.intervals import ratio_interval
 from arguments.model import ModelArguments
 from arguments.prompts import DataArguments, with_stored_template
-from benchmarks.conditions import check_least, conditions, head, write_results
+from benchmarks.conditions import conditions, head, write_results
 from benchmarks.measuring import SEED, in_turn, timed
 from benchmarks.peer_engines import GENERATE, OURS, Decoded, Engine, Setting, Side, build
 from command_line.errors import reject
-from command_line.flags import flag, parse
+from command_line.flags import check_least, flag, parse
 from command_line.messages import warn
 from command_line.script import run_script
 from data import get_data

@@ -27,13 +27,13 @@ import torch
 from arguments.model import ModelArguments
 from arguments.model_args import DTYPES
 from benchmarks.bandwidth import Bandwidth, step_bytes
-from benchmarks.conditions import check_least, head, write_results
+from benchmarks.conditions import head, write_results
 from benchmarks.measuring import human_eval_prompts, in_turn, timed
 from benchmarks.peer_engines import OURS, Decoded, Engine, Setting, Side, build
 from benchmarks.peers_report import plot, table
 from benchmarks.peers_summary import summarize
 from command_line.errors import FailedError, reject
-from command_line.flags import check_new_folder, flag, parse
+from command_line.flags import check_least, check_new_folder, flag, parse
 from command_line.messages import warn
 from command_line.script import run_script
 from models.loading import LoadedModel, load_model

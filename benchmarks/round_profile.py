@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from arguments.model import ModelArguments
-from benchmarks.conditions import check_least, conditions, head
+from benchmarks.conditions import conditions, head
 from benchmarks.measuring import SEED, human_eval_prompts
 from command_line.errors import reject
-from command_line.flags import flag, parse
+from command_line.flags import check_least, flag, parse
 from command_line.script import run_script
 from models.loading import load_model
 from models.runtime import start_compiled

@@ -19,9 +19,9 @@ from typing import Any
 if not __package__:  # started as a file, whose folder Python puts first
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.conditions import check_least, conditions, head, write_results
+from benchmarks.conditions import conditions, head, write_results
 from command_line.errors import FailedError, reject
-from command_line.flags import flag, parse
+from command_line.flags import check_least, flag, parse
 from command_line.script import run_script
 from files.hashes import content_hash
 from runs.reader import find_runs, read_record, read_samples

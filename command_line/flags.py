@@ -6,6 +6,7 @@ This module does not import torch, so a mistyped flag is reported at once.
 import argparse
 import dataclasses
 import difflib
+import math
 import os
 import re
 import sys
@@ -41,6 +42,15 @@ def unescaped(text: str) -> str:
     r"""Return the text with \n, \t and \\ replaced by the characters they stand for."""
     named = {"n": "\n", "t": "\t", "\\": "\\"}
     return re.sub(r"\\([nt\\])", lambda match: named[match[1]], text)
+
+
+def check_least(flags: Any, **least: float) -> None:
+    """Reject a flag's number, or a number in its list, that is infinite or below the least."""
+    for name, smallest in least.items():
+        value = getattr(flags, name)
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not smallest <= number < math.inf:
+                reject(name, number, f"must be at least {smallest}")
 
 
 def flag(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:

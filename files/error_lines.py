@@ -1,7 +1,8 @@
-"""One line per error of a library."""
+"""One line per error of a library, and the errors that caused it."""
 
 import itertools
 import textwrap
+from collections.abc import Iterator
 
 _LONGEST_REASON = 400  # characters of a reason that spans several lines
 
@@ -21,3 +22,10 @@ def error_line(error: BaseException) -> str:
     if text.endswith(":") and len(paragraph) > 1:
         text = textwrap.shorten(" ".join(paragraph), _LONGEST_REASON, placeholder=" …")
     return f"{type(error).__name__}: {text}"
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error and every error that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

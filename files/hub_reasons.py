@@ -1,12 +1,11 @@
 """One line for the reason why files of the hub cannot be had."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from huggingface_hub import errors
 from huggingface_hub.utils import httpx
 
-from files.error_lines import error_line
+from files.error_lines import causes, error_line
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,6 @@ def hub_reason(error: BaseException, wanted: Wanted) -> str | None:
         if found is not None:
             return _said(reason, found, wanted)
     return None
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the error and every error that it was raised from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _is(error: BaseException, kind: type[BaseException]) -> bool:

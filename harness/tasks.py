@@ -12,9 +12,8 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from command_line.errors import UsageError, reject
 from command_line.messages import warn
-from files.error_lines import error_line
+from files.error_lines import causes, error_line
 from files.hashes import content_hash
-from files.hub_reasons import causes
 
 
 def find_tasks(names: list[str], include_path: str | None) -> TaskManager:

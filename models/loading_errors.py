@@ -8,8 +8,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from command_line.errors import UsageError
-from files.error_lines import error_line
-from files.hub_reasons import Wanted, causes, hub_reason
+from files.error_lines import causes, error_line
+from files.hub_reasons import Wanted, hub_reason
 from models.embedded import EMBEDDED_MODEL
 
 _NEITHER_FILE = "Couldn't instantiate the backend tokenizer"

@@ -9,6 +9,8 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+from files.error_lines import causes
+
 MOST_TRIES = 2
 
 
@@ -67,12 +69,12 @@ def _device_answers() -> bool:
     return True
 
 
-def is_device_error(error: BaseException | None) -> bool:
-    """Whether an error, or its cause, says that this process can use its CUDA device no more."""
-    while error is not None:
-        text, kinds = str(error), {kind.__name__ for kind in type(error).__mro__}
-        of_device = "AcceleratorError" in kinds or "CUDA error" in text
-        if isinstance(error, RuntimeError) and of_device and "out of memory" not in text:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def is_device_error(error: BaseException) -> bool:
+    """Return whether the error or a cause of it says that the CUDA device is unusable."""
+    return any(map(_is_of_device, causes(error)))
+
+
+def _is_of_device(error: BaseException) -> bool:
+    text, kinds = str(error), {kind.__name__ for kind in type(error).__mro__}
+    named = "AcceleratorError" in kinds or "CUDA error" in text
+    return isinstance(error, RuntimeError) and named and "out of memory" not in text

@@ -10,7 +10,7 @@ from typing import Any
 from arguments.model_args import DTYPES
 from arguments.prompts import PromptArguments
 from command_line.errors import reject
-from command_line.flags import check_new_folder, flag
+from command_line.flags import check_least, check_new_folder, flag
 from data import check_renamed
 from prompts.dataset_table import DATASETS
 from training.layerskip_recipe import Recipe
@@ -27,13 +27,6 @@ def _require_text(flags: Any, *names: str) -> None:
     for name in names:
         if getattr(flags, name) == "":
             reject(name, "''", "must not be empty")
-
-
-def _require_least(flags: Any, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(flags, name)
-        if value is not None and not least <= value < math.inf:
-            reject(name, value, f"must be at least {least}")
 
 
 def _require_positive(flags: Any, *names: str) -> None:
@@ -82,7 +75,7 @@ class LearnerArguments:
         self.origin()
         if self.tokenizer_pattern is not None and self.tokenizer != TRAIN_TOKENIZER:
             reject("tokenizer_pattern", self.tokenizer_pattern, "only with --tokenizer bpe")
-        _require_least(self, 0, "lora_rank")
+        check_least(self, lora_rank=0)
         if self.lora_rank and self.config:
             reject("lora_rank", self.lora_rank, "only with --model: adapters need trained weights")
         _require_positive(self, "lora_alpha")
@@ -133,9 +126,9 @@ class TrainingDataArguments(PromptArguments):
         super().check()
         if self.dataset is None and self.data_path is None:
             reject("data_path", None, "name a file of rows, or a --dataset")
-        _require_least(self, 1, "num_samples")
-        _require_least(self, 0, "eval_samples")
-        _require_least(self, 2, "max_length")
+        check_least(self, num_samples=1)
+        check_least(self, eval_samples=0)
+        check_least(self, max_length=2)
         _require_text(self, "data_path", "eval_path")
         if self.truncate_prompt:
             reject("truncate_prompt", "true", "prompts are cut to --max_length in any case")
@@ -171,8 +164,8 @@ class OptimizationArguments:
 
     def check(self) -> None:
         _require_positive(self, "learning_rate", "muon_learning_rate", "max_gradient_norm")
-        _require_least(self, 0, "weight_decay", "warmup_steps")
-        _require_least(self, 1, "epochs", "max_steps", "batch_tokens", "gradient_accumulation")
+        check_least(self, weight_decay=0, warmup_steps=0)
+        check_least(self, epochs=1, max_steps=1, batch_tokens=1, gradient_accumulation=1)
         if self.epochs > _MOST_EPOCHS:
             reject("epochs", self.epochs, f"must be 1 to {_MOST_EPOCHS}; --max_steps goes beyond")
         if self.gradient_accumulation > self.batch_tokens:
@@ -195,7 +188,7 @@ class TrainingLogArguments:
 
     def check(self) -> None:
         check_new_folder("output_dir", self.output_dir, may_exist=True)
-        _require_least(self, 1, "log_steps", "eval_steps", "state_steps")
+        check_least(self, log_steps=1, eval_steps=1, state_steps=1)
 
 
 @dataclass(frozen=True)
