@@ -125,9 +125,10 @@ class Sweep:
 
     def states(self) -> list[RunState]:
         """Return what is left of each run. The plans come from logs: no weights are read."""
-        states = [state for baseline in self._baselines for state in self._states(baseline)]
         failed = self._outcome.failed
-        return states + [RunState(name, "error", remark=str(error)) for name, error in failed]
+        return self._all_states() + [
+            RunState(name, "error", remark=str(error)) for name, error in failed
+        ]
 
     def run(self, command: str) -> Outcome:
         """Perform each run that is not complete yet; a run that fails stops no other.
@@ -136,13 +137,17 @@ class Sweep:
         """
         with self._ranks.together():  # all have read the file of tries before a run begins
             self._tries = Tries(self._ranks.leads)
-        if self._is_over():
+            states = self._all_states()
+            is_over = self._ranks.first(all(state.state == "complete" for state in states))
+            if not is_over:
+                self._check_free(states)
+        if is_over:
+            self._take(states)
             print("no run is left; another --output_dir performs them again")
             return self._outcome
         try:
             first = self._baselines[0]
             with self._ranks.together():
-                self._check_free()
                 loaded = load_model(first.arguments.model, first.runtime, first.checkpoint)
             self._perform_all(loaded, self._studies(_Planner(loaded, self._ranks)), command)
         except Exception as error:
@@ -152,27 +157,25 @@ class Sweep:
             raise FailedError(f"{error_line(error)}: {rest}") from error
         return self._outcome
 
-    def _check_free(self) -> None:
+    def _check_free(self, states: list[RunState]) -> None:
         """Raise `BusyError` before the weights take memory, if `run_tests` would wait anyway."""
         if not (self._tries.counts and self._ranks.leads):
             return
-        states = (state for one in self._baselines for state in self._states(one))
         first = next((one for one in states if one.state in ("missing", "partial")), None)
         if first and first.run_id:
             folder = self._arguments.log.output_dir
             with held_folder(folder, lock_name(first.run_id), f"is at work on {first.run_id}"):
                 pass
 
-    def _is_over(self) -> bool:
-        with self._ranks.together():
-            states = [state for one in self._baselines for state in self._states(one)]
-            if not self._ranks.first(all(state.state == "complete" for state in states)):
-                return False
+    def _take(self, states: list[RunState]) -> None:
+        """Make the outcome that of runs which are all complete."""
         for state in states:
             if state.record:
                 self._outcome.add(state.record, Path(state.remark))
         self._outcome.count = len(states) + len(self._outcome.failed)
-        return True
+
+    def _all_states(self) -> list[RunState]:
+        return [state for one in self._baselines for state in self._states(one)]
 
     def _states(self, baseline: RunDefinition) -> list[RunState]:
         """Return the states of a plan's runs; a plan that no log knows may allow all of them."""
@@ -200,7 +203,7 @@ class Sweep:
     def _studies(self, planner: "_Planner") -> list[Study]:
         def study(baseline: RunDefinition) -> Study:
             if self._tries.exhausted(baseline.run_id):
-                raise given_up()
+                raise _given_up()
             self._tries.begin(baseline.run_id)
             plan = planner.plan(baseline)
             self._tries.end()
@@ -261,7 +264,7 @@ class Sweep:
 
     def _perform(self, run: RunDefinition, prepare: Prepare, command: str) -> None:
         if self._tries.exhausted(run.run_id):
-            self._outcome.fail(run.arguments, given_up())
+            self._outcome.fail(run.arguments, _given_up())
             return
         self._tries.begin(run.run_id)
         try:
@@ -272,8 +275,8 @@ class Sweep:
             self._note(run.arguments, error)
             print(f"failed: {self._outcome.failed[-1][1]}")
         else:
+            self._tries.end()
             self._outcome.add(record, path)
-        self._tries.end()
 
     def _note(self, run: RunArguments, error: Exception) -> None:
         """Note that a run failed, or raise an error after which no other run can go on."""
@@ -304,7 +307,7 @@ class _Planner:
         return plan
 
 
-def given_up() -> FailedError:
+def _given_up() -> FailedError:
     return FailedError(f"given up: its process died with it {MOST_TRIES} times")
 
 
