@@ -302,12 +302,10 @@ def stop_at(monkeypatch):
     ordinary = measuring.measure_example
 
     def stop(count, error):
-        def stopped(arguments, generator, index, item):
-            if index == count:
-                raise error
-            return ordinary(arguments, generator, index, item)
+        def fail():
+            raise error
 
-        monkeypatch.setattr(measuring, "measure_example", stopped)
+        before_example(monkeypatch, count, fail)
         return lambda: monkeypatch.setattr(measuring, "measure_example", ordinary)
 
     return stop

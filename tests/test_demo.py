@@ -1,7 +1,5 @@
 """The demo's runs keep their names and their tokens: a change of either is no refactoring."""
 
-from pathlib import Path
-
 import pytest
 
 import benchmark
@@ -13,8 +11,9 @@ from files.hashes import tokens_hash
 from models import runtime
 from runs.definition import define_run
 from runs.reader import find_runs, read_samples
+from tests.conftest import ROOT
 
-ROWS = Path(__file__).parents[1] / "samples" / "top_v2.jsonl"
+ROWS = ROOT / "samples" / "top_v2.jsonl"
 # The flags of `make demo`.
 PARSES = ["--sample", "false", "--model", "layerskip-topv2-5m", "--dataset", "top_v2"]
 PARSES += ["--data_path", str(ROWS), "--num_samples", "44", "--max_steps", "96"]

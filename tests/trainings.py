@@ -1,18 +1,15 @@
 """What tests of train.py share: short trainings, and what they left."""
 
 import json
-import multiprocessing
-import os
-import socket
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from torch.multiprocessing import start_processes
 
 import train
 from command_line.script import run_script
+from tests.ranked import Torchrun
 from training import loop
 from training.log import LOG_NAME
 
@@ -52,12 +49,16 @@ def _short(place, folder):
     return [*data, *size, *steps, *often, "--output_dir", str(place / folder)]
 
 
-def train_anew(place, *flags, folder="out"):
-    """Run train.py from scratch; return the exit code and the folder."""
+def _words_anew(place, *flags, folder):
     model = ["--config", str(place / "config.json"), "--tokenizer", "bpe"]
     recipe = ["--template", r"{message}:\n", "--learning_rate", "0.01"]
     dropout = ["--max_layer_dropout", "0.5"]
-    return _run([*model, *recipe, *dropout, *_short(place, folder), *flags]), place / folder
+    return [*model, *recipe, *dropout, *_short(place, folder), *flags]
+
+
+def train_anew(place, *flags, folder="out"):
+    """Run train.py from scratch; return the exit code and the folder."""
+    return _run(_words_anew(place, *flags, folder=folder)), place / folder
 
 
 def train_further(place, model, *flags, folder="out"):
@@ -74,24 +75,12 @@ def _run(words):
 
 
 def train_in_processes(count, place, *flags, folder="out"):
-    """Run train.py from scratch in processes, as torchrun does; return the folder."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    sizes = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    launched = sizes | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    # A server imports the slow modules once, and forks each process.
-    slow = ["training.run", "transformers.models.llama.modeling_llama", "tests.trainings"]
-    multiprocessing.set_forkserver_preload(slow)
-    arguments = launched, place, flags, folder
-    start_processes(_train_as, arguments, nprocs=count, start_method="forkserver")
+    """Run train.py from scratch under torchrun; return the folder."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # a fork would inherit it
+    started = Torchrun(place, count, train.main, _words_anew(place, *flags, folder=folder))
+    code, _, errors = started.wait(120)
+    assert code == 0, errors
     return place / folder
-
-
-def _train_as(rank, launched, place, flags, folder):
-    ranked = launched | {"RANK": rank, "LOCAL_RANK": rank}
-    os.environ |= {name: str(value) for name, value in ranked.items()}
-    torch.set_num_threads(1)
-    assert train_anew(place, *flags, folder=folder)[0] == 0
 
 
 def after_step(monkeypatch, number, act):

@@ -14,7 +14,7 @@ from runs import experiment, measuring
 from runs.reader import find_runs, read_record, read_samples
 from runs.record import samples_path
 from runs.writer import RunWriter, lock_name
-from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, timeless, write
+from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, before_example, timeless, write
 
 
 class Killed(BaseException):
@@ -60,17 +60,15 @@ def unbroken(words, tmp_path_factory):
 @pytest.fixture(scope="module")
 def begun(words, tmp_path_factory):
     """The folder of a run that was killed in its third and its fourth example."""
-    folder, ordinary = tmp_path_factory.mktemp("begun") / "logs", measuring.measure_example
+    folder = tmp_path_factory.mktemp("begun") / "logs"
+
+    def kill():
+        raise Killed
+
     for killed_at in (2, 3):
-
-        def measured(definition, generator, index, item, last=killed_at):
-            if index == last:
-                raise Killed
-            return ordinary(definition, generator, index, item)
-
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
             patch.setattr(RunWriter, "finish", lambda self, *_: self.close())
-            patch.setattr(measuring, "measure_example", measured)
+            before_example(patch, killed_at, kill)
             run_script(benchmark.main, [*words, "--output_dir", str(folder)])
     return folder
 
