@@ -27,7 +27,7 @@ class Decoder(NamedTuple):
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What the logs of both tools hold; None is unknown."""
+    """A run with the facts that the logs of both tools hold; None is unknown."""
 
     path: Path
     dataset: str
@@ -93,7 +93,7 @@ class LoggedRun(FinishedRun):
 
     @cached_property
     def conditions(self) -> dict[str, Any]:
-        """What two runs must share to be compared: everything except plan and decoder."""
+        """The facts that two comparable runs share: everything except plan and decoder."""
         record = self.record
         identity, timed = record.identity, record.metrics.get("timed") or {}
         fingerprint = identity["model_fingerprint"]

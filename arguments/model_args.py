@@ -7,7 +7,7 @@ from command_line.errors import reject
 from command_line.flags import check_new_folder
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-# What may be passed to `from_pretrained`. Remote code and pickled weights are not allowed.
+# Options passed on to `from_pretrained`. Remote code and pickled weights are not allowed.
 MODEL_ARGS = (
     "attn_implementation",
     "cache_dir",

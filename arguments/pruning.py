@@ -14,7 +14,7 @@ PLAN_FILE = "prune_plan.json"  # beside the weights of a pruned checkpoint
 
 @dataclass(frozen=True)
 class CalibrationArguments:
-    """What decides which layers are removed."""
+    """Seed and calibration examples of a plan."""
 
     prune_seed: int = flag(
         42, "seed of the plan: draws the layers to drop, or the examples to calibrate on"

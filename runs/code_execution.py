@@ -33,7 +33,7 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use. `seconds` are wall-clock time after Python has started."""
+    """Limits of one program. `seconds` are wall-clock time after Python has started."""
 
     seconds: float = 10.0
     memory_bytes: int = 4 << 30

@@ -1,4 +1,4 @@
-"""What a log's two files hold: a JSON object, and a JSONL line for every example."""
+"""The contents of a log's two files: a JSON object, and a JSONL line for every example."""
 
 import dataclasses
 import glob

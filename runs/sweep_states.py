@@ -1,4 +1,4 @@
-"""What an output folder holds of the runs of a sweep, and what is left of them."""
+"""The states of a sweep's runs in an output folder, and the prompts that are left."""
 
 import time
 from collections.abc import Iterator
