@@ -81,6 +81,7 @@ class Torchrun:
 
 
 def _launch(outputs, count, main, argv):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; accelerate warns without it
     for name, path in outputs.items():
         file = path.open("w", buffering=1)
         os.dup2(file.fileno(), getattr(sys, f"__{name}__").fileno())
