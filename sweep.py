@@ -9,7 +9,7 @@ from command_line.flags import parse
 from command_line.messages import print_error, warn
 from command_line.script import command_text, run_script
 from data import get_local_prompts
-from runs.sweep_grid import SweepArguments, check_run
+from runs.sweep_grid import SweepArguments
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def check_local(arguments: SweepArguments) -> None:
     runs, errors = list(arguments.baselines()), []
     for run in runs:
         try:
-            check_run(run)
+            arguments.check(run)
             get_local_prompts(run.data, run.prune, run.generation.seed)
         except UsageError as error:
             errors.append(error)

@@ -124,12 +124,20 @@ class SweepArguments:
         return list(dict.fromkeys(self.grid.datasets or [self.data.dataset]))
 
     def baselines(self) -> Iterator[RunArguments]:
-        """Yield the autoregressive run of every plan and data set; `check_run` has yet to pass."""
+        """Yield the autoregressive run of every plan and data set; `check` has yet to pass."""
         for dataset in self.datasets:
             path = self.data.data_path or self._rows_of(dataset)
             data = dataclasses.replace(self.data, dataset=dataset, data_path=path)
             for pruning in self._plans():
                 yield RunArguments(self.model, data, pruning, self.generation, self.log)
+
+    def check(self, run: RunArguments) -> None:
+        """Raise `UsageError` for flags that the run's data set or plan does not allow."""
+        name = run.data.dataset
+        if self.grid.data_dir and not run.data.data_path and DATASETS[name].source is None:
+            reject("data_dir", self.grid.data_dir, f"holds no rows of {name}")
+        run.data.check()
+        run.prune.check()
 
     def speculative(self, baseline: RunArguments, exit_layer: int) -> Iterator[RunArguments]:
         """Yield the runs of the same plan and data set that draft at one exit layer."""
@@ -171,12 +179,4 @@ class SweepArguments:
             for suffix in _SUFFIXES:
                 if (folder / f"{name}{suffix}").exists():
                     return str(folder / f"{name}{suffix}")
-        if DATASETS[dataset].source is None:
-            reject("data_dir", self.grid.data_dir, f"holds no rows of {dataset}")
         return None
-
-
-def check_run(run: RunArguments) -> None:
-    """Raise `UsageError` for flags that the run's data set or plan does not allow."""
-    run.data.check()
-    run.prune.check()

@@ -31,7 +31,7 @@ from runs.definition import RunDefinition, run_definer
 from runs.experiment import Prepare, perform_run
 from runs.preparation import decide_plan
 from runs.record import RunRecord
-from runs.sweep_grid import GridArguments, SweepArguments, check_run
+from runs.sweep_grid import GridArguments, SweepArguments
 from runs.sweep_states import RunState, paced, run_name, state_of
 from runs.sweep_tries import MOST_TRIES, Tries, ends_the_device
 from runs.writer import lock_name
@@ -120,7 +120,7 @@ class Sweep:
         self._baselines = self._each(runs, self._defined)
 
     def _defined(self, run: RunArguments) -> RunDefinition:
-        check_run(run)
+        self._arguments.check(run)
         return self._define_run(run)
 
     def states(self) -> list[RunState]:
@@ -178,21 +178,21 @@ class Sweep:
         return [state for one in self._baselines for state in self._states(one)]
 
     def _states(self, baseline: RunDefinition) -> list[RunState]:
-        """Return the states of a plan's runs; a plan that no log knows may allow all of them."""
+        """Return the states of a plan's runs; an unknown plan lists those of the whole model."""
         first = state_of(baseline)
-        runs, _ = self._speculative(baseline.arguments, first.plan)
+        whole = PrunePlan("base", self._layers, tuple(range(self._layers)))
+        runs, _ = self._speculative(baseline.arguments, first.plan or whole)
         return [first, *map(state_of, runs)]
 
     def _speculative(
-        self, baseline: RunArguments, plan: PrunePlan | None
+        self, baseline: RunArguments, plan: PrunePlan
     ) -> tuple[list[RunDefinition], list[str]]:
         """Return the runs that draft, and why the other exit layers of the grid cannot."""
         runs: list[RunDefinition] = []
         skipped: list[str] = []
         for exit_layer in self._arguments.grid.exit_layers(self._layers):
             try:
-                if plan:
-                    plan.kept_exit_layer(exit_layer)
+                plan.kept_exit_layer(exit_layer)
             except UsageError as error:
                 skipped.append(str(error))
                 continue

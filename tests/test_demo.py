@@ -10,7 +10,7 @@ from data import get_local_prompts
 from files.hashes import tokens_hash
 from models import runtime
 from runs.definition import define_run
-from runs.reader import find_runs, read_samples
+from runs.reader import find_runs, read_record, read_samples
 from tests.conftest import ROOT
 
 ROWS = ROOT / "samples" / "top_v2.jsonl"
@@ -20,17 +20,20 @@ PARSES += ["--data_path", str(ROWS), "--num_samples", "44", "--max_steps", "96"]
 EARLY = ["--generation_strategy", "self_speculative", "--exit_layer", "2"]
 EARLY += ["--num_speculations", "20"]
 ANGULAR = ["--prune_method", "angular", "--prune_n", "2", "--calibration_samples", "16"]
+REMOVED = [9, 10]
 
 RUNS = [
-    ([], "dd8d0d6993a1"),
-    (EARLY, "56ec20c74775"),
-    (ANGULAR, "8847daf5d62d"),
-    ([*ANGULAR, *EARLY], "3ee383ec0324"),
+    ([], "dd8d0d6993a1", []),
+    (EARLY, "56ec20c74775", []),
+    (ANGULAR, "8847daf5d62d", REMOVED),
+    ([*ANGULAR, *EARLY], "3ee383ec0324", REMOVED),
 ]
 
 
-@pytest.mark.parametrize(("flags", "run_id"), RUNS)
-def test_the_demos_runs_keep_their_ids_and_tokens(monkeypatch, tmp_path, flags, run_id):
+@pytest.mark.parametrize(("flags", "run_id", "removed"), RUNS)
+def test_the_demos_runs_keep_their_ids_plans_and_tokens(
+    monkeypatch, tmp_path, flags, run_id, removed
+):
     """Both decoders yield the same tokens, and so does the pruned model on the first prompts."""
     monkeypatch.setattr(runtime, "_cpu_name", lambda: "any CPU")  # part of a run id
     words = [*PARSES, *flags, "--output_dir", str(tmp_path)]
@@ -38,5 +41,7 @@ def test_the_demos_runs_keep_their_ids_and_tokens(monkeypatch, tmp_path, flags, 
     prompts = get_local_prompts(arguments.data, arguments.prune, arguments.generation.seed)
     assert define_run(arguments, prompts).run_id == run_id
     assert run_script(benchmark.main, [*words, "--num_samples", "4"]) == 0
-    outputs = [sample.output_ids for sample in read_samples(*find_runs(tmp_path))]
+    (path,) = find_runs(tmp_path)
+    assert read_record(path).plan["removed_layers"] == removed
+    outputs = [sample.output_ids for sample in read_samples(path)]
     assert tokens_hash(outputs) == "6630fa50d2804963"

@@ -163,6 +163,8 @@ def test_exit_layers_without_layers_on_a_side_are_named_and_skipped(run_sweep, c
     flags = ["--exit_layer_first", "1", "--exit_layer_last", "7", "--exit_layer_step", "1"]
     flags += ["--num_speculations_first", "3", "--prune_methods", "random"]
     flags += ["--dropout_thresholds", "0.5", "--prune_seed", "1"]
+    assert run_sweep(*flags, "--dry_run", "true")[0] == 0
+    assert "6 of 6 runs" in capsys.readouterr().out  # no log knows the plan: every exit layer
     code, folder = run_sweep(*flags)
     assert code == 0
     kept = records(folder)[0].plan["kept_layers"]
@@ -292,10 +294,11 @@ def test_local_rows_and_flags_that_one_data_set_refuses_stop_no_other(tmp_path, 
     flags += ["--output_dir", str(tmp_path / "logs"), "--dry_run", "true"]
     rows = [*flags, "--data_dir", str(folder)]
     names = ["custom_jsonl", "xsum_summarization"]
-    assert run_script(sweep.main, [*rows, "--datasets", *names]) == 0
+    assert run_script(sweep.main, [*rows, "--datasets", *names, "top_v2"]) == 0
     listed = capsys.readouterr().out
     assert listed.count(" missing ") == 2
-    assert "xsum.jsonl" in next(line for line in listed.splitlines() if " error " in line)
+    no_rows, none = (line for line in listed.splitlines() if " error " in line)
+    assert "xsum.jsonl" in no_rows and f"--data_dir {folder}: holds no rows of top_v2" in none
     assert run_script(sweep.main, [*rows, "--datasets", "xsum_summarization"]) == 2
     capsys.readouterr()
     executed = [*flags, "--execute_code", "true", "--datasets"]
