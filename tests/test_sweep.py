@@ -294,13 +294,16 @@ def test_local_rows_and_flags_that_one_data_set_refuses_stop_no_other(tmp_path, 
     flags += ["--output_dir", str(tmp_path / "logs"), "--dry_run", "true"]
     rows = [*flags, "--data_dir", str(folder)]
     names = ["custom_jsonl", "xsum_summarization"]
-    assert run_script(sweep.main, [*rows, "--datasets", *names, "top_v2"]) == 0
+    assert run_script(sweep.main, [*rows, "--datasets", *names]) == 0
     listed = capsys.readouterr().out
     assert listed.count(" missing ") == 2
-    no_rows, none = (line for line in listed.splitlines() if " error " in line)
-    assert "xsum.jsonl" in no_rows and f"--data_dir {folder}: holds no rows of top_v2" in none
+    assert "xsum.jsonl" in next(line for line in listed.splitlines() if " error " in line)
     assert run_script(sweep.main, [*rows, "--datasets", "xsum_summarization"]) == 2
     capsys.readouterr()
+    lacking = [*flags, "--data_dir", str(tmp_path), "--datasets", "custom_jsonl", "human_eval"]
+    assert run_script(sweep.main, lacking) == 0
+    listed = capsys.readouterr().out
+    assert (listed.count(" missing "), listed.count("holds no rows of custom_jsonl")) == (2, 1)
     executed = [*flags, "--execute_code", "true", "--datasets"]
     assert run_script(sweep.main, [*executed, "human_eval", "top_v2"]) == 0
     listed = capsys.readouterr().out
