@@ -25,7 +25,7 @@ from tests.trainings import (
     starts,
     weights,
 )
-from training import arguments, batches, optimizers, state
+from training import arguments, optimizers, state
 from training.log import LOG_NAME
 
 
@@ -304,6 +304,5 @@ def test_a_vocabulary_that_does_not_fit_is_refused(train_anew, checkpoint, tmp_p
     assert "its vocab_size 200 must exceed 256" in capsys.readouterr().err
 
 
-def test_choices_are_those_of_the_tables():
+def test_choices_are_those_of_the_table():
     assert tuple(optimizers.OPTIMIZERS) == arguments.OPTIMIZERS
-    assert tuple(batches.BATCHINGS) == arguments.BATCHINGS

@@ -15,9 +15,8 @@ from data import check_renamed
 from prompts.dataset_table import DATASETS
 from training.layerskip_recipe import Recipe
 
-# The tables of these choices are in modules that import torch; a test compares their keys.
+# The table of these choices is in a module that imports torch; a test compares its keys.
 OPTIMIZERS = ("adamw", "muon")
-BATCHINGS = ("length_grouped", "packed")
 TRAIN_TOKENIZER = "bpe"
 _MOST_EPOCHS = 10_000  # all epochs are planned before the first
 _SEEDS = 2**62  # the step is added, and torch takes 63 bits
@@ -154,12 +153,6 @@ class OptimizationArguments:
     max_steps: int | None = flag(None, "steps, instead of --epochs")
     batch_tokens: int = flag(4096, "most tokens per step, padding included, on all processes")
     gradient_accumulation: int = flag(1, "parts in which a step's batch is computed")
-    batching: str = flag(
-        "length_grouped",
-        "length_grouped: one document per sequence, of similar lengths; packed: several documents "
-        "per sequence, which do not see each other",
-        BATCHINGS,
-    )
     seed: int = flag(42, "seed of initial weights, of the order of batches and of layer dropout")
 
     def check(self) -> None:

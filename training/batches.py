@@ -1,6 +1,6 @@
 """Batches of documents, in an order that follows from a seed.
 
-Shapes: B sequences of a batch, T tokens of its longest.
+Shapes: B documents of a batch, T tokens of the longest.
 """
 
 import random
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from prompts.examples import drawn_order
 from training.documents import Document
@@ -16,28 +17,24 @@ from training.documents import Document
 UNLEARNED = -100  # the label that torch's losses leave out
 _WINDOW = 8192  # documents that are sorted by length together
 
-Sequences = list[tuple[int, ...]]  # for each sequence of a batch, the indices of its documents
-
 
 @dataclass
 class BatchPlan:
-    """The documents of every step of every epoch; they follow from the seed alone.
+    """The documents, by index, of every step of every epoch; they follow from the seed alone.
 
-    A batch holds at most `batch_tokens` tokens, padding included.
+    A batch holds documents of similar lengths: at most `batch_tokens` tokens, padding included.
     """
 
     lengths: list[int]
     batch_tokens: int
-    max_length: int
-    batching: str
     seed: int
-    _made: tuple[int, list[Sequences]] = field(default=(-1, []), init=False)
+    _made: tuple[int, list[list[int]]] = field(default=(-1, []), init=False)
 
-    def epoch(self, number: int) -> list[Sequences]:
+    def epoch(self, number: int) -> list[list[int]]:
         """Return the batches of one pass over the data."""
         if self._made[0] != number:
             draws = random.Random(f"{self.seed} batches of epoch {number}")
-            batches = BATCHINGS[self.batching](self, drawn_order(len(self.lengths), draws))
+            batches = self._batches(drawn_order(len(self.lengths), draws))
             order = drawn_order(len(batches), draws)
             self._made = number, [batches[index] for index in order]
         return self._made[1]
@@ -46,7 +43,7 @@ class BatchPlan:
         """Return the number of steps in so many passes."""
         return sum(len(self.epoch(number)) for number in range(epochs))
 
-    def walk(self, first_step: int, total_steps: int) -> Iterator[Sequences]:
+    def walk(self, first_step: int, total_steps: int) -> Iterator[list[int]]:
         """Yield the batches of all steps from `first_step` on, epoch after epoch."""
         step, number = 0, 0
         while step < total_steps:
@@ -56,48 +53,26 @@ class BatchPlan:
                 step += 1
             number += 1
 
-
-def length_grouped(plan: BatchPlan, order: list[int]) -> list[Sequences]:
-    """Put each document into a sequence of its own, beside others of similar length."""
-    batches: list[Sequences] = []
-    for start in range(0, len(order), _WINDOW):
-        window = sorted(order[start : start + _WINDOW], key=plan.lengths.__getitem__)
-        batch: Sequences = []
-        for index in window:
-            # The newest document is the longest.
-            if plan.lengths[index] * (len(batch) + 1) > plan.batch_tokens and batch:
-                batches.append(batch)
-                batch = []
-            batch.append((index,))
-        batches.append(batch)
-    return batches
-
-
-def packed(plan: BatchPlan, order: list[int]) -> list[Sequences]:
-    """Join documents to sequences of up to `max_length` tokens."""
-    rows: Sequences = []
-    row: list[int] = []
-    room = plan.max_length
-    for index in order:
-        if plan.lengths[index] > room:
-            rows.append(tuple(row))
-            row, room = [], plan.max_length
-        row.append(index)
-        room -= plan.lengths[index]
-    rows.append(tuple(row))
-    size = max(plan.batch_tokens // plan.max_length, 1)
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-BATCHINGS = {"length_grouped": length_grouped, "packed": packed}
+    def _batches(self, order: list[int]) -> list[list[int]]:
+        batches: list[list[int]] = []
+        for start in range(0, len(order), _WINDOW):
+            batch: list[int] = []
+            for index in sorted(order[start : start + _WINDOW], key=self.lengths.__getitem__):
+                # The newest document is the longest.
+                if self.lengths[index] * (len(batch) + 1) > self.batch_tokens and batch:
+                    batches.append(batch)
+                    batch = []
+                batch.append(index)
+            batches.append(batch)
+        return batches
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences of documents, as the model reads them.
+    """Documents as the model reads them, padded on the right to the longest.
 
     `labels_BT` holds the next token of every position, `UNLEARNED` where that token is not learned.
-    `positions_BT` begins anew with every document.
+    Padding is at position 0 each time, which transformers masks as documents of their own.
     """
 
     ids_BT: Tensor
@@ -108,23 +83,19 @@ class Batch:
         return Batch(*(tensor.to(device) for tensor in vars(self).values()))
 
 
-def collate(documents: Sequence[Document], sequences: Sequences) -> Batch:
-    """Return the sequences, padded on the right to the longest. Padding is at position 0."""
-    width = max(sum(len(documents[index]) for index in row) for row in sequences)
-    shape = len(sequences), width
-    batch = Batch(
-        torch.zeros(shape, dtype=torch.long),
-        torch.full(shape, UNLEARNED),
-        torch.zeros(shape, dtype=torch.long),
+def collate(documents: Sequence[Document]) -> Batch:
+    """Return the documents as one batch."""
+    return Batch(
+        _padded([document.ids for document in documents]),
+        _padded(list(map(_labels, documents)), UNLEARNED),
+        _padded([range(len(document)) for document in documents]),
     )
-    for row, sequence in enumerate(sequences):
-        start = 0
-        for document in map(documents.__getitem__, sequence):
-            end = start + len(document)
-            ids = torch.tensor(document.ids)
-            learned = torch.tensor(document.learned[1:], dtype=torch.bool)
-            batch.ids_BT[row, start:end] = ids
-            batch.labels_BT[row, start : end - 1] = ids[1:].where(learned, UNLEARNED)
-            batch.positions_BT[row, start:end] = torch.arange(len(document))
-            start = end
-    return batch
+
+
+def _padded(rows: Sequence[Sequence[int]], padding: int = 0) -> Tensor:
+    return pad_sequence(list(map(torch.tensor, rows)), batch_first=True, padding_value=padding)
+
+
+def _labels(document: Document) -> list[int]:
+    following = zip(document.ids[1:], document.learned[1:], strict=True)
+    return [*(token if learned else UNLEARNED for token, learned in following), UNLEARNED]

@@ -2,7 +2,7 @@
 
 Elhoushi et al. 2024 (arXiv 2404.16710), section 4.1: all exits share the final norm and the head.
 
-Shapes: B sequences, T tokens, N learned positions, L layers, D hidden, V vocabulary.
+Shapes: B documents, T tokens, N learned positions, L layers, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable, Iterable
@@ -44,7 +44,7 @@ class EarlyExits(nn.Module):
     ) -> dict[int, Tensor]:
         """Return the losses of exit layers, 1 to L, each summed over the learned positions.
 
-        `kept_LB` says which layers run for which sequence; the others pass their input on. The
+        `kept_LB` says which layers run for which document; the others pass their input on. The
         loss is cross entropy, or with a teacher the divergence KL(teacher || exit), in nats.
         """
         learned_BT = batch.labels_BT != UNLEARNED
@@ -69,7 +69,7 @@ class EarlyExits(nn.Module):
     def scores(self, batch: Batch) -> dict[str, Tensor]:
         """Return sums over a batch for every exit layer: `loss`, `accepted`, `exact`, each (L,).
 
-        `accepted` counts positions at which the exit agrees with the last layer, `exact` sequences
+        `accepted` counts positions at which the exit agrees with the last layer, `exact` documents
         in which it predicts every learned token: greedy decoding would be an exact match.
         """
         learned_BT = batch.labels_BT != UNLEARNED
@@ -91,10 +91,7 @@ class EarlyExits(nn.Module):
         return {"loss": loss_L, "accepted": accepted_L, "exact": exact_L}
 
     def _run(self, batch: Batch, kept_LB: Tensor | None) -> dict[int, Tensor]:
-        """Return the output of every layer, (B, T, D), by exit layer.
-
-        Without a mask, but with positions, transformers lets no document see another.
-        """
+        """Return the output of every layer, (B, T, D), by exit layer."""
         self._kept_LB, self._states = kept_LB, {}
         self.causal.model(input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False)
         states, self._states = self._states, {}
@@ -142,13 +139,13 @@ def _divergence(target_NV: Tensor, logits_NV: Tensor) -> Tensor:
     return functional.kl_div(said_NV, target_NV, reduction="sum", log_target=True)
 
 
-def draw_kept(rates_L: list[float], sequences: int, seed: int, step: int) -> Tensor | None:
-    """Draw which layers run for which sequence, (L, B); return None if all layers run.
+def draw_kept(rates_L: list[float], documents: int, seed: int, step: int) -> Tensor | None:
+    """Draw which layers run for which document, (L, B); return None if all layers run.
 
     One draw for the whole batch: the result does not depend on the number of processes.
     """
     if not any(rates_L):
         return None
     generator = seeded_generator(torch.device("cpu"), seed, f"step {step}", "layer dropout")
-    draws_LB = torch.rand(len(rates_L), sequences, generator=generator)
+    draws_LB = torch.rand(len(rates_L), documents, generator=generator)
     return draws_LB >= torch.tensor(rates_L)[:, None]

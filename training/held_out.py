@@ -28,7 +28,7 @@ def evaluate(
     sums: dict[str, Tensor] = {}
     exits.eval()
     for indices in batches[accelerator.process_index :: accelerator.num_processes]:
-        batch = collate(documents, [(index,) for index in indices]).to(accelerator.device)
+        batch = collate([documents[index] for index in indices]).to(accelerator.device)
         with accelerator.autocast():
             for name, values in exits.scores(batch).items():
                 sums[name] = sums.get(name, 0) + values

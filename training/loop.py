@@ -17,7 +17,7 @@ from tqdm import tqdm
 from command_line.errors import FailedError
 from command_line.messages import shown
 from training.arguments import TrainingArguments
-from training.batches import UNLEARNED, Batch, BatchPlan, Sequences, collate
+from training.batches import UNLEARNED, Batch, BatchPlan, collate
 from training.configuration import configuration
 from training.documents import Document
 from training.early_exits import draw_kept
@@ -58,9 +58,7 @@ class Training:
         self.held_out = held_out
         self.accelerator = accelerator
         flags = arguments.optimization
-        lengths = list(map(len, documents))
-        longest = arguments.data.max_length
-        self._plan = BatchPlan(lengths, flags.batch_tokens, longest, flags.batching, flags.seed)
+        self._plan = BatchPlan(list(map(len, documents)), flags.batch_tokens, flags.seed)
         self.total_steps = flags.max_steps or self._plan.steps(flags.epochs)
         self._optimizers = OPTIMIZERS[flags.optimizer](learner.model, flags)
         self._exits = accelerator.prepare(learner.exits)
@@ -94,8 +92,8 @@ class Training:
             disable=not self.accelerator.is_main_process,
         )
         with bar, self._stopped_by_signals():
-            for sequences in self._plan.walk(first_step, self.total_steps):
-                update = self._step(sequences)
+            for indices in self._plan.walk(first_step, self.total_steps):
+                update = self._step([self.documents[index] for index in indices])
                 window.add(update)
                 interrupted = self._interrupted
                 bar.update()
@@ -116,7 +114,7 @@ class Training:
         """Whether the newest step is one of every `interval`, or the last."""
         return self.progress.step % interval == 0 or self.progress.step == self.total_steps
 
-    def _step(self, sequences: Sequences) -> Update:
+    def _step(self, documents: list[Document]) -> Update:
         """Update the weights once, by this process's share of a batch and the due exits' losses."""
         started = time.perf_counter()
         flags, number = self.arguments.optimization, self.progress.step
@@ -124,14 +122,13 @@ class Training:
         recipe, layers = self.arguments.recipe, self.learner.exits.num_layers
         weights = recipe.exit_weights(layers, moment)
         rates = recipe.dropout_rates(layers, moment.progress)
-        kept_LB = draw_kept(rates, len(sequences), flags.seed, number)
-        read = [self.documents[index] for row in sequences for index in row]
-        targets = sum(document.targets for document in read)
+        kept_LB = draw_kept(rates, len(documents), flags.seed, number)
+        targets = sum(document.targets for document in documents)
         torch.manual_seed(flags.seed + number)  # dropout in attention, if a model has it
         set_learning_rates(
             self._optimizers, warm_up_and_cosine(number, self.total_steps, flags.warmup_steps)
         )
-        sums = self._gradients(sequences, kept_LB, weights, targets)
+        sums = self._gradients(documents, kept_LB, weights, targets)
         norm = torch.nn.utils.clip_grad_norm_(
             learning(self.learner.model).values(), flags.max_gradient_norm
         )
@@ -140,7 +137,7 @@ class Training:
             optimizer.step()
             optimizer.zero_grad()
         self.progress.step += 1
-        self.progress.tokens += sum(map(len, read))
+        self.progress.tokens += sum(map(len, documents))
         self.progress.seconds += time.perf_counter() - started
         return Update(sums, targets, norm)
 
@@ -154,7 +151,7 @@ class Training:
 
     def _gradients(
         self,
-        sequences: Sequences,
+        documents: list[Document],
         kept_LB: Tensor | None,
         weights: dict[int, float],
         targets: int,
@@ -165,10 +162,10 @@ class Training:
         sums: dict[int, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
         for part in range(parts):
             is_last = part + 1 == parts  # in which processes wait for each other
-            rows = range(accelerator.process_index * parts + part, len(sequences), shares)
+            rows = range(accelerator.process_index * parts + part, len(documents), shares)
             if not rows and not is_last:
                 continue
-            batch = self._batch([sequences[row] for row in rows] or sequences[:1], bool(rows))
+            batch = self._batch([documents[row] for row in rows] or documents[:1], bool(rows))
             kept = None
             if kept_LB is not None:
                 kept = kept_LB[:, list(rows) or [0]].to(accelerator.device)
@@ -181,13 +178,13 @@ class Training:
                 sums[exit_layer] += one.detach()
         return sums
 
-    def _batch(self, sequences: Sequences, counts: bool) -> Batch:
-        """Return sequences on this process's device; without labels if they do not count.
+    def _batch(self, documents: list[Document], counts: bool) -> Batch:
+        """Return documents on this process's device; without labels if they do not count.
 
         A process without a share of a small batch must still compute something, as the others wait
         for its gradients.
         """
-        batch = collate(self.documents, sequences)
+        batch = collate(documents)
         if not counts:
             batch.labels_BT.fill_(UNLEARNED)
         return batch.to(self.accelerator.device)

@@ -1,4 +1,4 @@
-"""Losses at every exit, documents that do not see each other, dropped layers."""
+"""Losses at every exit, padding that changes nothing, dropped layers."""
 
 import copy
 
@@ -25,8 +25,8 @@ def exits(model, request):
     return EarlyExits(model)
 
 
-def losses(exits, documents, sequences, **arguments):
-    found = exits(collate(documents, sequences), ALL, **arguments)
+def losses(exits, *documents, **arguments):
+    found = exits(collate(documents), ALL, **arguments)
     return torch.stack([found[exit_layer] for exit_layer in ALL]).double()
 
 
@@ -36,7 +36,7 @@ def close(one, other):
 
 def test_each_exit_has_the_loss_of_a_model_that_ends_there(exits, model):
     one = document(12)
-    found = losses(exits, [one], [(0,)])
+    found = losses(exits, one)
     labels = torch.tensor([one.ids]).where(torch.tensor([one.learned]), UNLEARNED)
     plain = copy.deepcopy(model)
     for layer in plain.model.layers:
@@ -47,35 +47,32 @@ def test_each_exit_has_the_loss_of_a_model_that_ends_there(exits, model):
         close(found[exit_layer - 1], mean.double() * one.targets)
 
 
-def test_padding_and_packing_change_nothing(exits):
+def test_padding_changes_nothing(exits):
     documents = [document(12, 0), document(5, 1), document(9, 2, prompt=0)]
-    alone = sum(losses(exits, documents, [(index,)]) for index in range(3))
-    close(losses(exits, documents, [(0,), (1,), (2,)]), alone)
-    close(losses(exits, documents, [(0, 1), (2,)]), alone)
-    close(losses(exits, documents, [(2, 1, 0)]), alone)
+    alone = sum(losses(exits, one) for one in documents)
+    close(losses(exits, *documents), alone)
 
 
 def test_a_dropped_layer_equals_a_removed_one(exits, model):
-    """Drop a layer in the first sequence only; later exits follow."""
+    """Drop a layer in the first document only; later exits follow."""
     documents = [document(8, 0), document(8, 1)]
     kept = torch.ones(LAYERS, 2, dtype=torch.bool)
     kept[3, 0] = False
-    both = losses(exits, documents, [(0,), (1,)], kept_LB=kept)
+    both = losses(exits, *documents, kept_LB=kept)
     without = copy.deepcopy(model)
     del without.model.layers[3]
     for layer in without.model.layers:
         layer._forward_hooks.clear()
-    shorter = EarlyExits(without)(collate(documents, [(0,)]), range(1, LAYERS))
-    second = losses(exits, documents, [(1,)])
+    shorter = EarlyExits(without)(collate(documents[:1]), range(1, LAYERS))
+    second = losses(exits, documents[1])
     for exit_layer in ALL:
         position = exit_layer if exit_layer < 4 else exit_layer - 1
         close(both[exit_layer - 1], shorter[position].double() + second[exit_layer - 1])
 
 
 def test_the_divergence_from_itself_is_zero(exits, model):
-    documents = [document(12)]
     teacher = Teacher(EarlyExits(copy.deepcopy(model)))
-    found = losses(exits, documents, [(0,)], teacher=teacher)
+    found = losses(exits, document(12), teacher=teacher)
     close(found[-1], torch.zeros((), dtype=torch.double))
     assert (found[:-1] > 0.1).all()
 
@@ -90,11 +87,11 @@ def test_scores_count_tokens_that_exits_agree_on(exits, model):
     learned = [False] * len(prompt) + [True] * (len(ids) - len(prompt))
     wrong = [*ids[:-1], (ids[-1] + 1) % 256]
     documents = [Document(ids, learned), Document(wrong, learned)]
-    scores = exits.scores(collate(documents, [(0,), (1,)]))
+    scores = exits.scores(collate(documents))
     assert scores["exact"][-1] == 1
     assert scores["accepted"][-1] == 2 * sum(learned)
     assert (scores["accepted"][:-1] < 2 * sum(learned)).all()
-    close(scores["loss"].double(), losses(exits, documents, [(0,), (1,)]))
+    close(scores["loss"].double(), losses(exits, *documents))
 
 
 def test_dropout_follows_rates_seed_and_step():

@@ -116,6 +116,6 @@ def test_adapters_switched_off_are_the_teacher(train_further):
     assert last["loss"][str(LAYERS)] > 0
 
 
-def test_packed_batches_learn_in_bfloat16(train_further):
-    _, out = train_further("--batching", "packed", "--mixed_precision", "bf16")
+def test_batches_learn_in_bfloat16(train_further):
+    _, out = train_further("--mixed_precision", "bf16")
     assert all(math.isfinite(line["loss"][str(LAYERS)]) for line in lines(out, "step"))
