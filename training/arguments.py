@@ -35,15 +35,6 @@ def _require_positive(flags: Any, *names: str) -> None:
 
 
 @dataclass(frozen=True)
-class Scratch:
-    """A training from scratch: the configuration, the tokenizer, and its pattern if it is new."""
-
-    config: str
-    tokenizer: str
-    pattern: str | None
-
-
-@dataclass(frozen=True)
 class LearnerArguments:
     """The model."""
 
@@ -71,7 +62,12 @@ class LearnerArguments:
 
     def check(self) -> None:
         _require_text(self, "model", "config", "tokenizer", "tokenizer_pattern", "teacher")
-        self.origin()
+        if (self.model is None) == (self.config is None):
+            reject("model", self.model, "name either --model or --config, and not both")
+        if self.model is not None and self.tokenizer is not None:
+            reject("tokenizer", self.tokenizer, "only with --config")
+        if self.config is not None and self.tokenizer is None:
+            reject("config", self.config, "needs --tokenizer")
         if self.tokenizer_pattern is not None and self.tokenizer != TRAIN_TOKENIZER:
             reject("tokenizer_pattern", self.tokenizer_pattern, "only with --tokenizer bpe")
         check_least(self, lora_rank=0)
@@ -82,21 +78,6 @@ class LearnerArguments:
             reject("teacher", self.teacher, "only with --distill true")
         if self.distill and self.teacher_name() is None:
             reject("distill", "true", "with --config, needs a --teacher")
-
-    def origin(self) -> str | Scratch:
-        """Return the model to go on with, or how to begin from scratch.
-
-        Raise `UsageError` for flags that say neither, or both.
-        """
-        if (self.model is None) == (self.config is None):
-            reject("model", self.model, "name either --model or --config, and not both")
-        if self.model is not None:
-            if self.tokenizer is not None:
-                reject("tokenizer", self.tokenizer, "only with --config")
-            return self.model
-        if self.config is None or self.tokenizer is None:
-            reject("config", self.config, "needs --tokenizer")
-        return Scratch(self.config, self.tokenizer, self.tokenizer_pattern)
 
     def teacher_name(self) -> str | None:
         """Return the model whose distribution is learned; None without `--distill`."""
@@ -125,9 +106,7 @@ class TrainingDataArguments(PromptArguments):
         super().check()
         if self.dataset is None and self.data_path is None:
             reject("data_path", None, "name a file of rows, or a --dataset")
-        check_least(self, num_samples=1)
-        check_least(self, eval_samples=0)
-        check_least(self, max_length=2)
+        check_least(self, num_samples=1, eval_samples=0, max_length=2)
         _require_text(self, "data_path", "eval_path")
         if self.truncate_prompt:
             reject("truncate_prompt", "true", "prompts are cut to --max_length in any case")

@@ -19,7 +19,7 @@ from models.loading import LoadedModel
 from models.loading_errors import tokenizer_reason
 from models.saved import DifferentError, check_tokenizer
 from self_speculation.llama_model_utils import MOST_LAYERS, SUPPORTED_MODEL_TYPES
-from training.arguments import TRAIN_TOKENIZER, Scratch
+from training.arguments import TRAIN_TOKENIZER, LearnerArguments
 
 END_TOKEN = "<|end|>"
 # GPT-2's way to split a text, contractions aside.
@@ -27,32 +27,35 @@ DEFAULT_PATTERN = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 BYTES = 256
 
 
-def new_model(scratch: Scratch, attention: str, texts: Iterable[str], seed: int) -> LoadedModel:
+def new_model(arguments: LearnerArguments, texts: Iterable[str], seed: int) -> LoadedModel:
     """Return a model with random weights, on the CPU; a tokenizer may be trained on `texts`.
 
     Raise `UsageError` for a configuration or tokenizer that does not work.
     """
-    config = _read_config(scratch.config)
-    if scratch.tokenizer == TRAIN_TOKENIZER:
-        tokenizer = train_tokenizer(texts, config.vocab_size, scratch)
+    name, tokenizer_name = arguments.config, arguments.tokenizer
+    assert name is not None and tokenizer_name is not None  # by LearnerArguments.check
+    config = _read_config(name)
+    if tokenizer_name == TRAIN_TOKENIZER:
+        pattern = arguments.tokenizer_pattern or DEFAULT_PATTERN
+        tokenizer = _train_tokenizer(texts, name, config.vocab_size, pattern)
     else:
-        tokenizer = _read_tokenizer(scratch.tokenizer)
+        tokenizer = _read_tokenizer(tokenizer_name)
     if len(tokenizer) > config.vocab_size:
         allowed = f"has {len(tokenizer)} tokens, the configuration's vocab_size {config.vocab_size}"
-        reject("tokenizer", scratch.tokenizer, allowed)
-    _check_reads_again(scratch.tokenizer, config, tokenizer)
+        reject("tokenizer", tokenizer_name, allowed)
+    _check_reads_again(tokenizer_name, config, tokenizer)
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
     try:
         model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=attention
+            config, dtype=torch.float32, attn_implementation=arguments.attention
         )
     except Exception as error:
-        _reject_config(scratch.config, error)
+        _reject_config(name, error)
     described = json.dumps(model.config.to_diff_dict(), sort_keys=True, default=str)
-    return LoadedModel(model, tokenizer, scratch.config, content_hash(described), None)
+    return LoadedModel(model, tokenizer, name, content_hash(described), None)
 
 
 def _check_reads_again(name: str, config: Any, tokenizer: Any) -> None:
@@ -102,17 +105,16 @@ def _read_tokenizer(name: str) -> Any:
         reject("tokenizer", name, reason or f"cannot be loaded ({error_line(error)})")
 
 
-def train_tokenizer(
-    texts: Iterable[str], vocabulary: int, scratch: Scratch
+def _train_tokenizer(
+    texts: Iterable[str], config: str, vocabulary: int, pattern: str
 ) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE of at most `vocabulary` tokens: all bytes, an end token, merges."""
     if vocabulary <= BYTES:
         allowed = (
             f"its vocab_size {vocabulary} must exceed {BYTES}, for every byte and an end token"
         )
-        reject("config", scratch.config, allowed)
+        reject("config", config, allowed)
     core = Tokenizer(models.BPE())
-    pattern = scratch.pattern or DEFAULT_PATTERN
     try:
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
     except Exception as error:  # Rust's have no type of their own

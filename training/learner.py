@@ -17,7 +17,7 @@ from models.loading import LoadedModel, plan_beside, read_model
 from models.quantised import check_can_be_saved
 from models.runtime import Runtime
 from models.saved import write_checkpoint
-from training.arguments import LearnerArguments, Scratch
+from training.arguments import LearnerArguments
 from training.early_exits import EarlyExits, Teacher
 from training.from_scratch import new_model
 
@@ -27,7 +27,8 @@ class Learner:
     """The model that learns.
 
     `model` is transformers' own, or with LoRA peft's around it. `fingerprints` name the model that
-    training begins with, and another teacher. `plan_of_origin` is the plan of a pruned model.
+    training begins with, and the teacher if it is another model. `plan_of_origin` is the plan of a
+    pruned model.
     """
 
     model: nn.Module
@@ -74,16 +75,15 @@ def make_learner(
     A tokenizer may be trained on `texts`. Raise `UsageError` for a model or configuration that does
     not work.
     """
-    origin = arguments.origin()
-    if isinstance(origin, Scratch):
-        loaded = new_model(origin, arguments.attention, texts, seed)
+    if arguments.model is None:
+        loaded = new_model(arguments, texts, seed)
     else:
-        loaded = _load(origin, arguments.attention, runtime, learns=True)
+        loaded = _load(arguments.model, arguments.attention, runtime, learns=True)
     model: Any = loaded.model  # transformers' or peft's, whose parts have no types
     model.to(runtime.device).train()
     if arguments.lora_rank:
         torch.manual_seed(seed)
-        model = _with_adapters(arguments, loaded.model)
+        model = _with_adapters(arguments, model)
     exits, fingerprints = EarlyExits(loaded.model), {"model": loaded.fingerprint}
     teacher: Teacher | None = None
     teacher_name = arguments.teacher_name()
