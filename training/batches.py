@@ -3,9 +3,10 @@
 Shapes: B documents of a batch, T tokens of the longest.
 """
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ UNLEARNED = -100  # the label that torch's losses leave out
 _WINDOW = 8192  # documents that are sorted by length together
 
 
-@dataclass
+@dataclass(frozen=True)
 class BatchPlan:
     """The documents, by index, of every step of every epoch; they follow from the seed alone.
 
@@ -28,16 +29,12 @@ class BatchPlan:
     lengths: list[int]
     batch_tokens: int
     seed: int
-    _made: tuple[int, list[list[int]]] = field(default=(-1, []), init=False)
 
     def epoch(self, number: int) -> list[list[int]]:
         """Return the batches of one pass over the data."""
-        if self._made[0] != number:
-            draws = random.Random(f"{self.seed} batches of epoch {number}")
-            batches = self._batches(drawn_order(len(self.lengths), draws))
-            order = drawn_order(len(batches), draws)
-            self._made = number, [batches[index] for index in order]
-        return self._made[1]
+        draws = random.Random(f"{self.seed} batches of epoch {number}")
+        batches = self._batches(drawn_order(len(self.lengths), draws))
+        return [batches[index] for index in drawn_order(len(batches), draws)]
 
     def steps(self, epochs: int) -> int:
         """Return the number of steps in so many passes."""
@@ -45,13 +42,8 @@ class BatchPlan:
 
     def walk(self, first_step: int, total_steps: int) -> Iterator[list[int]]:
         """Yield the batches of all steps from `first_step` on, epoch after epoch."""
-        step, number = 0, 0
-        while step < total_steps:
-            for batch in self.epoch(number):
-                if first_step <= step < total_steps:
-                    yield batch
-                step += 1
-            number += 1
+        batches = itertools.chain.from_iterable(map(self.epoch, itertools.count()))
+        return itertools.islice(batches, first_step, total_steps)
 
     def _batches(self, order: list[int]) -> list[list[int]]:
         batches: list[list[int]] = []

@@ -66,29 +66,25 @@ class EarlyExits(nn.Module):
         return self.causal.lm_head(self.causal.model.norm(states_ND)).float()
 
     @torch.no_grad()
-    def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """Return sums over a batch for every exit layer: `loss`, `accepted`, `exact`, each (L,).
+    def scores(self, batch: Batch) -> Tensor:
+        """Return sums over a batch for every exit layer, (3, L): loss, accepted, exact.
 
-        `accepted` counts positions at which the exit agrees with the last layer, `exact` documents
+        Accepted are the positions at which the exit agrees with the last layer, exact the documents
         in which it predicts every learned token: greedy decoding would be an exact match.
         """
         learned_BT = batch.labels_BT != UNLEARNED
         labels_N = batch.labels_BT[learned_BT]
         row_N = learned_BT.nonzero()[:, 0]
         states = self._run(batch, None)
-        said = {}
-        loss_L = torch.zeros(self.num_layers, device=labels_N.device)
-        exact_L = torch.zeros_like(loss_L)
-        for layer in range(self.num_layers):
-            logits_NV = self.logits(states[layer + 1][learned_BT])
-            loss_L[layer] = functional.cross_entropy(logits_NV, labels_N, reduction="sum")
-            said[layer] = logits_NV.argmax(-1)
-            wrong_B = torch.zeros(len(learned_BT), device=labels_N.device)
-            wrong_B.index_add_(0, row_N, (said[layer] != labels_N).float())
-            exact_L[layer] = ((wrong_B == 0) & learned_BT.any(1)).sum()
-        last = said[self.num_layers - 1]
-        accepted_L = torch.stack([(one == last).sum() for one in said.values()]).float()
-        return {"loss": loss_L, "accepted": accepted_L, "exact": exact_L}
+        losses, said, exact = [], [], []
+        for exit_layer in range(1, self.num_layers + 1):
+            logits_NV = self.logits(states[exit_layer][learned_BT])
+            losses.append(functional.cross_entropy(logits_NV, labels_N, reduction="sum"))
+            said.append(logits_NV.argmax(-1))
+            wrong_B = row_N[said[-1] != labels_N].bincount(minlength=len(learned_BT))
+            exact.append((wrong_B == 0).sum())
+        accepted = [(one == said[-1]).sum() for one in said]
+        return torch.stack([torch.stack(sums).float() for sums in (losses, accepted, exact)])
 
     def _run(self, batch: Batch, kept_LB: Tensor | None) -> dict[int, Tensor]:
         """Return the output of every layer, (B, T, D), by exit layer."""

@@ -2,7 +2,6 @@
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from training.arguments import OptimizationArguments
 from training.batches import collate
@@ -25,24 +24,19 @@ def evaluate(
     parts = flags.gradient_accumulation * accelerator.num_processes
     width = max(flags.batch_tokens // parts // len(documents[order[-1]]), 1)
     batches = [order[start : start + width] for start in range(0, len(order), width)]
-    sums: dict[str, Tensor] = {}
+    sums_3L = torch.zeros(3, exits.num_layers, device=accelerator.device)
     exits.eval()
     for indices in batches[accelerator.process_index :: accelerator.num_processes]:
         batch = collate([documents[index] for index in indices]).to(accelerator.device)
         with accelerator.autocast():
-            for name, values in exits.scores(batch).items():
-                sums[name] = sums.get(name, 0) + values
+            sums_3L += exits.scores(batch)
     exits.train()
-    empty = torch.zeros(exits.num_layers, device=accelerator.device)
-    totals = {
-        name: accelerator.reduce(sums.get(name, empty), "sum").tolist()
-        for name in ("loss", "accepted", "exact")
-    }
+    loss, accepted, exact = accelerator.reduce(sums_3L, "sum").tolist()
     targets = sum(document.targets for document in documents)
     return {
-        "loss": [value / targets for value in totals["loss"]],
-        "acceptance": [value / targets for value in totals["accepted"]],
-        "exact_match": [value / len(documents) for value in totals["exact"]],
+        "loss": [value / targets for value in loss],
+        "acceptance": [value / targets for value in accepted],
+        "exact_match": [value / len(documents) for value in exact],
     }
 
 
