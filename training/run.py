@@ -22,7 +22,7 @@ from training.learner import Learner, make_learner
 from training.log import TrainingLog, check_log
 from training.loop import Training
 from training.optimizers import learning
-from training.texts import TrainingText, spoken
+from training.texts import TrainingText
 
 CHECKPOINT = "checkpoint"
 FACTS_FILE = "training.json"  # beside the weights of a checkpoint that was trained here
@@ -57,9 +57,8 @@ def _train(
     accelerator: Accelerator,
 ) -> int:
     runtime = Runtime(accelerator.device, torch.float32)
-    learner = make_learner(
-        arguments.learner, runtime, spoken(texts[0]), arguments.optimization.seed
-    )
+    strings = (string for text in texts[0] for string in text.strings)
+    learner = make_learner(arguments.learner, runtime, strings, arguments.optimization.seed)
     data, writes = arguments.data, accelerator.is_main_process
     documents, held_out = (
         encode_texts(some, learner.tokenizer, data.apply_chat_template, data.max_length)
@@ -169,7 +168,10 @@ def _finish(training: Training, log: TrainingLog, command: str) -> None:
 
 
 def _is_complete(training: Training) -> bool:
-    """Whether the folder holds the end of this training; raise `UsageError` for another's."""
+    """Return whether the folder holds the end of this training.
+
+    Raise `UsageError` for a folder with another's.
+    """
     folder, path = training.folder, training.folder / CHECKPOINT / FACTS_FILE
     if not path.is_file():
         check_log(folder)

@@ -1,6 +1,5 @@
 """Training texts: prompts with answers, plain texts, or chats."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,29 @@ class Answer:
     reference: str
     content: str = field(default="", compare=False)
 
+    @property
+    def asked(self) -> str:
+        """Return the text that no learned and held-out row may share."""
+        return self.content or self.prompt
+
+    @property
+    def strings(self) -> tuple[str, ...]:
+        return self.prompt, self.reference
+
 
 @dataclass(frozen=True)
 class Plain:
     """A text that is learned as a whole."""
 
     text: str
+
+    @property
+    def asked(self) -> str:
+        return self.text
+
+    @property
+    def strings(self) -> tuple[str, ...]:
+        return (self.text,)
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,19 @@ class Chat:
 
     place: str
     turns: tuple[tuple[str, str], ...]
+
+    @property
+    def asked(self) -> str:
+        """Return the text before the first answer, which all turns of a conversation follow.
+
+        If nothing is before it, return the answer.
+        """
+        roles = [role for role, _ in self.turns]
+        return "\n".join(self.strings[: roles.index("assistant") or 1])
+
+    @property
+    def strings(self) -> tuple[str, ...]:
+        return tuple(content for _, content in self.turns)
 
 
 TrainingText = Answer | Plain | Chat
@@ -90,7 +119,7 @@ def _text(row: Row, place: str) -> Plain | Chat:
     """Return the text or the chat of a row."""
     try:
         made = Chat(place, _turns(row)) if "messages" in row.values else _plain(row)
-        check_characters(*spoken([made]))
+        check_characters(*made.strings)
     except RowsError as error:
         raise RowsError(f"{row.place} {error}") from error
     return made
@@ -128,32 +157,5 @@ def _drawn(texts: list[TrainingText], count: int, seed: int) -> list[TrainingTex
 
 
 def _content(text: TrainingText) -> str:
-    """Return a key shared by texts that must not be split between learned and held-out rows.
-
-    The key of a conversation is its beginning, which all its turns follow.
-    """
-    return content_key(_CONTENT[type(text)](text))
-
-
-_CONTENT: dict[type, Callable[[Any], str]] = {
-    Answer: lambda text: text.content or text.prompt,
-    Plain: lambda text: text.text,
-    Chat: lambda text: _asked_first(text.turns),
-}
-
-
-def _asked_first(turns: tuple[tuple[str, str], ...]) -> str:
-    """Return the text before a chat's first answer, or the answer if nothing is before it."""
-    roles = [role for role, _ in turns]
-    return "\n".join(content for _, content in turns[: roles.index("assistant") or 1])
-
-
-def spoken(texts: Iterable[TrainingText]) -> Iterable[str]:
-    """Yield all strings of the texts, in order."""
-    for text in texts:
-        if isinstance(text, Plain):
-            yield text.text
-        elif isinstance(text, Answer):
-            yield from (text.prompt, text.reference)
-        else:
-            yield from (content for _, content in text.turns)
+    """Return a key shared by texts that must not be split between learned and held-out rows."""
+    return content_key(text.asked)
