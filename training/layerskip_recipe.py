@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from command_line.errors import reject
-from command_line.flags import flag
+from command_line.flags import check_least, flag
 
 # S(t): the share of the dropout's final rate.
 DROPOUT_CURRICULA: dict[str, Callable[[float], float]] = {
@@ -101,10 +101,7 @@ class Recipe:
     def check(self) -> None:
         if not 0 <= self.max_layer_dropout < 1:
             reject("max_layer_dropout", self.max_layer_dropout, "must be in [0, 1)")
-        if not 0 <= self.early_exit_scale < math.inf:
-            reject("early_exit_scale", self.early_exit_scale, "must be at least 0")
-        if self.rotation_interval < 1:
-            reject("rotation_interval", self.rotation_interval, "must be at least 1")
+        check_least(self, early_exit_scale=0, rotation_interval=1)
 
     def dropout_rates(self, layers: int, progress: float) -> list[float]:
         """Return p(l, t) = S(t) D(l) p_max for every layer; D(l) = exp(l ln 2 / (L - 1)) - 1."""
