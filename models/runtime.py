@@ -6,7 +6,7 @@ import platform
 import re
 import resource
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -160,14 +160,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _versions() -> dict[str, str | None]:
+def _versions() -> dict[str, str]:
     packages = ("transformers", "accelerate", "tokenizers")
     # torch itself also names the build, such as 2.13.0+cpu.
-    return {"torch": torch.__version__} | {name: _version(name) for name in packages}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return {"torch": torch.__version__} | {name: version(name) for name in packages}
