@@ -5,7 +5,6 @@ The project writes models only through `write_checkpoint`.
 
 import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from files.reading import read_settings
 from models.weight_layout import stored_by_rows
 from self_speculation.offloading import save_weights
 
-_COMPARED_ELEMENTS = 1 << 23  # of a weight at a time
 # Words, numbers, code with indentation, other scripts, a symbol of four bytes, spaces at both ends.
 _PROBE = " The 3 cats\n\n    return x_1 != 'é'  # Straße 東京 😀\t1,234.50 \n"
 # Keys that differ between a configuration in memory and its file.
@@ -118,7 +116,7 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 
 def _compare_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Compare names, shapes, dtypes and all bits, a part of a weight at a time."""
+    """Compare names, shapes, dtypes and all bits, one weight at a time."""
     expected, tied = model.state_dict(), model.all_tied_weights_keys
     stored: set[str] = set()
     for path in sorted(folder.glob("*.safetensors")):
@@ -126,38 +124,22 @@ def _compare_weights(model: PreTrainedModel, folder: Path) -> None:
             for name in file.keys():  # noqa: SIM118  no mapping
                 _require(name in expected and name not in stored, f"{name}, which no weight is")
                 stored.add(name)
-                _require(_same(_in_memory(model, name, expected), file.get_slice(name)), name)
+                weight = expected[name]
+                weight = load_offloaded_parameter(model, name) if weight.is_meta else weight
+                _require(_same(weight.cpu(), file.get_tensor(name)), name)
     for name in sorted(expected.keys() - stored):
         _require(tied.get(name) in stored or name in tied.values(), f"{name}, which is missing")
     _require(bool(stored), "weights, of which there are none")
 
 
-def _in_memory(model: PreTrainedModel, name: str, weights: dict[str, Tensor]) -> Tensor:
-    weight = weights[name]
-    return load_offloaded_parameter(model, name) if weight.is_meta else weight
+def _same(one: Tensor, other: Tensor) -> bool:
+    alike = one.shape == other.shape and one.dtype == other.dtype
+    return alike and torch.equal(_bits(one), _bits(other))
 
 
-def _same(weight: Tensor, stored: Any) -> bool:
-    if list(weight.shape) != stored.get_shape():
-        return False
-    return all(
-        one.dtype == other.dtype and torch.equal(_bits(one.cpu()), _bits(other))
-        for one, other in _parts(weight, stored)
-    )
-
-
-def _parts(weight: Tensor, stored: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    if weight.dim() == 0:
-        yield weight, stored[...]
-        return
-    rows = max(1, _COMPARED_ELEMENTS // max(1, weight[:1].numel()))
-    for first in range(0, len(weight), rows):
-        yield weight[first : first + rows], stored[first : first + rows]
-
-
-def _bits(part: Tensor) -> Tensor:
+def _bits(weight: Tensor) -> Tensor:
     """Return bytes, which are equal for NaN and NaN, and different for 0.0 and -0.0."""
-    return part.contiguous().flatten().view(torch.uint8)
+    return weight.contiguous().flatten().view(torch.uint8)
 
 
 def _compare_settings(model: PreTrainedModel, folder: Path) -> None:
