@@ -30,7 +30,7 @@ from training.state import Progress, TrainingState
 
 
 class Update(NamedTuple):
-    """One step: loss sums by exit layer in this process, learned tokens in all, gradient norm."""
+    """One step: this process's loss sums by exit layer, all learned tokens, the gradient's norm."""
 
     losses: dict[int, Tensor]
     targets: int
@@ -38,10 +38,10 @@ class Update(NamedTuple):
 
 
 class Training:
-    """A training between two of its steps.
+    """A training, with its progress and its saved states.
 
-    Batches and random draws are functions of seed and step, so that results depend neither on the
-    number of processes nor on interruptions, rounding aside.
+    Batches and random draws follow from seed and step. Rounding aside, results depend neither on
+    the number of processes nor on interruptions.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Training:
         return True
 
     def _is_due(self, interval: int) -> bool:
-        """Whether the newest step is one of every `interval`, or the last."""
+        """Return whether the newest step is the last, or one of every `interval` steps."""
         return self.progress.step % interval == 0 or self.progress.step == self.total_steps
 
     def _step(self, documents: list[Document]) -> Update:

@@ -28,7 +28,7 @@ _ANY = "state-" + "[0-9]" * 8
 
 @dataclass
 class Progress:
-    """How far a training is. Seconds are of training alone."""
+    """Steps, tokens and seconds so far; measuring and saving take no part of the seconds."""
 
     step: int = 0
     tokens: int = 0
@@ -36,10 +36,10 @@ class Progress:
 
 
 class TrainingState:
-    """The saved states in a folder, of which the newest counts.
+    """The saved states in a folder; a training goes on from the newest.
 
     A state is written whole or not at all. The state before it stays until a step from the newest
-    has shown that its weights are sound.
+    shows that the newest state's weights are sound.
     """
 
     def __init__(
@@ -62,8 +62,6 @@ class TrainingState:
     def save(self, progress: Progress) -> None:
         """Write a state beside the older one. Raise OSError, which leaves the older one."""
         target = self._folder / _NAME.format(progress.step)
-        if target.exists():
-            return
         try:
             with whole_folder(target, self._folder / "state.partial") as partial:
                 partial.mkdir()
@@ -77,13 +75,13 @@ class TrainingState:
         self._unproven = target
 
     def prove(self) -> None:
-        """Remove the older states, as a step from the newest is sound."""
+        """Remove the older states, after a sound step from the newest."""
         if self._unproven is not None:
             self.remove(but=self._unproven)
             self._unproven = None
 
     def disprove(self) -> None:
-        """Remove the newest state, unless a step from it was sound."""
+        """Remove the newest state if no step from it was sound so far."""
         if self._unproven is not None:
             shutil.rmtree(self._unproven, ignore_errors=True)
             self._unproven = None
