@@ -14,7 +14,7 @@ import benchmark
 import train
 from command_line.script import run_script
 from tests import trainings
-from tests.conftest import SPECULATIVE, write
+from tests.conftest import SPECULATIVE, rewritten, write
 from tests.trainings import (
     after_step,
     assert_alike,
@@ -27,6 +27,7 @@ from tests.trainings import (
 )
 from training import arguments, optimizers, state
 from training.log import LOG_NAME
+from training.run import CHECKPOINT, FACTS_FILE
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,16 @@ def test_a_complete_training_is_not_begun_again(train_anew, whole, out, capsys):
     assert train_anew()[0] == 0
     assert "is complete" in capsys.readouterr().out
     assert (out / LOG_NAME).read_bytes() == before
+
+
+@pytest.mark.parametrize(("batching", "code"), [("length_grouped", 0), ("packed", 2)])
+def test_a_training_of_the_time_of_packed_batches_goes_on_if_it_did_not_pack(
+    train_anew, whole, out, batching, code
+):
+    shutil.copytree(whole, out)
+    with rewritten(out / CHECKPOINT / FACTS_FILE) as facts:
+        facts["configuration"]["--batching"] = batching
+    assert train_anew()[0] == code
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ _COMPARED_BY_CONTENTS = (
     *("data_path", "eval_path", "num_samples"),
     *("config", "tokenizer", "model", "teacher", "device"),
 )
+# The value that is left of a flag that earlier versions had: what they began goes on.
+_FORMER_FLAGS = {"--batching": "length_grouped"}
 
 
 def configuration(
@@ -41,8 +43,9 @@ def check_configuration(folder: Path, found: Any, asked: Configuration) -> None:
     """Refuse to go on with a training that other flags or data began."""
     if not isinstance(found, dict):
         raise UsageError(f"--output_dir {folder}: holds a training whose settings are {found!r}")
-    for name in [*asked, *found]:
-        if found.get(name) != asked.get(name):
+    asked = _FORMER_FLAGS | asked
+    for name in [*found, *asked]:
+        if found.get(name, _FORMER_FLAGS.get(name)) != asked.get(name):
             raise UsageError(
                 f"--output_dir {folder}: holds a training whose {name} is {found.get(name)}, not "
                 f"{asked.get(name)}; name another folder, or the settings that it began with"
