@@ -35,27 +35,15 @@ class Table:
         return tabulate(cells, list(self.columns), tablefmt=_STYLES[form], disable_numparse=True)
 
 
-def number(name: str, form: str, factor: float | None = None) -> Callable[[Row], str]:
-    """Show a number, times the factor."""
+def number(name: str, form: str, factor: float = 1) -> Callable[[Row], str]:
+    """Show a number, times the factor, and its bounds where the row has them."""
 
     def show(row: Row) -> str:
-        value = row.get(name)
-        if value is None:
-            return MISSING
-        return format(value if factor is None else value * factor, form)
-
-    return show
-
-
-def interval(name: str, form: str) -> Callable[[Row], str]:
-    """Show a number and, where they are known, its bounds."""
-
-    def show(row: Row) -> str:
-        value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
+        value, low, high = (row.get(key) for key in (name, f"{name}_low", f"{name}_high"))
         if value is None:
             return MISSING
         bounds = "" if low is None else f" [{low:{form}}, {high:{form}}]"
-        return format(value, form) + bounds
+        return format(value * factor, form) + bounds
 
     return show
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from analysis.columns import MISSING, Columns, Row, Table, interval, number, spread
+from analysis.columns import MISSING, Columns, Row, Table, number, spread
 from analysis.comparison import (
     BASELINES,
     BOTH,
@@ -65,7 +65,7 @@ def sweep_table(comparisons: list[Comparison]) -> Table:
     ]
     columns = _names([one.run for one in drafting]) | {
         "tokens/s": number("tokens_per_second", ".2f"),
-        "spec. / autoregr.": interval(SAME_PLAN, ".2f"),
+        "spec. / autoregr.": number(SAME_PLAN, ".2f"),
         "predicted": number("predicted_speedup", ".2f"),
         "at most": number("speedup_bound", ".2f"),
         "acceptance": number("acceptance_rate", ".3f"),
@@ -79,20 +79,9 @@ def _study(run: LoggedRun) -> tuple:
     return run.plan_name, run.condition_key
 
 
-def flattened(values: Row, prefix: str) -> Row:
-    """Return nested numbers under names joined by `_`, such as tokens_per_second_mean."""
-    flat: Row = {}
-    for key, value in values.items():
-        name = f"{prefix}_{key}"
-        flat |= flattened(value, name) if isinstance(value, dict) else {name: value}
-    return flat
-
-
 def _metrics_table(runs: list[FinishedRun]) -> Table:
     rows = [
-        _facts(run)
-        | _nested(run, "predicted_text")
-        | {k: v for k, v in _nested(run, "acceptance_rate").items() if not isinstance(v, list)}
+        _facts(run) | _numbers(run, "predicted_text") | _numbers(run, "acceptance_rate")
         for run in runs
     ]
     columns = _names(runs) | {
@@ -114,7 +103,7 @@ def _timing_table(runs: list[FinishedRun]) -> Table:
     for run in runs:
         row = _facts(run)
         for name in _TIMINGS:
-            row |= _nested(run, name)
+            row |= _numbers(run, name)
         weights = run.record.model["weight_bytes"] if isinstance(run, LoggedRun) else None
         rows.append(row | {"weight_bytes": weights})
     columns = _names(runs) | {
@@ -131,13 +120,13 @@ def _comparison_table(comparisons: list[Comparison]) -> Table:
     runs = [one.run for one in comparisons]
     columns = _names(runs) | {
         "parameters, M": number("parameters", ".1f", 1e-6),
-        "spec. / autoregr.": interval(SAME_PLAN, ".2f"),
+        "spec. / autoregr.": number(SAME_PLAN, ".2f"),
         "predicted": number("predicted_speedup", ".2f"),
         "at most": number("speedup_bound", ".2f"),
-        "pruned / base": interval(SAME_DECODER, ".2f"),
-        "pruned spec. / base autoregr.": interval(BOTH, ".2f"),
-        "ROUGE-L change": interval("change_rouge-l", "+.3f"),
-        **_where_executed(runs, "pass@1 change", interval("change_pass@1", "+.3f")),
+        "pruned / base": number(SAME_DECODER, ".2f"),
+        "pruned spec. / base autoregr.": number(BOTH, ".2f"),
+        "ROUGE-L change": number("change_rouge-l", "+.3f"),
+        **_where_executed(runs, "pass@1 change", number("change_pass@1", "+.3f")),
         "equal outputs": _equal_outputs,
         "peak memory, GB": number("peak_memory_bytes", ".2f", 1e-9),
     }
@@ -279,9 +268,12 @@ def _bounds(name: str, interval: Interval | None) -> Row:
     return dict(zip(names, numbers, strict=True))
 
 
-def _nested(run: FinishedRun, name: str) -> Row:
+def _numbers(run: FinishedRun, name: str) -> Row:
+    """Return the numbers of a metric under names such as tokens_per_second_mean."""
     value = run.metrics.get(name)
-    return flattened(value, name) if isinstance(value, dict) else {name: value}
+    if not isinstance(value, dict):
+        return {name: value}
+    return {f"{name}_{key}": one for key, one in value.items() if not isinstance(one, list)}
 
 
 def _order(run: FinishedRun) -> tuple:
