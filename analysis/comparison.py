@@ -40,6 +40,8 @@ _MOST_DRIFT = 1.25
 _WHOLE_MODEL = Decoder("autoregressive", None, None)
 
 Pair = tuple[Examples, Examples]  # of two runs, those that both finished
+# Runs by plan and decoder, then by conditions; the newest of equal runs.
+Index = dict[tuple[Any, Decoder], dict[str, LoggedRun]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ class Comparison:
 def compare(runs: list[FinishedRun]) -> list[Comparison]:
     """Compare all runs of this tool with each other, oldest first."""
     own = [run for run in runs if isinstance(run, LoggedRun)]
-    index = _Index(own)
+    index: Index = defaultdict(dict)
+    for run in own:
+        for plan in {run.plan_name, run.kept_layers, run.method}:
+            index[plan, run.decoder][run.condition_key] = run
     return [_compared(run, index) for run in own]
 
 
@@ -136,43 +141,30 @@ def _intervals(columns: dict[str, numpy.ndarray]) -> dict[str, Interval]:
     return dict(zip(columns, mean_intervals(values_EC), strict=True))
 
 
-class _Index:
-    """Runs by plan, decoder and conditions; the newest of equal runs."""
+def _find(run: LoggedRun, plans: tuple, decoder: Decoder, index: Index) -> LoggedRun | str:
+    """Return the run with the first of these plans under the same conditions.
 
-    def __init__(self, runs: list[LoggedRun]) -> None:
-        self._found: dict[tuple, dict[str, LoggedRun]] = defaultdict(dict)
-        for run in runs:
-            for plan in {run.plan_name, run.kept_layers, run.method}:
-                self._found[plan, run.decoder][run.condition_key] = run
-
-    def find(self, run: LoggedRun, plans: tuple, decoder: Decoder) -> LoggedRun | str:
-        """Return the run with the first of these plans under the same conditions.
-
-        Without such a run, return the conditions in which the nearest run of the last plan differs.
-        """
-        for plan in plans:
-            alike = self._found.get((plan, decoder), {})
-            if run.condition_key in alike:
-                return alike[run.condition_key]
-        candidates = list(alike.values()) or self._of_other_decoders(plan, decoder.strategy)
-        differences = (_differences(run, decoder, other) for other in candidates)
-        nearest = min(differences, key=len, default=None)
-        if nearest is None:
-            return "none is in these folders"
-        return "the nearest differs in " + ", ".join(nearest)
-
-    def _of_other_decoders(self, plan: Any, strategy: str) -> list[LoggedRun]:
-        """Return runs of the plan with the same strategy, of any exit layer and draft length."""
-        return [
-            run
-            for (other_plan, decoder), runs in self._found.items()
-            if other_plan == plan and decoder.strategy == strategy
-            for run in runs.values()
-        ]
+    Without such a run, return the conditions in which the nearest run of the last plan differs.
+    """
+    for plan in plans:
+        alike = index.get((plan, decoder), {})
+        if run.condition_key in alike:
+            return alike[run.condition_key]
+    candidates = list(alike.values()) or [
+        other
+        for (other_plan, other_decoder), found in index.items()
+        if other_plan == plan and other_decoder.strategy == decoder.strategy
+        for other in found.values()
+    ]
+    differences = (_differences(run, decoder, other) for other in candidates)
+    nearest = min(differences, key=len, default=None)
+    if nearest is None:
+        return "none is in these folders"
+    return "the nearest differs in " + ", ".join(nearest)
 
 
-def _compared(run: LoggedRun, index: _Index) -> Comparison:
-    found = {name: index.find(run, *wanted) for name, wanted in _wanted(run).items()}
+def _compared(run: LoggedRun, index: Index) -> Comparison:
+    found = {name: _find(run, *wanted, index) for name, wanted in _wanted(run).items()}
     baselines = {name: one for name, one in found.items() if isinstance(one, LoggedRun)}
     pairs = {name: _paired(run.examples, one.examples) for name, one in baselines.items()}
     return Comparison(

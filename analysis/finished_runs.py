@@ -25,7 +25,7 @@ class Decoder(NamedTuple):
     num_speculations: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FinishedRun:
     """A run with the facts that the logs of both tools hold; None is unknown."""
 
@@ -33,12 +33,12 @@ class FinishedRun:
     dataset: str
     method: str
     param: str
-    strategy: str | None
-    exit_layer: int | None
-    num_speculations: int | None
     metrics: dict[str, Any]
-    model: str | None
-    num_samples: float | None
+    strategy: str | None = None
+    exit_layer: int | None = None
+    num_speculations: int | None = None
+    model: str | None = None
+    num_samples: float | None = None
 
     @property
     def is_older(self) -> bool:
@@ -57,7 +57,7 @@ class FinishedRun:
         return self.metric("tokens_per_second", "token_weighted")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoggedRun(FinishedRun):
     """A run of this tool. `examples` is None where the file of samples does not hold them all."""
 
