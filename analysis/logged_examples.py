@@ -1,16 +1,15 @@
 """Reads the examples of a finished run into arrays."""
 
 import dataclasses
-import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-from files.reading import bounded_lines, opened, parse_log
-from runs.record import RunRecord, samples_path
+from runs.reader import whole_lines
+from runs.record import RUN, DoneSample, RunRecord, is_done, samples_path
 
 # Errors from reading a file that is no log of either tool.
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, IndexError)
@@ -44,42 +43,34 @@ class Examples:
 def read_examples(path: Path, record: RunRecord) -> tuple[Examples | None, list[str]]:
     """Return the run's examples, or None and a warning if their file does not hold them all."""
     try:
-        samples = [sample for sample in map(parse_log, _lines(path)) if sample]
+        samples = whole_lines(samples_path(path), RUN)[0]
         expected = record.metrics["counts"]["prompts"]
         if len(samples) != expected:
             found = f"its samples file holds {len(samples)} of {expected} prompts"
             return None, [f"is compared without intervals: {found}"]
-        done = [sample for sample in samples if sample["status"] == "done"]
-        return _arrays(done, record.metrics.get("timed") or {}) if done else None, []
+        done = list(filter(is_done, samples))
+        return _arrays(done, record.metrics.get("timed")) if done else None, []
     except UNREADABLE as error:
         return None, [f"is compared without intervals: its samples are damaged ({reason(error)})"]
 
 
-def _arrays(done: list[dict[str, Any]], timed: dict[str, Any]) -> Examples:
+def _arrays(done: list[DoneSample], timed: dict[str, Any] | None) -> Examples:
     """Return the finished examples; `timed` names the ranks and threads of the run's seconds."""
-    alike = [(timed or done[0])[name] for name in ("ranks", "threads")]
+    alike = timed or vars(done[0])
 
     def numbers(values: Iterable[float]) -> numpy.ndarray:
         return numpy.array(list(values), dtype=float)
 
     return Examples(
-        indices=numpy.array([operator.index(sample["index"]) for sample in done]),
-        scores={
-            name: numbers(sample["scores"][name] for sample in done) for name in done[0]["scores"]
-        },
-        decoded_tokens=numbers(len(sample["output_ids"]) - 1.0 for sample in done),
-        decode_seconds=numbers(sample["decode_seconds"] for sample in done),
-        outputs=numpy.array([hash(tuple(sample["output_ids"])) for sample in done]),
-        timed=numpy.array([[sample["ranks"], sample["threads"]] == alike for sample in done]),
+        indices=numpy.array([sample.index for sample in done]),
+        scores={name: numbers(sample.scores[name] for sample in done) for name in done[0].scores},
+        decoded_tokens=numbers(len(sample.output_ids) - 1 for sample in done),
+        decode_seconds=numbers(sample.decode_seconds for sample in done),
+        outputs=numpy.array([hash(tuple(sample.output_ids)) for sample in done]),
+        timed=numpy.array(
+            [(s.ranks, s.threads) == (alike["ranks"], alike["threads"]) for s in done]
+        ),
     )
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with opened(samples_path(path)) as file:
-            yield from bounded_lines(file)
-    except FileNotFoundError:
-        return
 
 
 def reason(error: BaseException) -> str:

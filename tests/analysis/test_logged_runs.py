@@ -143,7 +143,11 @@ def test_an_unfinished_run_is_left_out_and_named(tmp_path, status, told):
 @pytest.mark.parametrize(
     ("cut", "told"),
     [
-        (lambda text: text[:-100], "its samples are damaged"),
+        (lambda text: text[:-100], "holds 19 of 20 prompts"),
+        (
+            lambda text: text.replace('"index": 3', '"index": "3"'),
+            "its samples are damaged (line 4 of",
+        ),
         (lambda text: "".join(text.splitlines(True)[:7]), "holds 7 of 20 prompts"),
         (lambda text: "", "holds 0 of 20 prompts"),
     ],
