@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.finished_runs import FinishedRun
-from files.reading import LOG_BYTES, DuplicateKeyError, read_bounded, unique
+from files.reading import LOG_BYTES, read_bounded, unique
 from files.values import check_kinds
 from runs.reader import check_metrics
 
@@ -24,8 +24,6 @@ _CONSOLE = re.compile(
 )
 _RENAMED = {"xsum": "xsum_summarization"}
 _METHODS = ("base", "angular", "random")
-_MEANS = ("acceptance_rate", "total_time", "time_per_token", "tokens_per_second")
-_SCORES = ("rouge-l", "rouge-1", "rouge-2", "rouge-3", "bleu_score", "exact_match")
 # The keys of the older tool's objects. A fork that adds a key may have changed the others' meaning.
 _KEYS = {
     "arguments": {"model", "model_args", "seed", "output_dir", "distributed"},
@@ -38,6 +36,13 @@ _KEYS = {
         *("temperature", "top_k", "top_p", "no_repeat_ngram_size", "stop_words"),
         "stop_token_ids",
     },
+}
+_METRICS = {
+    "predicted_text": {"rouge-l", "rouge-1", "rouge-2", "rouge-3", "bleu_score", "exact_match"},
+    "acceptance_rate": {"mean"},
+    "total_time": {"mean"},
+    "time_per_token": {"mean"},
+    "tokens_per_second": {"mean"},
 }
 _NOT_A_NUMBER = re.compile(r"(?<=[\s:,\[{])[-+]?(?:nan|inf)(?=[\s,\]}])")
 
@@ -57,8 +62,7 @@ def read_console(path: Path) -> FinishedRun:
     Raise ValueError if the console ends without metrics.
     """
     name = _CONSOLE.fullmatch(path.name)
-    if name is None:
-        raise UnknownLogError("has another name than a captured console")
+    assert name
     metrics = _printed_metrics(read_bounded(path, LOG_BYTES).decode(errors="replace"))
     method = "angular" if name["n"] else "random" if name["t"] else "base"
     return FinishedRun(
@@ -66,12 +70,7 @@ def read_console(path: Path) -> FinishedRun:
         dataset=_RENAMED.get(name["dataset"], name["dataset"]),
         method=method,
         param=_param(method, int(name["n"] or 0), float(name["t"] or 0)),
-        strategy=None,
-        exit_layer=None,
-        num_speculations=None,
         metrics=_renamed(metrics),
-        model=None,
-        num_samples=None,
     )
 
 
@@ -118,9 +117,8 @@ def _check_keys(name: str, values: dict[str, Any], known: Iterable[str]) -> None
 def _method(data: dict[str, Any]) -> str:
     """Return how layers were pruned: base in logs from before pruning, which lack its flags."""
     method = data.get("prune_method")
-    if "prune_method" not in data and not {"prune_n", "dropout_threshold"} & set(data):
-        return "base"
-    if "prune_method" in data and method is None:
+    flags = {"prune_method", "prune_n", "dropout_threshold"} & data.keys()
+    if method is None and (not flags or "prune_method" in flags):
         return "base"
     if method not in _METHODS:
         raise UnknownLogError(f"has the prune_method {method!r}, not one of {', '.join(_METHODS)}")
@@ -129,13 +127,12 @@ def _method(data: dict[str, Any]) -> str:
 
 def _objects(text: str) -> list[dict[str, Any]]:
     decoder, objects, place = json.JSONDecoder(object_pairs_hook=unique), [], 0
-    while place < len(text.rstrip()):
-        place += len(text[place:]) - len(text[place:].lstrip())
+    text = text.rstrip()
+    while place < len(text):
+        place = len(text) - len(text[place:].lstrip())
         try:
             found, place = decoder.raw_decode(text, place)
-        except DuplicateKeyError:
-            raise
-        except (ValueError, RecursionError) as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"is cut off, or no JSON ({error})") from error
         if not isinstance(found, dict):
             raise ValueError("holds something that is no object")
@@ -162,11 +159,10 @@ def _renamed(metrics: dict[str, Any], strategy: str | None = None) -> dict[str, 
     What the older tool calls exact match is a mean edit distance. An acceptance of 0 or -1 in
     autoregressive decoding means that nothing was drafted.
     """
-    _check_keys("metrics", metrics, ("predicted_text", *_MEANS))
-    for name in metrics:
-        known = _SCORES if name == "predicted_text" else ("mean",)
-        if isinstance(metrics[name], dict):
-            _check_keys(name, metrics[name], known)
+    _check_keys("metrics", metrics, _METRICS)
+    for name, values in metrics.items():
+        if isinstance(values, dict):
+            _check_keys(name, values, _METRICS[name])
     found = _finite(metrics)
     check_metrics(found)
     text = dict(found["predicted_text"] or {})
