@@ -171,23 +171,21 @@ def _check_distances(plan: dict[str, Any], layers: int) -> None:
 
 def _counted_once(runs: list[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
     """Drop copies of a file, and consoles of runs that have a JSON file; warn of each."""
-    with_json = [run for run in runs if run.is_older and run.model]
+    with_json = [run for run in runs if run.is_older and not is_console(run.path)]
     kept: list[FinishedRun] = []
     warnings = []
     first_of: dict[str, FinishedRun] = {}
     # A copy that came with its samples goes before others.
     for run in sorted(runs, key=lambda run: not (isinstance(run, LoggedRun) and run.examples)):
-        first = first_of.setdefault(run.path.name, run)
-        if first is not run and not run.is_older:
+        first = run if run.is_older else first_of.setdefault(run.path.name, run)
+        twins = (other for other in with_json if _is_same_run(run, other))
+        twin = next(twins, None) if is_console(run.path) else None
+        if first is not run:
             warnings.append(f"{run.path} is a copy of {first.path}, counted once")
-            continue
-        is_console = run.is_older and not run.model
-        twins = (other for other in with_json if is_console and _is_same_run(run, other))
-        twin = next(twins, None)
-        if twin is None:
-            kept.append(run)
-        else:
+        elif twin:
             warnings.append(f"{run.path} is the console of {twin.path.name}, counted once")
+        else:
+            kept.append(run)
     return sorted(kept, key=lambda run: (run.path.name, run.path)), warnings
 
 

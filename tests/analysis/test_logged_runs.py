@@ -71,6 +71,16 @@ def test_a_console_and_the_json_file_of_its_run_count_once(tmp_path):
     assert "is the console of benchmark_20250427_222420.json, counted once" in line
 
 
+def test_an_older_log_that_names_no_model_is_no_console(tmp_path):
+    (tmp_path / "benchmark_20250427_222420.json").write_text(
+        four().replace('"facebook/layerskip-llama2-7B"', "null")
+    )
+    console(tmp_path, "cnn_dm_summarization_results_angular_n2")
+    found = find_logged_runs([tmp_path])
+    assert [run.path.name for run in found.runs] == ["benchmark_20250427_222420.json"]
+    assert "is the console of" in found.warnings[0]
+
+
 def test_folders_that_overlap_or_link_in_a_circle_count_each_run_once(tmp_path):
     MadeUpRun().write(tmp_path / "a")
     (tmp_path / "link").symlink_to(tmp_path / "a")
