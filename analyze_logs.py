@@ -10,11 +10,11 @@ from analysis.comparison import QUALITIES, compare, drifting_speedups, missing_b
 from analysis.finished_runs import FinishedRun
 from analysis.logged_runs import Found, find_logged_runs
 from analysis.tables import make_tables
-from command_line.errors import UsageError, reject
+from command_line.errors import UsageError
 from command_line.flags import OneLineParser, check_new_folder, is_folder
 from command_line.messages import warn
 from command_line.script import run_script
-from files.writing import replace_text
+from files.writing import refused_unwritable, replace_text
 
 PLOTS = (
     "quality_by_layers_removed",
@@ -81,10 +81,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _nothing(found: Found) -> str:
-    if not found.unreadable and not found.unfinished:
+    reasons = {"cannot be read": found.unreadable, "are not finished": found.unfinished}
+    parts = [f"{count} {reason}" for reason, count in reasons.items() if count]
+    if not parts:
         return "no run logs found (benchmark_*.json, or consoles such as human_eval_results_base)"
-    parts = [f"{found.unreadable} cannot be read"] * bool(found.unreadable)
-    parts += [f"{found.unfinished} are not finished"] * bool(found.unfinished)
     return f"no finished run: of the logs there, {' and '.join(parts)}"
 
 
@@ -110,7 +110,7 @@ def _write(
 ) -> list[str]:
     """Write tables and plots; return notes on what the plots leave out."""
     folder = Path(arguments.output_dir)
-    try:
+    with refused_unwritable(arguments.output_dir):
         folder.mkdir(parents=True, exist_ok=True)
         for name in WRITTEN:  # an earlier study may have left more files than this study writes
             (folder / name).unlink(missing_ok=True)
@@ -122,8 +122,6 @@ def _write(
         from analysis.plots import make_plots
 
         return make_plots(runs, arguments.quality, folder)
-    except OSError as error:
-        reject("output_dir", arguments.output_dir, f"cannot be written ({error.strerror})")
 
 
 if __name__ == "__main__":

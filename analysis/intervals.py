@@ -66,5 +66,4 @@ def _resampling_counts(examples: int) -> numpy.ndarray:
     """Return how often each resample drew each example, (RESAMPLES, E) of one byte each."""
     generator = numpy.random.default_rng(_SEED)
     even = numpy.full(examples, 1 / examples)
-    draws = [generator.multinomial(examples, even) for _ in range(RESAMPLES)]
-    return numpy.array(draws, dtype=numpy.uint8)
+    return generator.multinomial(examples, even, size=RESAMPLES).astype(numpy.uint8)

@@ -1,6 +1,5 @@
 """Reads the examples of a finished run into arrays."""
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +31,7 @@ class Examples:
 
     def at(self, places: numpy.ndarray) -> "Examples":
         """Return the examples at these places."""
-        arrays = {
-            item.name: getattr(self, item.name)[places]
-            for item in dataclasses.fields(self)
-            if item.name != "scores"
-        }
+        arrays = {name: one[places] for name, one in vars(self).items() if name != "scores"}
         return Examples(scores={k: v[places] for k, v in self.scores.items()}, **arrays)
 
 
