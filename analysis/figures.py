@@ -113,51 +113,39 @@ def _name_points(figure: Figure, axes: Axes, points: list[NamedPoint]) -> None:
         if offset is None:
             label.remove()
             continue
-        label.set_position(offset)
-        taken.append(box.translated(*(numpy.array(offset) * scale)))
-        if numpy.hypot(*_gap(box, offset, scale)) > _DISTANCES[0]:
+        label.set_position(tuple(offset))
+        taken.append(box.translated(*(offset * scale)))
+        half = numpy.array([box.width, box.height]) / 2 / scale
+        gap = numpy.maximum(numpy.abs(offset) - half, 0)  # points from the label's edge
+        if numpy.hypot(*gap) > _DISTANCES[0]:
             _draw_leader(axes, places[group[0]], taken[-1])
 
 
 def _draw_leader(axes: Axes, place: numpy.ndarray, box: Bbox) -> None:
-    nearest = numpy.clip(place, (box.x0, box.y0), (box.x1, box.y1))
-    ends = axes.transData.inverted().transform([place, nearest])
+    ends = axes.transData.inverted().transform([place, numpy.clip(place, box.min, box.max)])
     axes.plot(*ends.T, color="0.6", linewidth=0.6, zorder=1, scalex=False, scaley=False)
 
 
 def _coinciding(places: numpy.ndarray, reach: float) -> list[list[int]]:
     """Group the indices of points that lie within reach of the first point of their group."""
-    groups: list[list[int]] = []
+    groups: dict[int, list[int]] = {}
     for index, place in enumerate(places):
-        near = (g for g in groups if numpy.hypot(*(places[g[0]] - place)) <= reach)
-        group = next(near, None)
-        if group is None:
-            groups.append([index])
-        else:
-            group.append(index)
-    return groups
+        near = (one for one in groups if numpy.hypot(*(places[one] - place)) <= reach)
+        groups.setdefault(next(near, index), []).append(index)
+    return list(groups.values())
 
 
-def _free_offset(
-    box: Bbox, frame: Bbox, taken: list[Bbox], scale: float
-) -> tuple[float, float] | None:
+def _free_offset(box: Bbox, frame: Bbox, taken: list[Bbox], scale: float) -> numpy.ndarray | None:
     """Return the nearest offset, in points, of the label's middle at which it covers nothing."""
     half = numpy.array([box.width, box.height]) / 2 / scale
     for distance in _DISTANCES:
         for direction in _DIRECTIONS:
             offset = numpy.array(direction) * (half + distance)
             moved = box.translated(*(offset * scale))
-            inside = frame.x0 <= moved.x0 and moved.x1 <= frame.x1
-            inside = inside and frame.y0 <= moved.y0 and moved.y1 <= frame.y1
-            if inside and not any(moved.overlaps(other) for other in taken):
-                return float(offset[0]), float(offset[1])
+            inside = frame.contains(*moved.min) and frame.contains(*moved.max)
+            if inside and not moved.count_overlaps(taken):
+                return offset
     return None
-
-
-def _gap(box: Bbox, offset: tuple[float, float], scale: float) -> numpy.ndarray:
-    """Return the distance from the label's edge to its point, in points along both axes."""
-    half = numpy.array([box.width, box.height]) / 2 / scale
-    return numpy.maximum(numpy.abs(offset) - half, 0)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -169,20 +157,17 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def group_titles(runs: Runs) -> dict[str, str]:
     """Return a title per condition key: the data set, and what differs between its groups."""
-    groups = {run.condition_key: run for run in runs}
-    by_dataset: dict[str, Runs] = defaultdict(list)
-    for run in groups.values():
-        by_dataset[run.dataset].append(run)
+    by_dataset: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for run in runs:
+        by_dataset[run.dataset][run.condition_key] = _plain_facts(run)
     titles = {}
-    for dataset, alike in by_dataset.items():
-        facts = {run.condition_key: _plain_facts(run) for run in alike}
+    for dataset, groups in by_dataset.items():
+        first = next(iter(groups.values()))
         varying = [
-            name
-            for name in _plain_facts(alike[0])
-            if len({str(found[name]) for found in facts.values()}) > 1
+            name for name in first if len({str(facts[name]) for facts in groups.values()}) > 1
         ]
-        for key, found in facts.items():
-            others = [f"{name} {found[name]}" for name in telling(varying)]
+        for key, facts in groups.items():
+            others = [f"{name} {facts[name]}" for name in telling(varying)]
             lines = (", ".join(others[at : at + 2]) for at in range(0, len(others), 2))
             titles[key] = "\n".join([dataset, *lines])
     return titles

@@ -3,39 +3,44 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy
+import pandas
 from matplotlib.axes import Axes
-from matplotlib.image import AxesImage
+from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from analysis.comparison import SAME_PLAN, Comparison
 from analysis.figures import PANELS, Panel, common_heading, group_titles, make_figure, save_figure
 
-Measure = Callable[[Comparison], float | None]
-# By file name: the label of the colour bar, the format of a number, and the number.
-MEASURES: dict[str, tuple[str, str, Measure]] = {
-    "sweep_tokens_per_second": (
-        "decoding speed (tokens/s)",
-        ".1f",
-        lambda one: one.run.metric("tokens_per_second", "token_weighted"),
+
+class Measure(NamedTuple):
+    """A number of each run, with the label of its colour bar and the format of a number."""
+
+    label: str
+    form: str
+    value_of: Callable[[Comparison], float | None]
+
+
+MEASURES = {  # by file name
+    "sweep_tokens_per_second": Measure(
+        "decoding speed (tokens/s)", ".1f", lambda one: one.run.speed
     ),
-    "sweep_speedup": (
-        "speed-up over autoregressive decoding",
-        ".2f",
-        partial(Comparison.speedup, name=SAME_PLAN),
+    "sweep_speedup": Measure(
+        "speed-up over autoregressive decoding", ".2f", lambda one: one.speedup(SAME_PLAN)
     ),
-    "sweep_acceptance": (
+    "sweep_acceptance": Measure(
         "accepted (share of drafts)",
         ".2f",
         lambda one: one.run.metric("acceptance_rate", "token_weighted"),
     ),
 }
 _COLOURS = "cividis"  # perceptually uniform, for colour-blind readers too
+_LIGHT = 120 / 256  # from here on, its colours contrast more with black than with white
 _SMALLEST_PRINT = 3.5  # points
 _POINTS_AN_INCH = 72
 _BEST_KEY = Line2D(
@@ -51,30 +56,19 @@ _BEST_KEY = Line2D(
 )
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """One measure, and the limits of the shades that all its panels share."""
-
-    label: str
-    form: str
-    measure: Measure
-    low: float
-    high: float
-
-
 def make_heat_maps(comparisons: list[Comparison], folder: Path) -> None:
     """Write every heat map as PNG and PDF, on several pages if a page cannot hold all panels.
 
     A grid of one exit layer and one draft length has no map.
     """
-    drawn = [one for one in comparisons if one.run.num_speculations]
+    drawn = [one for one in comparisons if one.run.exit_layer and one.run.num_speculations]
     points = {(one.run.exit_layer, one.run.num_speculations) for one in drawn}
-    for name, (label, form, measure) in MEASURES.items():
+    for name, measure in MEASURES.items():
         for old in _pages(name, folder):  # an earlier sweep may have had more
             old.unlink()
-        values = [value for value in map(measure, drawn) if value is not None]
+        values = [value for value in map(measure.value_of, drawn) if value is not None]
         if values and len(points) > 1:
-            panels = _panels(drawn, _Scale(label, form, measure, min(values), max(values)))
+            panels = _panels(drawn, measure, Normalize(min(values), max(values)))
             _save_pages(panels, folder / name, common_heading([one.run for one in drawn]))
 
 
@@ -90,59 +84,51 @@ def _save_pages(panels: list[Panel], path: Path, heading: str) -> None:
         save_figure(figure, path if page == 1 else path.with_name(f"{path.name}_{page}"))
 
 
-def _panels(drawn: list[Comparison], scale: _Scale) -> list[Panel]:
-    """Return a panel for every plan on every data set."""
+def _panels(drawn: list[Comparison], measure: Measure, shades: Normalize) -> list[Panel]:
+    """Return a panel for every plan on every data set; all share their shades."""
     titles = group_titles([one.run for one in drawn])
     studies: dict[str, list[Comparison]] = defaultdict(list)
     for one in drawn:
-        plan = f"{one.run.method} {one.run.param}".strip()
+        plan = one.run.record.plan["approach"]
         studies[f"{titles[one.run.condition_key]}, {plan}"].append(one)
     return [
-        Panel(title, partial(_draw, study=study, scale=scale)) for title, study in studies.items()
+        Panel(title, partial(_draw, study=study, measure=measure, shades=shades))
+        for title, study in studies.items()
     ]
 
 
-def _draw(axes: Axes, study: list[Comparison], scale: _Scale) -> None:
+def _draw(axes: Axes, study: list[Comparison], measure: Measure, shades: Normalize) -> None:
     measured = {
-        (run.exit_layer, run.num_speculations): scale.measure(one)
-        for one in study
-        if (run := one.run).exit_layer and run.num_speculations
+        (one.run.exit_layer, one.run.num_speculations): measure.value_of(one) for one in study
     }
-    exits = sorted({exit_layer for exit_layer, _ in measured})
-    drafts = sorted({count for _, count in measured})
-    values = numpy.full((len(exits), len(drafts)), numpy.nan)
-    for (exit_layer, count), value in measured.items():
-        if value is not None:
-            values[exits.index(exit_layer), drafts.index(count)] = value
-    image = axes.imshow(
-        values, origin="lower", cmap=_COLOURS, vmin=scale.low, vmax=scale.high, aspect="auto"
-    )
-    axes.set_xticks(range(len(drafts)), list(map(str, drafts)))
-    size = _print_size(axes, len(exits), 10)
-    axes.set_yticks(range(len(exits)), list(map(str, exits)), fontsize=size)
+    grid = pandas.Series(measured, dtype=float).unstack()
+    image = axes.imshow(grid, origin="lower", cmap=_COLOURS, norm=shades, aspect="auto")
+    axes.set_xticks(range(grid.shape[1]), grid.columns)
+    size = _print_size(axes, len(grid), 10)
+    axes.set_yticks(range(len(grid)), grid.index, fontsize=size)
     axes.set_xlabel("drafted tokens per round")
     axes.set_ylabel("exit layer")
-    axes.figure.colorbar(image, ax=axes).set_label(scale.label)
-    _write_numbers(axes, values, image, scale.form)
+    axes.figure.colorbar(image, ax=axes).set_label(measure.label)
+    values = grid.to_numpy()
+    _write_numbers(axes, values, measure.form, shades)
     _mark_best(axes, values)
 
 
-def _write_numbers(axes: Axes, values: numpy.ndarray, image: AxesImage, form: str) -> None:
+def _write_numbers(axes: Axes, values: numpy.ndarray, form: str, shades: Normalize) -> None:
     """Write the number of every run, where there is room for it."""
     size = min(_print_size(axes, len(values), 8), 24 / values.shape[1] + 3)
-    for (row, column), value in numpy.ndenumerate(values):
-        if size >= _SMALLEST_PRINT and numpy.isfinite(value):
-            shade = _readable_on(image.to_rgba(numpy.array([value]))[0])
-            text = format(value, form)
-            axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=size)
+    if size < _SMALLEST_PRINT:
+        return
+    for row, column in numpy.argwhere(numpy.isfinite(values)):
+        value = float(values[row, column])
+        shade = _readable_on(shades(value))
+        text = format(value, form)
+        axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=size)
 
 
-def _readable_on(colour: numpy.ndarray) -> str:
-    """Return black or white, whichever contrasts more by the WCAG's relative luminance."""
-    shades = colour[:3]
-    linear = numpy.where(shades <= 0.04045, shades / 12.92, ((shades + 0.055) / 1.055) ** 2.4)
-    luminance = numpy.dot((0.2126, 0.7152, 0.0722), linear)
-    return "black" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "white"
+def _readable_on(place: float) -> str:
+    """Return black or white, whichever contrasts more with the colour here (WCAG's luminance)."""
+    return "black" if place >= _LIGHT else "white"
 
 
 def _mark_best(axes: Axes, values: numpy.ndarray) -> None:

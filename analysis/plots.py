@@ -1,9 +1,4 @@
-"""Plots of compared runs, each as PNG and PDF; colours, marks and lines differ together.
-
-A new plot is an entry of PLOTS, at the end of this file: a function that returns its panels and one
-that returns the keys of its legend. Add its name to PLOTS of analyze_logs.py too, which removes the
-files of an earlier study.
-"""
+"""Plots of compared runs, each as PNG and PDF; colours, marks and lines differ together."""
 
 import itertools
 import json
@@ -92,7 +87,10 @@ class Study:
 def make_plots(runs: list[FinishedRun], quality: str, folder: Path) -> list[str]:
     """Write each plot that runs of this tool have data for; return notes on what is left out."""
     study = Study.of(runs, quality)
-    notes = _unscored(len(study.runs) - len(study.scored), len(study.runs), quality)
+    notes = []
+    if missing := len(study.runs) - len(study.scored):
+        count = f"{missing} of {len(study.runs)} runs have no" if study.scored else "no run has"
+        notes.append(f"{count} {quality}; plots of quality leave such runs out")
     for name, (panels_of, keys_of) in PLOTS.items():
         panels = panels_of(study)
         if len(panels) > PANELS:
@@ -104,13 +102,6 @@ def make_plots(runs: list[FinishedRun], quality: str, folder: Path) -> list[str]
             figure = make_figure(panels[:PANELS], keys_of(study), common_heading(study.runs))
             save_figure(figure, folder / name)
     return notes
-
-
-def _unscored(missing: int, total: int, quality: str) -> list[str]:
-    if not missing:
-        return []
-    count = "no run has" if missing == total else f"{missing} of {total} runs have no"
-    return [f"{count} {quality}; plots of quality leave such runs out"]
 
 
 def _quality_panels(study: Study) -> list[Panel]:
@@ -161,7 +152,8 @@ def _draw_speed(axes: Axes, runs: Runs, study: Study) -> list[NamedPoint]:
         speed, score = run.speed, run.metric("predicted_text", study.quality)
         if run.decodes_whole_model and speed is not None and score is not None:
             found[_plan(run), run.decoder].append((speed, score))
-            lossy |= {_plan(run)} if run.removed_layers else set()
+            if run.removed_layers:
+                lossy.add(_plan(run))
     points = {
         key: (fmean(speed for speed, _ in values), fmean(score for _, score in values))
         for key, values in found.items()
@@ -284,22 +276,24 @@ def _texts(runs: Runs, method: str) -> Runs:
 
 def _plan(run: LoggedRun) -> str:
     """Return the plan without its seed."""
-    return " ".join([run.method, *run.param.split(" ")[:1]]).strip()
+    return f"{run.method} {run.param.partition(' ')[0]}".strip()
 
 
 def _plan_styles(runs: Runs) -> dict[str, Style]:
     """Return a shape, a colour and a line for each plan, base first."""
-    styles, others = {}, itertools.count()
+    styles = {}
+    looks = zip(
+        itertools.cycle(_PLAN_MARKERS),
+        itertools.cycle(PALETTE),
+        itertools.cycle(_PLAN_LINES),
+        strict=False,
+    )
     for method, style in _METHOD_STYLES.items():
         for plan in sorted({_plan(run) for run in runs if run.method == method}):
             styles[plan] = style | {"linestyle": "-"}
             if method != "base":
-                number = next(others)
-                styles[plan] |= {
-                    "marker": _PLAN_MARKERS[number % len(_PLAN_MARKERS)],
-                    "color": PALETTE[number % len(PALETTE)],
-                    "linestyle": _PLAN_LINES[number % len(_PLAN_LINES)],
-                }
+                marker, colour, line = next(looks)
+                styles[plan] |= {"marker": marker, "color": colour, "linestyle": line}
     return styles
 
 
