@@ -12,7 +12,7 @@ from arguments.prompts import PromptArguments
 from arguments.pruning import PruneArguments
 from arguments.run import LogArguments
 from command_line.errors import reject
-from command_line.flags import flag, is_folder
+from command_line.flags import check_least, flag, is_folder
 
 _SEEDS = 2**32  # numpy, which the harness seeds, takes no larger ones
 # The harness's own: at most 256 tokens, greedily, and its seed of few-shot examples.
@@ -39,12 +39,9 @@ class HarnessArguments:
             reject("tasks", "''", "must not be empty")
         if self.include_path is not None and not is_folder(self.include_path):
             reject("include_path", self.include_path or "''", "is no folder")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            reject("num_fewshot", self.num_fewshot, "must be 0 or more")
+        check_least(self, num_fewshot=0, batch_size=1)
         if self.limit is not None and not 1 <= self.limit <= sys.maxsize:
             reject("limit", self.limit, f"must be 1 to {sys.maxsize}")
-        if self.batch_size < 1:
-            reject("batch_size", self.batch_size, "must be at least 1")
 
 
 @dataclass

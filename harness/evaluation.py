@@ -20,14 +20,7 @@ from files.writing import kept_from_errors, replace_json
 from harness.arguments import EvaluationArguments
 from harness.model import HarnessModel, summarize_requests
 from harness.requests import decoding_of
-from harness.tasks import (
-    check_runnable,
-    check_shots,
-    find_tasks,
-    load_tasks,
-    single_tasks,
-    task_facts,
-)
+from harness.tasks import check_runnable, check_shots, find_tasks, load_tasks, task_facts
 from models.checkpoint import find_checkpoint
 from models.runtime import start
 from processes.ranks import joined
@@ -36,10 +29,6 @@ from runs.loop import settled
 from runs.preparation import PreparedModel, exit_layer_facts, load_pruned, model_facts
 from runs.record import RunRecord
 from runs.writer import begin_log, timestamp
-
-_SPECULATIVE_WARNING = (
-    "the exit layer of self-speculation only drafts: log-likelihoods are those of the whole model"
-)
 
 
 def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRecord, Path]:
@@ -57,8 +46,8 @@ def run_evaluation(arguments: EvaluationArguments, command: str) -> tuple[RunRec
     with joined().together():
         start(arguments.model, parallel=True)
         find_checkpoint(arguments.model)  # a missing model should not cost a download
-        loaded = load_tasks(manager, flags.tasks)
-        facts = _checked_tasks(arguments, single_tasks(manager, loaded))
+        loaded, tasks = load_tasks(manager, flags.tasks)
+        facts = _checked_tasks(arguments, tasks)
         prepared = load_pruned(
             arguments.model, arguments.prune, arguments.prompt, arguments.generation, parallel=True
         )
@@ -79,7 +68,10 @@ def _checked_tasks(
         decoding_of(arguments.generation, task.config.generation_kwargs or {}, name)
     speculates = arguments.generation.generation_strategy == "self_speculative"
     if speculates and len(generating) < len(tasks):
-        warn(_SPECULATIVE_WARNING)
+        warn(
+            "the exit layer of self-speculation only drafts: log-likelihoods are those of the "
+            "whole model"
+        )
     return {name: task_facts(task) for name, task in tasks.items()}
 
 
@@ -97,7 +89,9 @@ def _evaluated(
 
     def finish(status: str) -> None:
         record.status, record.ended = status, timestamp()
-        record.metrics["generation"] = generation_facts(model, flags)
+        record.metrics["generation"] = facts = summarize_requests(model.generated)
+        if flags.log_samples:
+            facts["samples"] = model.generated
         if ranks.leads:
             with kept_from_errors(arguments.log.output_dir):
                 replace_json(path, record.to_dict())
@@ -176,14 +170,6 @@ def make_record(
         runtime=prepared.runtime.facts(),
         commit=current_commit(),
     )
-
-
-def generation_facts(model: HarnessModel, flags: Any) -> dict[str, Any]:
-    """Return speed and acceptance of generated texts, and each text's if samples are logged."""
-    facts = summarize_requests(model.generated)
-    if flags.log_samples:
-        facts["samples"] = [dataclasses.asdict(request) for request in model.generated]
-    return facts
 
 
 def tables(record: RunRecord) -> str:

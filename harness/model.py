@@ -3,7 +3,6 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from typing import Any
 
@@ -24,20 +23,6 @@ from self_speculation.llama_model_utils import early_exit_view, position_limit
 from self_speculation.offloading import input_device
 
 
-@dataclass(frozen=True)
-class GeneratedRequest:
-    """Counts and seconds of one generated text; the prompt's first `cut_tokens` were left out."""
-
-    name: str
-    prompt_tokens: int
-    cut_tokens: int
-    generated_tokens: int
-    drafted_tokens: int
-    accepted_tokens: int
-    prefill_seconds: float
-    decode_seconds: float
-
-
 class HarnessModel(HFLM):
     """Answers the harness's requests with a prepared model.
 
@@ -47,7 +32,7 @@ class HarnessModel(HFLM):
     of the whole model, and so do its log-likelihoods.
 
     Each process answers its share of the requests and gets the answers of all, so that the harness
-    takes each for the only one.
+    takes each for the only one. `generated` holds counts and seconds of each generated text.
     """
 
     def __init__(
@@ -62,22 +47,20 @@ class HarnessModel(HFLM):
         self._prepared = prepared
         self._flags = flags
         self._ranks = prepared.runtime.ranks
-        self.generated: list[GeneratedRequest] = []
+        self.generated: list[dict[str, Any]] = []
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Return each continuation's log-likelihood, and whether it is the greedy one."""
-        answer = super().loglikelihood
-        pairs = self._shared(requests, lambda own: answer(own, self._is_quiet(disable_tqdm)))
+        pairs = self._shared(super().loglikelihood, requests, disable_tqdm)
         return [(value, is_greedy) for value, is_greedy in pairs]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """Return the log-likelihood of every text."""
-        answer = super().loglikelihood_rolling
-        return self._shared(requests, lambda own: answer(own, self._is_quiet(disable_tqdm)))
+        return self._shared(super().loglikelihood_rolling, requests, disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return the texts of all requests, in order; each depends on its name and the seed."""
@@ -92,23 +75,21 @@ class HarnessModel(HFLM):
                 group = [(names[index], requests[index]) for index in share]
                 for index, text in zip(share, self._generate_alike(group), strict=True):
                     self._ranks.check()
-                    own.append((index, text, asdict(self.generated[-1])))
+                    own.append((index, text, self.generated[-1]))
                     bar.advance()
             shares = self._ranks.exchange(own)
         known = {index: (text, facts) for share in shares for index, text, facts in share}
         order = chain.from_iterable(alike.values())
-        self.generated[before:] = [GeneratedRequest(**known[index][1]) for index in order]
+        self.generated[before:] = [known[index][1] for index in order]
         return [known[index][0] for index in range(len(requests))]
 
-    def _is_quiet(self, asked: bool) -> bool:
-        return asked or not self._ranks.leads
-
     def _shared(
-        self, requests: list[Instance], answer: Callable[[list[Instance]], list[Any]]
+        self, answer: Callable[..., list[Any]], requests: list[Instance], is_quiet: bool
     ) -> list[Any]:
         """Answer this process's share of the requests; return the answers to all."""
         own = list(self._ranks.share(requests))
-        return self._ranks.in_order(self._ranks.exchange(answer(own) if own else []))
+        answers = answer(own, is_quiet or not self._ranks.leads) if own else []
+        return self._ranks.in_order(self._ranks.exchange(answers))
 
     def _generate_alike(self, requests: list[tuple[str, Instance]]) -> Iterator[str]:
         """Yield the texts of requests with equal arguments, and note what each took."""
@@ -123,14 +104,15 @@ class HarnessModel(HFLM):
                 f"none of the model's {limit} positions to the prompt"
             )
         longest = limit - flags.max_steps
-        prompts = [self._context_ids(request.args[0]) for _, request in requests]
+        # An empty prompt is the token that begins a log-likelihood.
+        prompts = [self.tok_encode(one.args[0]) or [self.prefix_token_id] for _, one in requests]
         size = min(longest, max(map(len, prompts)))
         loaded, plan = self._prepared.loaded, self._prepared.plan
         generator = make_generator(flags, loaded, plan, stop_words, size)
         generator.warm_up(prompts[0][-longest:])
         for (name, _), ids in zip(requests, prompts, strict=True):
             made = generator.generate(ids[-longest:], flags.seed, name)
-            self.generated.append(_request_of(name, made, len(ids)))
+            self.generated.append(_facts(name, made, len(ids)))
             yield made.text
 
     @property
@@ -144,10 +126,6 @@ class HarnessModel(HFLM):
         ids = without_added_ends(self.tokenizer, string, ids)
         check_embedded(self._prepared.loaded, ids)
         return ids
-
-    def _context_ids(self, context: str) -> list[int]:
-        """Return a prompt's tokens; an empty prompt is the token that begins a log-likelihood."""
-        return self.tok_encode(context) or [self.prefix_token_id]
 
     def _model_call(self, *inputs: Any, **named: Any) -> Tensor:
         # A model spread over devices begins and ends on different ones.
@@ -173,37 +151,40 @@ def unique_names(requests: list[Instance]) -> list[str]:
     return names
 
 
-def summarize_requests(requests: list[GeneratedRequest]) -> dict[str, Any]:
+def summarize_requests(requests: list[dict[str, Any]]) -> dict[str, Any]:
     """Return speed and acceptance over all generated texts; None where nothing was measured.
 
     `tokens_per_second` covers decoding alone: the first token of a text belongs to its prefill.
     """
-    names = [item.name for item in fields(GeneratedRequest) if item.name != "name"]
-    total = {name: sum(getattr(request, name) for request in requests) for name in names}
-    drafted, decoded = total["drafted_tokens"], total["generated_tokens"] - len(requests)
+
+    def total(name: str) -> Any:
+        return sum(request[name] for request in requests)
+
+    drafted, decoded = total("drafted_tokens"), total("generated_tokens") - len(requests)
     return {
         "requests": len(requests),
-        "prompt_tokens": total["prompt_tokens"],
-        "cut_prompts": sum(request.cut_tokens > 0 for request in requests),
-        "generated_tokens": total["generated_tokens"],
+        "prompt_tokens": total("prompt_tokens"),
+        "cut_prompts": sum(request["cut_tokens"] > 0 for request in requests),
+        "generated_tokens": total("generated_tokens"),
         "drafted_tokens": drafted,
-        "accepted_tokens": total["accepted_tokens"],
-        "acceptance_rate": total["accepted_tokens"] / drafted if drafted else None,
-        "tokens_per_second": decoded / total["decode_seconds"] if decoded else None,
-        "prefill_seconds": total["prefill_seconds"] or None,
-        "decode_seconds": total["decode_seconds"] or None,
+        "accepted_tokens": total("accepted_tokens"),
+        "acceptance_rate": total("accepted_tokens") / drafted if drafted else None,
+        "tokens_per_second": decoded / total("decode_seconds") if decoded else None,
+        "prefill_seconds": total("prefill_seconds") or None,
+        "decode_seconds": total("decode_seconds") or None,
         "threads": torch.get_num_threads(),
     }
 
 
-def _request_of(name: str, made: Generation, full_length: int) -> GeneratedRequest:
-    return GeneratedRequest(
-        name=name,
-        prompt_tokens=made.prompt_tokens,
-        cut_tokens=full_length - made.prompt_tokens,
-        generated_tokens=len(made.output_ids),
-        drafted_tokens=made.drafted_tokens,
-        accepted_tokens=made.accepted_tokens,
-        prefill_seconds=made.prefill_seconds,
-        decode_seconds=made.decode_seconds,
-    )
+def _facts(name: str, made: Generation, full_length: int) -> dict[str, Any]:
+    """Return counts and seconds of a text, whose prompt lost its first `cut_tokens`."""
+    return {
+        "name": name,
+        "prompt_tokens": made.prompt_tokens,
+        "cut_tokens": full_length - made.prompt_tokens,
+        "generated_tokens": len(made.output_ids),
+        "drafted_tokens": made.drafted_tokens,
+        "accepted_tokens": made.accepted_tokens,
+        "prefill_seconds": made.prefill_seconds,
+        "decode_seconds": made.decode_seconds,
+    }

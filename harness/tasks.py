@@ -34,9 +34,10 @@ def find_tasks(names: list[str], include_path: str | None) -> TaskManager:
     return manager
 
 
-def load_tasks(manager: TaskManager, names: list[str]) -> list[Any]:
-    """Return the tasks and groups of these names with their data, as the harness takes them.
+def load_tasks(manager: TaskManager, names: list[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Return tasks and groups of these names with their data, as the harness takes them.
 
+    The dict holds all single tasks by name, including those in groups.
     Raise `UsageError` for a task that cannot be loaded, such as for lack of its data.
     """
     top: list[Any] = []
@@ -50,15 +51,9 @@ def load_tasks(manager: TaskManager, names: list[str]) -> list[Any]:
         members = loaded["groups"] | loaded["tasks"]
         top += [member for key, member in members.items() if key not in inner]
     try:
-        manager.load(top)
+        return top, manager.load(top)["tasks"]
     except ValueError as error:
         raise UsageError(f"--tasks {' '.join(names)}: {error}") from error
-    return top
-
-
-def single_tasks(manager: TaskManager, loaded: list[Any]) -> dict[str, Any]:
-    """Return all tasks by name, including those in groups."""
-    return manager.load(loaded)["tasks"]
 
 
 def check_shots(tasks: dict[str, Any], num_fewshot: int | None) -> None:

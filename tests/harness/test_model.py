@@ -101,7 +101,7 @@ def test_long_prompts_keep_their_tails(make, reference):
     model, requests = make(), texts(["x" * 300, "y" * 10], until=[], max_gen_toks=20)
     assert model.generate_until(requests[:1], True) == reference.generate_until(requests[:1], True)
     (first,) = model.generated
-    assert (first.prompt_tokens, first.cut_tokens) == (256 - 20, 64)
+    assert (first["prompt_tokens"], first["cut_tokens"]) == (256 - 20, 64)
     together = model.generate_until(requests, True)
     assert together[1:] == reference.generate_until(requests[1:], True)
 
@@ -116,7 +116,7 @@ def test_every_request_has_its_own_arguments(make):
     ]
     got = model.generate_until(mixed, True)
     assert got[1] == free[: free.index(free[8])]
-    assert [one.generated_tokens for one in model.generated] == [24, 5, len(got[1]) + 1, 7]
+    assert [one["generated_tokens"] for one in model.generated] == [24, 5, len(got[1]) + 1, 7]
 
 
 def test_draws_depend_on_a_request_and_not_on_its_place(make):
