@@ -12,6 +12,7 @@ from arguments.prompts import DataArguments, PromptArguments
 from arguments.pruning import PruneArguments
 from command_line.errors import reject
 from command_line.messages import warn
+from files.hashes import content_hash
 from prompts.dataset_table import DataSet
 from prompts.examples import EvaluationExample, Reader, content_key, shuffled
 from prompts.sources import named_split
@@ -28,13 +29,15 @@ class Selection:
     shots: list[EvaluationExample] = dataclasses.field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
-        """Return what a log says of the examples."""
+        """Return what a log says of the examples, with a fingerprint of their texts."""
+        texts = ((one.example_id, one.prompt, one.reference) for one in self.examples)
         return {
             "source": self.source,
             "split": self.split,
             "available_rows": self.available_rows,
             "examples": len(self.examples),
             "shots": [shot.example_id for shot in self.shots],
+            "fingerprint": content_hash(*itertools.chain(*texts)),
         }
 
 

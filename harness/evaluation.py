@@ -15,7 +15,6 @@ from command_line.errors import FailedError, InterruptedRunError, UsageError
 from command_line.messages import warn
 from files.commit import current_commit
 from files.error_lines import error_line
-from files.hashes import tokens_hash
 from files.writing import kept_from_errors, replace_json
 from harness.arguments import EvaluationArguments
 from harness.model import HarnessModel, summarize_requests
@@ -24,7 +23,7 @@ from harness.tasks import check_runnable, check_shots, find_tasks, load_tasks, t
 from models.checkpoint import find_checkpoint
 from models.runtime import start
 from processes.ranks import joined
-from runs.definition import decoding_identity, engine_identity, plan_identity, selection_facts
+from runs.definition import decoding_identity, engine_identity, plan_identity
 from runs.loop import settled
 from runs.preparation import PreparedModel, exit_layer_facts, load_pruned, model_facts
 from runs.record import RunRecord
@@ -143,9 +142,7 @@ def make_record(
     command: str,
 ) -> RunRecord:
     """Return the log without scores: all that defines the evaluation, and where it runs."""
-    calibration = prepared.calibration and selection_facts(prepared.calibration)
-    ids = prepared.calibration_ids
-    calibrated = None if ids is None else tokens_hash(ids)
+    calibration = prepared.calibration and prepared.calibration.facts()
     generation, flags = arguments.generation, arguments.harness
     identity = {
         "tasks": {name: facts["fingerprint"] for name, facts in tasks.items()},
@@ -156,7 +153,7 @@ def make_record(
         "apply_chat_template": arguments.prompt.apply_chat_template,
         "harness_seed": generation.seed,  # draws few-shot examples too
         "harness_version": lm_eval.__version__,
-        "plan": plan_identity(arguments.prune, calibrated),
+        "plan": plan_identity(arguments.prune, prepared.calibration_ids),
         "generation": decoding_identity(generation, ()),
     }
     return RunRecord(

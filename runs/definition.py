@@ -5,10 +5,9 @@ The run id is a hash of it, so that a later start finds the log of an interrupte
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from arguments.generation import GenerationArguments
@@ -45,11 +44,14 @@ class RunDefinition:
     @cached_property
     def data_facts(self) -> dict[str, Any]:
         """Return what a log says of the examples."""
-        return {
-            "evaluation": selection_facts(self.evaluated),
-            "calibration": self.calibration and selection_facts(self.calibration),
+        facts = {
+            "evaluation": self.evaluated.facts(),
+            "calibration": self.calibration and self.calibration.facts(),
             "stop_words": self.arguments.stop_words,
-        } | ({"execution": code_execution.isolation()} if self._executes else {})
+        }
+        if self.arguments.data.execute_code:
+            facts["execution"] = code_execution.isolation()
+        return facts
 
     @cached_property
     def scoring(self) -> dict[str, Any]:
@@ -63,33 +65,20 @@ class RunDefinition:
         Includes the prompts' tokens, because a chat template may add varying text, such as the
         date.
         """
-        arguments, ids = self.arguments, self.calibration_ids
-        calibration = None if ids is None else tokens_hash(ids)
-        return (
-            {
-                "dataset": arguments.data.dataset,
-                "data_fingerprint": self.data_facts["evaluation"]["fingerprint"],
-                "prompt_tokens_fingerprint": tokens_hash(self.prompt_ids),
-                "apply_chat_template": arguments.data.apply_chat_template,
-                "truncate_prompt": arguments.data.truncate_prompt,
-                "plan": plan_identity(arguments.prune, calibration),
-                "generation": decoding_identity(arguments.generation, arguments.stop_words),
-            }
-            | engine_identity(arguments.model, self.runtime, self.checkpoint)
-            | self._tests_identity
-        )
-
-    @property
-    def _executes(self) -> bool:
-        return self.arguments.data.execute_code
-
-    @property
-    def _tests_identity(self) -> dict[str, str]:
-        """Empty if no tests run, so that the run ids of such runs stay the same."""
-        if not self._executes:
-            return {}
-        tests = (example.tests or "" for example in self.evaluated.examples)
-        return {"tests_fingerprint": content_hash(*tests)}
+        arguments, data = self.arguments, self.arguments.data
+        identity = {
+            "dataset": data.dataset,
+            "data_fingerprint": self.data_facts["evaluation"]["fingerprint"],
+            "prompt_tokens_fingerprint": tokens_hash(self.prompt_ids),
+            "apply_chat_template": data.apply_chat_template,
+            "truncate_prompt": data.truncate_prompt,
+            "plan": plan_identity(arguments.prune, self.calibration_ids),
+            "generation": decoding_identity(arguments.generation, arguments.stop_words),
+        } | engine_identity(arguments.model, self.runtime, self.checkpoint)
+        if data.execute_code:  # otherwise no key, so that the ids of other runs stay the same
+            tests = (example.tests or "" for example in self.evaluated.examples)
+            identity["tests_fingerprint"] = content_hash(*tests)
+        return identity
 
     @property
     def run_id(self) -> str:
@@ -112,14 +101,14 @@ def engine_identity(
     }
 
 
-def plan_identity(flags: PruneArguments, calibration: str | None) -> dict[str, Any]:
-    """Return what decides the plan; calibration examples count by their tokens."""
+def plan_identity(flags: PruneArguments, tokens: list[list[int]] | None) -> dict[str, Any]:
+    """Return what decides the plan; `tokens` are those of the calibration examples."""
     return {
         "method": flags.prune_method,
         "prune_n": flags.prune_n,
         "dropout_threshold": flags.dropout_threshold,
         "prune_seed": flags.prune_seed if flags.prune_method == "random" else None,
-        "calibration_fingerprint": calibration,
+        "calibration_fingerprint": None if tokens is None else tokens_hash(tokens),
     }
 
 
@@ -134,44 +123,32 @@ def decoding_identity(flags: GenerationArguments, stop_words: tuple[str, ...]) -
 def define_run(
     arguments: RunArguments, prompts: tuple[Selection, Selection | None] | None
 ) -> RunDefinition:
-    """Choose the device, find the model, and read the examples unless `prompts` has them.
+    """Define a single run; `prompts` are its examples if they have been read already."""
+    return run_definer((lambda *_: prompts) if prompts else get_prompts)(arguments)
 
-    The model comes first, so that a gated model does not cost the download of a data set.
+
+def run_definer(
+    read: Callable[..., tuple[Selection, Selection | None]] = get_prompts,
+) -> Callable[[RunArguments], RunDefinition]:
+    """Return a function that defines runs, and finds each model and reads each example once.
+
+    It chooses the device and finds the model before it reads examples, so that a gated model does
+    not cost the download of a data set.
     """
-    runtime = start(arguments.model, parallel=True)
-    checkpoint = find_checkpoint(arguments.model)
-    check_can_be_saved(
-        "save_pruned", arguments.prune.save_pruned, checkpoint.name, checkpoint.config
-    )
-    check_chat_template(arguments.data, checkpoint)
-    seed = arguments.generation.seed
-    found = prompts or get_prompts(arguments.data, arguments.prune, seed)
-    ids = _encoded(arguments.data, checkpoint, found)
-    return RunDefinition(arguments, runtime, checkpoint, *found, *ids)
-
-
-def _encoded(
-    data: DataArguments, checkpoint: Checkpoint, prompts: tuple[Selection, Selection | None]
-) -> tuple[list[list[int]], list[list[int]] | None]:
-    evaluated, calibration = prompts
-    ids = encode_all(data, checkpoint, evaluated)
-    return ids, None if calibration is None else encode_all(data, checkpoint, calibration)
-
-
-def run_definer() -> Callable[[RunArguments], RunDefinition]:
-    """Return a function that defines runs, and finds each model and reads each example once."""
-    checkpoint_of = functools.cache(find_checkpoint)
-    prompts_of = functools.cache(get_prompts)
+    checkpoint_of, prompts_of = functools.cache(find_checkpoint), functools.cache(read)
 
     @functools.cache
     def ids_of(
         model: ModelArguments, data: DataArguments, calibration: PruneArguments, seed: int
     ) -> tuple[list[list[int]], list[list[int]] | None]:
-        return _encoded(data, checkpoint_of(model), prompts_of(data, calibration, seed))
+        evaluated, calibrating = prompts_of(data, calibration, seed)
+        encoded = partial(encode_all, data, checkpoint_of(model))
+        return encoded(evaluated), None if calibrating is None else encoded(calibrating)
 
     def define(arguments: RunArguments) -> RunDefinition:
         runtime = start(arguments.model, parallel=True)
-        checkpoint = checkpoint_of(arguments.model)
+        checkpoint, folder = checkpoint_of(arguments.model), arguments.prune.save_pruned
+        check_can_be_saved("save_pruned", folder, checkpoint.name, checkpoint.config)
         check_chat_template(arguments.data, checkpoint)
         calibration = _calibration_flags(arguments.prune)
         drawn_by = arguments.data, calibration, arguments.generation.seed
@@ -186,9 +163,3 @@ def _calibration_flags(flags: PruneArguments) -> PruneArguments:
     if not flags.calibrates():
         return PruneArguments()
     return dataclasses.replace(flags, prune_n=None, save_pruned=None)
-
-
-def selection_facts(selection: Selection) -> dict[str, Any]:
-    """Return where examples come from, and a fingerprint of their texts."""
-    texts = ((e.example_id, e.prompt, e.reference) for e in selection.examples)
-    return selection.facts() | {"fingerprint": content_hash(*itertools.chain(*texts))}
