@@ -5,9 +5,7 @@ from pathlib import Path
 from command_line.errors import reject
 from files.reading import read_settings
 
-PROMPT_FILE = (
-    "prompt_template.json"  # beside the weights of a model that was trained with a template
-)
+PROMPT_FILE = "prompt_template.json"  # beside the weights of a model trained with a template
 PLACEHOLDER = "{message}"
 SHIPPED = {"layerskip-topv2-5m": Path(__file__).parents[1] / "checkpoints" / "layerskip-topv2-5m"}
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from command_line.errors import reject
-from command_line.flags import flag, unescaped
+from command_line.flags import check_least, flag, unescaped
 
 # Their tables lie in modules that import torch; a test compares each tuple with its table's keys.
 GENERATION_STRATEGIES = ("autoregressive", "self_speculative")
@@ -40,16 +40,13 @@ class GenerationArguments:
     seed: int = flag(42, "seed of sampling, of the examples' order and of few-shot examples")
 
     def check(self) -> None:
-        if self.max_steps < 1:
-            reject("max_steps", self.max_steps, "must be at least 1")
+        check_least(self, max_steps=1, no_repeat_ngram_size=1)
         if self.exit_layer != -1 and self.exit_layer < 1:
             reject("exit_layer", self.exit_layer, "must be 1 to L - 1, or -1 for none")
         if self.generation_strategy == "self_speculative":
             self._check_speculation()
         if self.sample:
             self._check_sampling()
-        if self.no_repeat_ngram_size is not None and self.no_repeat_ngram_size < 1:
-            reject("no_repeat_ngram_size", self.no_repeat_ngram_size, "must be at least 1")
         self._check_stop_words(self.stop_words or [])
         if any(token_id < 0 for token_id in self.stop_token_ids):
             reject("stop_token_ids", min(self.stop_token_ids), "must be token ids, 0 or more")

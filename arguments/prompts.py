@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from arguments.checkpoint_folders import PLACEHOLDER, stored_template
 from command_line.errors import reject
-from command_line.flags import flag, unescaped
+from command_line.flags import check_least, flag, unescaped
 from prompts.dataset_table import DATASETS
 
 DEFAULT_DATASET = "human_eval"
@@ -87,10 +87,7 @@ class DataArguments(PromptArguments):
 
     def check(self) -> None:
         super().check()
-        if self.num_samples is not None and self.num_samples < 1:
-            reject("num_samples", self.num_samples, "must be at least 1")
-        if self.n_shot < 0:
-            reject("n_shot", self.n_shot, "must be 0 or more")
+        check_least(self, num_samples=1, n_shot=0)
         if self.data_path == "":
             reject("data_path", "''", "must not be empty")
         if self.execute_code and DATASETS[self.dataset].tests is None:

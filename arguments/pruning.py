@@ -5,7 +5,7 @@ from pathlib import Path
 
 from arguments.prompts import DEFAULT_DATASET
 from command_line.errors import reject
-from command_line.flags import check_new_folder, flag
+from command_line.flags import check_least, check_new_folder, flag
 from prompts.dataset_table import DATASETS
 
 PRUNE_METHODS = ("base", "angular", "random")
@@ -33,8 +33,7 @@ class CalibrationArguments:
     )
 
     def check(self) -> None:
-        if self.calibration_samples < 1:
-            reject("calibration_samples", self.calibration_samples, "must be at least 1")
+        check_least(self, calibration_samples=1)
         if self.calibration_path == "":
             reject("calibration_path", "''", "must not be empty")
 
