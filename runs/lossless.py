@@ -107,8 +107,11 @@ class DecoderPair:
 
     def _make(self, longest: int, prompt: list[int]) -> tuple[TextGenerator, TextGenerator]:
         plain = dataclasses.replace(self._loaded, compiled=False)
+        plain_flags = dataclasses.replace(
+            self._flags, generation_strategy="autoregressive", exit_layer=-1, num_speculations=-1
+        )
         both = (
-            self._generator(plain_flags(self._flags), plain, longest),
+            self._generator(plain_flags, plain, longest),
             self._generator(self._flags, self._loaded, longest),
         )
         for one in both:
@@ -175,20 +178,12 @@ class DecoderPair:
         return result | {"verdict": state, "chi_square": dataclasses.asdict(found)}
 
 
-def plain_flags(flags: GenerationArguments) -> GenerationArguments:
-    """Return the flags of the same decoding without speculation."""
-    return dataclasses.replace(
-        flags, generation_strategy="autoregressive", exit_layer=-1, num_speculations=-1
-    )
-
-
 def summarize_greedy(results: list[Result], dtype: torch.dtype) -> dict[str, Any]:
     """Count the verdicts, and the share of tokens before the first difference."""
     compared = [one for one in results if "tokens" in one]
     tokens = sum(one["tokens"] for one in compared)
     parted = [one for one in compared if one["difference"]]
-    gaps = [one["difference"]["logit_gap"] for one in parted]
-    gaps = [gap for gap in gaps if gap is not None]
+    gaps = [gap for one in parted if (gap := one["difference"]["logit_gap"]) is not None]
     lost = sum(one["tokens"] - one["difference"]["position"] for one in parted)
     counts = Counter(one["verdict"] for one in results)
     tested = sum(one["drafted"] > 0 for one in compared)
@@ -209,11 +204,9 @@ def summarize_greedy(results: list[Result], dtype: torch.dtype) -> dict[str, Any
 def summarize_sampled(results: list[Result], dtype: torch.dtype) -> dict[str, Any]:
     """Give every tested prompt its verdict: wrong if its draws are too unlikely.
 
-    The prompts share the level, so that a correct decoder has a prompt called wrong with a
-    probability of about `ALPHA`. Chi-square is an approximation, and worst far out in its tail: the
-    probability is twice `ALPHA` for one prompt, and five, at worst fifteen, times `ALPHA` for more
-    than a hundred. In half precision a verdict is "different" instead of "wrong", because the two
-    passes round differently.
+    The prompts share the level `ALPHA`; docs/correctness.md says how well chi-square keeps it. In
+    half precision a verdict is "different" instead of "wrong", because the two passes round
+    differently.
     """
     p_values = [one["chi_square"]["p_value"] for one in results if one["verdict"] == "tested"]
     level = ALPHA / max(len(p_values), 1)

@@ -28,12 +28,9 @@ _HAN_WORD = regex.compile(r"\p{scx=Hani}")
 
 
 def words(text: str) -> list[str]:
-    """Return the text's words for ROUGE: runs of letters and digits of any script, in lower case.
+    """Return the text's words for ROUGE, in lower case; docs/logs.md gives the rule.
 
-    - ASCII text has the words that rouge_score's own tokenizer finds; it reads no other letters.
-    - Chinese, Japanese, Thai, Lao, Khmer and Burmese do not separate words: each letter with its
-      marks counts as a word.
-    - The normal form NFC makes letters equal whether or not their accent is a separate character.
+    ASCII text has the words that rouge_score's own tokenizer finds; it reads no other letters.
     """
     return _WORD.findall(unicodedata.normalize("NFC", text.lower()))
 
@@ -95,25 +92,10 @@ def text_scores(
 
 
 def summarize(samples: list[SampleRecord], bleu_tokenizer: str | None = None) -> dict[str, Any]:
-    """Return a run's metrics, computed from its samples alone.
+    """Return a run's metrics, computed from its samples alone; docs/logs.md explains the keys.
 
-    - `predicted_text`: means of the texts' scores; BLEU is that of the whole corpus.
-    - `acceptance_rate`: `mean` per prompt; `token_weighted`: all accepted / all drafted;
-      `by_position`: the accepted share of first, second, ... drafts of a round.
-    - `total_time`, `time_per_token`, `tokens_per_second`: per prompt, in seconds; the latter two
-      cover decoding alone. `token_weighted`: all tokens / all seconds.
-    - `step_seconds`: a draft, verify, full or early_exit pass with its choice of a token.
-    - `speedup_over_full_steps`: decoding by full steps / this run's decoding; `predicted` by
-      (k r + 1) / (k c + v), `bound` the same if every draft were accepted, `measured` against the
-      full steps timed in the same run.
-    - `round_overhead`: decoding seconds outside all passes / seconds of all passes.
-    - `counts` of prompts, tokens and passes; skipped prompts exceed the model's positions, failed
-      prompts exceed its memory.
-    - `peak_memory_bytes`: the most memory that a process held.
-    - `timed`: ranks, threads and number of the prompts behind all timings: the largest group with
-      one rank and thread count.
-
-    `measure` adds `throughput`.
+    All seconds come from the largest group of prompts with one rank and thread count. `measure`
+    adds `throughput`.
     """
     done = [sample for sample in samples if is_done(sample)]
     timed = _timed_alike(done)
@@ -234,15 +216,11 @@ def _total_steps(done: list[DoneSample]) -> dict[str, dict[str, float]]:
 def _step_seconds(
     done: list[DoneSample], steps: dict[str, dict[str, float]]
 ) -> dict[str, float | None]:
-    yardstick = [sample.full_step for sample in done if sample.full_step]
-    full = yardstick or ([steps["full"]] if "full" in steps else [])
     mean = {name: _ratio(step["seconds"], step["calls"]) for name, step in steps.items()}
-    return {
-        "draft": mean.get("draft"),
-        "verify": mean.get("verify"),
-        "full": _ratio(sum(s["seconds"] for s in full), sum(s["calls"] for s in full)),
-        "early_exit": mean.get("early_exit"),
-    }
+    full = [sample.full_step for sample in done if sample.full_step]
+    if full:
+        mean["full"] = _ratio(sum(s["seconds"] for s in full), sum(s["calls"] for s in full))
+    return {name: mean.get(name) for name in ("draft", "verify", "full", "early_exit")}
 
 
 def _speedup(

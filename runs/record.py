@@ -94,7 +94,7 @@ class RunRecord:
 
     `identity` is all that defines the run; `run_id` is its hash. `status` is one of `STATUSES`.
     `resumed` has an entry for every later start that continued the run. `metrics` are spread over
-    the file's top level; `metrics.summarize` documents their keys.
+    the file's top level; docs/logs.md explains their keys.
     """
 
     identity: dict[str, Any]
