@@ -1,5 +1,6 @@
 """Uses memory for as much as it suffices for."""
 
+import bisect
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -43,13 +44,8 @@ def made_to_fit(sizes: list[int], make: Callable[[int], _Made]) -> _Made | None:
     made = within_memory(lambda: make(sizes[-1]))
     if made is not None:
         return made
-    fitting, failing = 0, len(sizes) - 1
-    while fitting < failing:
-        middle = (fitting + failing) // 2
-        if fits(sizes[middle]):
-            fitting = middle + 1
-        else:
-            failing = middle
+    # As a sorted list, "does not fit" is False for all sizes that fit, then True.
+    fitting = bisect.bisect(sizes, False, hi=len(sizes) - 1, key=lambda size: not fits(size))
     return within_memory(lambda: make(sizes[fitting - 1])) if fitting else None
 
 
