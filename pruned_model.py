@@ -224,12 +224,11 @@ def check_prune_n(flag: str, count: int | None, layers: int) -> int:
     return count
 
 
-def with_prune_n(plan: PrunePlan, count: int | None) -> PrunePlan:
+def with_prune_n(plan: PrunePlan, count: int) -> PrunePlan:
     """Return the angular plan for another number of layers, from the same measurements."""
-    if plan.scores is None:
-        raise ValueError(f"{plan.approach}: a plan without measured distances")
+    assert plan.scores is not None  # an angular plan holds its distances
     rows = [[math.nan if d is None else d for d in row] for row in plan.scores["distances"]]
-    count = check_prune_n("prune_n", count, plan.original_layers)
+    check_prune_n("prune_n", count, plan.original_layers)
     return _least_distance(torch.tensor(rows, dtype=torch.float64), count, plan.calibration)
 
 
@@ -238,9 +237,8 @@ def angular_distances(model: Llama, prompts: list[Tensor], ranks: Ranks = ALONE)
 
     d(l, n) = arccos(cos_sim(x(l), x(l + n))) / pi, averaged over prompts, where x(l) is the
     residual stream before layer l at the prompt's last token, and x(L) that after the last layer
-    (Gromov et al. 2024, arXiv 2403.17887). Each prompt costs one forward pass without the LM head;
-    only the distances of its last token's L + 1 states are kept. Each process measures its share
-    of the prompts; they are added up in the order of the prompts.
+    (Gromov et al. 2024, arXiv 2403.17887). Each prompt costs one forward pass without the LM head.
+    Each process measures its share of the prompts; they are added up in the order of the prompts.
     """
     layers = model.config.num_hidden_layers
     total = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)

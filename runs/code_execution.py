@@ -60,13 +60,9 @@ def passes(program: str, limits: Limits = LIMITS) -> bool:
 
     Leaves no process and no file behind. Raises `RuntimeError` if the program cannot be started.
     """
-    try:
-        source = program.encode()
-    except UnicodeEncodeError:  # half a character cannot be written to a file
-        return False
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "program.py"
-        path.write_bytes(source)
+        path.write_bytes(program.encode())
         return _runs(path, limits)
 
 
