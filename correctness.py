@@ -66,7 +66,8 @@ def print_summary(log: dict[str, Any]) -> None:
     """Print every difference with both continuations, then the counts."""
     for one in log["examples"]:
         if one["verdict"] not in ("equal", "prompt_too_long", "out_of_memory"):
-            print(f"{one['verdict']}: {one['example_id']}, {_finding(one)}")
+            finding = _sampling_finding(one) if "draws" in one else _ids_finding(one)
+            print(f"{one['verdict']}: {one['example_id']}, {finding}")
     summary = log["summary"]
     verdicts = ", ".join(f"{count} {name}" for name, count in sorted(summary["verdicts"].items()))
     print(f"{log['status']}: {len(log['examples'])} prompts: {verdicts or 'none checked'}")
@@ -86,10 +87,6 @@ def print_summary(log: dict[str, Any]) -> None:
         print("WRONG     self-speculation changes what this model says")
     elif not summary["tested"]:
         print("UNTESTED  no prompt put self-speculation to the test")
-
-
-def _finding(one: dict[str, Any]) -> str:
-    return _sampling_finding(one) if "draws" in one else _ids_finding(one)
 
 
 def _sampling_finding(one: dict[str, Any]) -> str:

@@ -65,25 +65,25 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if respond(prompt) else EXIT_INTERRUPTED
 
 
+@dataclass
 class Responder:
     """Answers one prompt after another, and reports the cost of each."""
 
-    def __init__(self, prepared: Any, flags: GenerationArguments, streamer: Any) -> None:
-        self._prepared = prepared
-        self._flags = flags
-        self._streamer = streamer
-        self._count = 0
+    prepared: Any
+    flags: GenerationArguments
+    streamer: Any
+    count: int = 0
 
     def __call__(self, prompt: str) -> bool:
         """Show the answer; return False if Ctrl-C stopped it."""
-        self._count += 1
+        self.count += 1
         started = time.perf_counter()
         try:
-            made = self._prepared.generate(prompt, self._flags, str(self._count), self._streamer)
+            made = self.prepared.generate(prompt, self.flags, str(self.count), self.streamer)
         except KeyboardInterrupt:
-            self._streamer.abort()
+            self.streamer.abort()
             seconds = time.perf_counter() - started
-            say(f"[stopped after {self._streamer.tokens} tokens and {seconds:.2f} s]")
+            say(f"[stopped after {self.streamer.tokens} tokens and {seconds:.2f} s]")
             return False
         say(f"[{cost(made)}]")
         return True

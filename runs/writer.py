@@ -107,8 +107,8 @@ class LogWriter(Generic[Line]):
         """Give the leading process the lines of all, in the order of the examples."""
         if self._ranks.count > 1:
             own = [] if self._ranks.leads else list(map(dataclasses.asdict, self.samples))
-            shares = self._ranks.collect(own, while_waiting)
-            self._include([values for share in shares for values in share])
+            for share in self._ranks.collect(own, while_waiting):
+                self.samples += [self._kind.line(**values) for values in share]
         indices = [sample.index for sample in self.samples]
         if self._ranks.leads and (self._ranks.count > 1 or indices != sorted(indices)):
             self.samples.sort(key=lambda sample: sample.index)
@@ -181,14 +181,10 @@ class LogWriter(Generic[Line]):
         for share in self._ranks.exchange(unknown):
             new = [values for values in share if values["index"] not in self.done]
             self.done |= {values["index"] for values in new}
-            for sample in self._include(new):
-                self._file.add(_text(sample))
-
-    def _include(self, values: list[dict[str, Any]]) -> list[Line]:
-        """Add the lines of other processes to those of the leading process."""
-        included = [self._kind.line(**one) for one in values] if self._ranks.leads else []
-        self.samples += included
-        return included
+            if self._ranks.leads:
+                for values in new:
+                    self._file.add(json_text(values))
+                self.samples += [self._kind.line(**values) for values in new]
 
     def _recovered(self, path: Path) -> list[Line]:
         """Move all complete lines to the log's own file, and return them.
@@ -255,18 +251,12 @@ def begin_log(output_dir: str, kind: str, record: RunRecord, ranks: Ranks = ALON
 
 def resume(left: RunRecord, new: RunRecord) -> RunRecord:
     """Return the record of an earlier start with this start added to `resumed`."""
-    changed = [
-        name
-        for name, before, now in (
-            ("commit", left.commit, new.commit),
-            ("versions", left.runtime.get("versions"), new.runtime.get("versions")),
-        )
-        if before != now
-    ]
+    changed = ["commit"] if left.commit != new.commit else []
+    if left.runtime.get("versions") != new.runtime.get("versions"):
+        changed.append("versions")
     if changed:
-        warn(
-            f"run {left.run_id} was begun with another {' and '.join(changed)}; its log tells both"
-        )
+        other = " and ".join(changed)
+        warn(f"run {left.run_id} was begun with another {other}; its log tells both")
     start = {
         "started": timestamp(),
         "command": new.command,
