@@ -41,9 +41,11 @@ class Selection:
         }
 
 
-def get_local_prompts(
-    data: DataArguments, pruning: PruneArguments, seed: int
-) -> tuple[Selection, Selection | None] | None:
+# The examples that a run evaluates, and those that its plan is calibrated on.
+Prompts = tuple[Selection, Selection | None]
+
+
+def get_local_prompts(data: DataArguments, pruning: PruneArguments, seed: int) -> Prompts | None:
     """Return `get_prompts` if nothing has to be downloaded; None otherwise.
 
     Rows on this machine are read in both cases, so that bad rows are reported before a download.
@@ -60,9 +62,7 @@ def get_local_prompts(
     return None
 
 
-def get_prompts(
-    data: DataArguments, pruning: PruneArguments, seed: int
-) -> tuple[Selection, Selection | None]:
+def get_prompts(data: DataArguments, pruning: PruneArguments, seed: int) -> Prompts:
     """Return what a run evaluates, and what it calibrates on if the method calibrates."""
     evaluated = get_data(data, seed)
     if not pruning.calibrates():

@@ -15,7 +15,7 @@ from arguments.model import ModelArguments
 from arguments.prompts import DataArguments
 from arguments.pruning import PruneArguments
 from arguments.run import RunArguments
-from data import Selection, get_prompts
+from data import Prompts, Selection, get_prompts
 from files.hashes import content_hash, identity_hash, tokens_hash
 from models.checkpoint import Checkpoint, find_checkpoint
 from models.quantised import check_can_be_saved
@@ -120,15 +120,13 @@ def decoding_identity(flags: GenerationArguments, stop_words: tuple[str, ...]) -
     return dataclasses.asdict(flags) | dict.fromkeys(idle) | {"stop_words": stop_words}
 
 
-def define_run(
-    arguments: RunArguments, prompts: tuple[Selection, Selection | None] | None
-) -> RunDefinition:
+def define_run(arguments: RunArguments, prompts: Prompts | None) -> RunDefinition:
     """Define a single run; `prompts` are its examples if they have been read already."""
     return run_definer((lambda *_: prompts) if prompts else get_prompts)(arguments)
 
 
 def run_definer(
-    read: Callable[..., tuple[Selection, Selection | None]] = get_prompts,
+    read: Callable[..., Prompts] = get_prompts,
 ) -> Callable[[RunArguments], RunDefinition]:
     """Return a function that defines runs, and finds each model and reads each example once.
 
