@@ -70,15 +70,12 @@ def print_summary(run: dict[str, Any], path: Path) -> None:
         f"exact match {shown(text['exact_match'], '.3f')}"
         + (f", pass@1 {text['pass@1']:.3f}" if "pass@1" in text else "")
     )
+    peak, weights = run["peak_memory_bytes"], run["model"]["weight_bytes"]
     print(
-        f"memory    {shown(_gigabytes(run['peak_memory_bytes']), '.2f')} GB at peak, "
-        f"{shown(_gigabytes(run['model']['weight_bytes']), '.2f')} GB of weights"
+        f"memory    {shown(peak and peak / 1e9, '.2f')} GB at peak, "
+        f"{weights / 1e9:.2f} GB of weights"
     )
     print(f"log       {path}")
-
-
-def _gigabytes(count: int | None) -> float | None:
-    return None if count is None else count / 1e9
 
 
 if __name__ == "__main__":

@@ -94,8 +94,8 @@ def text_scores(
 def summarize(samples: list[SampleRecord], bleu_tokenizer: str | None = None) -> dict[str, Any]:
     """Return a run's metrics, computed from its samples alone; docs/logs.md explains the keys.
 
-    All seconds come from the largest group of prompts with one rank and thread count. `measure`
-    adds `throughput`.
+    All seconds come from the largest group of prompts with one rank and thread count.
+    `measurement` adds `throughput`.
     """
     done = [sample for sample in samples if is_done(sample)]
     timed = _timed_alike(done)
@@ -249,6 +249,7 @@ def _round_overhead(done: list[DoneSample], steps: dict[str, dict[str, float]]) 
 def _counts(
     samples: list[SampleRecord], done: list[DoneSample], steps: dict[str, dict[str, float]]
 ) -> dict[str, int]:
+    calls = {name: int(step["calls"]) for name, step in steps.items()}
     return {
         "prompts": len(samples),
         "skipped_prompts": sum(sample.status == "prompt_too_long" for sample in samples),
@@ -257,15 +258,11 @@ def _counts(
         "generated_tokens": sum(len(sample.output_ids) for sample in done),
         "drafted_tokens": sum(sample.drafted_tokens for sample in done),
         "accepted_tokens": sum(sample.accepted_tokens for sample in done),
-        "draft_steps": _calls(steps, "draft"),
-        "verify_passes": _calls(steps, "verify"),
-        "full_steps": _calls(steps, "full"),
-        "early_exit_steps": _calls(steps, "early_exit"),
+        "draft_steps": calls.get("draft", 0),
+        "verify_passes": calls.get("verify", 0),
+        "full_steps": calls.get("full", 0),
+        "early_exit_steps": calls.get("early_exit", 0),
     }
-
-
-def _calls(steps: dict[str, dict[str, float]], name: str) -> int:
-    return int(steps.get(name, {}).get("calls", 0))
 
 
 def _spread(values: Iterable[float]) -> dict[str, float | None]:
