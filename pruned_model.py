@@ -123,17 +123,16 @@ class PruneModel:
     @contextmanager
     def for_a_while(self) -> Iterator[None]:
         """Prune the model for the block; move removed layers to the host if `frees_memory`."""
-        layers, types = list(self._decoder.layers), self._layer_types
-        removed = [layers[index] for index in self.plan.removed_layers]
-        device, moves = self.model.device, self.frees_memory
+        layers, types, device = list(self._decoder.layers), self._layer_types, self.model.device
+        removed = self.plan.removed_layers if self.frees_memory else ()
         try:
-            for layer in removed if moves else []:
-                layer.to("cpu")
+            for index in removed:
+                layers[index].to("cpu")
             self._remove()
             yield
         finally:
-            for layer in removed if moves else []:
-                layer.to(device)
+            for index in removed:
+                layers[index].to(device)
             self._hold(layers, range(len(layers)), types)
 
     @property
