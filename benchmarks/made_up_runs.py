@@ -10,7 +10,7 @@ from files.hashes import content_hash
 from pruned_model import PrunePlan
 from runs.metrics import summarize
 from runs.record import RunRecord, SampleRecord
-from runs.writer import RunWriter
+from runs.writer import LogWriter
 
 LAYERS = 32
 _SCORES = ("rouge-l", "rouge-1", "rouge-2", "rouge-3", "bleu_score", "exact_match", "edit_distance")
@@ -61,7 +61,7 @@ class MadeUpRun:
 
     def write(self, folder: Path, status: str = "complete") -> Path:
         """Write the run's two files; return the path of the first."""
-        writer = RunWriter(str(folder), self._record())
+        writer: LogWriter[SampleRecord] = LogWriter(str(folder), self._record())
         draws = random.Random(f"{self.dataset} {self.plan.approach} {self.num_speculations}")
         for sample in self._samples(draws):
             writer.add(sample)

@@ -1,20 +1,22 @@
 """One run: plan, prompts and decoder in, samples and a log out."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from command_line.errors import FailedError
 from models.loading import LoadedModel, load_model
 from pruned_model import PruneModel, is_saved
 from runs.definition import RunDefinition
-from runs.encoding import encode_examples
-from runs.measuring import generator_for, make_record, measure
+from runs.encoding import EncodedExample, encode_examples
+from runs.loop import Job, fill_log
+from runs.measuring import measurement
 from runs.preparation import decide_plan, prune, save_as_asked
 from runs.record import RUN, LogKind, RunRecord
-from runs.writer import LogWriter, claimed
+from runs.writer import LogWriter, claimed, resume
 
 Prepare = Callable[[RunDefinition, RunRecord | None], tuple[LoadedModel, PruneModel]]
-Work = Callable[[LoadedModel, PruneModel, RunRecord | None], LogWriter]
+Begin = Callable[[LoadedModel, PruneModel, list[EncodedExample]], Job]
 
 
 def perform_run(
@@ -24,35 +26,27 @@ def perform_run(
 
     `prepare` returns the model; by default the run loads its own.
     """
-
-    def work(loaded: LoadedModel, pruned: PruneModel, left: RunRecord | None) -> LogWriter:
-        encoded = encode_examples(definition)
-        generator = generator_for(definition, loaded, pruned.plan, encoded)
-        save_as_asked(definition.arguments.prune, loaded, pruned, definition.runtime.ranks)
-        record = make_record(definition, loaded, pruned.plan, command)
-        record.runtime["compile_seconds"] = generator.engine.compile_seconds
-        return measure(definition, generator, encoded, record, left)
-
-    return work_once(definition, RUN, prepare or load_and_prune, work)
+    begin = partial(measurement, definition, command)
+    return work_once(definition, RUN, prepare or load_and_prune, begin)
 
 
 def work_once(
     definition: RunDefinition,
     kind: LogKind,
     prepare: Prepare,
-    work: Work,
+    begin: Begin,
     check_left: Callable[[RunRecord], None] | None = None,
 ) -> tuple[RunRecord, Path]:
-    """Do the work that writes a run's log; return the log's record and its file.
+    """Prepare the model, begin the job and fill its log; return the log's record and its file.
 
     A log that an earlier start left is continued; a complete log is returned as it is. Several
     processes share the examples, and an error in one is raised in all. `check_left` raises for a
     log that this start must not continue.
     """
-    ranks = definition.runtime.ranks
+    ranks, output_dir = definition.runtime.ranks, definition.arguments.log.output_dir
     with ranks.together():
         check_alike(definition)
-        with claimed(definition.arguments.log.output_dir, definition.run_id, ranks, kind) as found:
+        with claimed(output_dir, definition.run_id, ranks, kind) as found:
             left = found[0] if found else None
             if left:
                 # They are equal, except that JSON readers round integers beyond 64 bits (a seed).
@@ -63,7 +57,13 @@ def work_once(
                 print(f"run {definition.run_id} is complete; another --output_dir runs it again")
                 return found
             loaded, pruned = prepare(definition, left)
-            writer = work(loaded, pruned, left)
+            encoded = encode_examples(definition)
+            job = begin(loaded, pruned, encoded)
+            save_as_asked(definition.arguments.prune, loaded, pruned, ranks)
+            record = resume(left, job.record) if left else job.record
+            definition.runtime.reset_peak_memory()
+            writer: LogWriter = LogWriter(output_dir, record, ranks, kind)
+            fill_log(writer, ranks, len(encoded), job)
             return writer.record, writer.path
 
 
@@ -86,7 +86,7 @@ def _is_over(definition: RunDefinition, left: RunRecord) -> bool:
 
 
 def load_and_prune(
-    definition: RunDefinition, left: RunRecord | None = None
+    definition: RunDefinition, left: RunRecord | None
 ) -> tuple[LoadedModel, PruneModel]:
     """Return the run's model with its layers removed; a run that is resumed keeps its plan."""
     arguments = definition.arguments

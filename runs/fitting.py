@@ -2,6 +2,7 @@
 
 import bisect
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from arguments.generation import GenerationArguments
 from command_line.errors import FailedError, is_out_of_memory
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample
-from self_speculation.llama_model_utils import position_limit
+from runs.preparation import positions_for
 
 _Made = TypeVar("_Made")
 
@@ -60,10 +61,11 @@ def fitted_to_memory(
     Raises `FailedError` if memory suffices for no prompt.
     """
     prompts = [item.prompt_ids for item in encoded if item.prompt_ids]
-    longest = {positions_for(definition, flags, ids): len(ids) for ids in sorted(prompts, key=len)}
+    needs = partial(positions_for, definition.checkpoint.config, flags)
+    longest = {needs(length): length for length in sorted(map(len, prompts))}
 
     def make_for(positions: int) -> _Made:
-        fitting = (ids for ids in prompts if positions_for(definition, flags, ids) <= positions)
+        fitting = (ids for ids in prompts if needs(len(ids)) <= positions)
         return make(longest[positions], next(fitting))
 
     made = made_to_fit(sorted(longest), make_for)
@@ -72,10 +74,3 @@ def fitted_to_memory(
             f"--model {definition.arguments.model.model}: out of memory with any prompt"
         )
     return made
-
-
-def positions_for(
-    definition: RunDefinition, flags: GenerationArguments, prompt_ids: list[int]
-) -> int:
-    """Return the tokens for which a cache needs room to decode the prompt."""
-    return min(len(prompt_ids) + flags.max_steps, position_limit(definition.checkpoint.config))

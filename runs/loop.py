@@ -3,13 +3,26 @@
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic
 
 from command_line.errors import InterruptedRunError
 from processes.progress import progress
 from processes.ranks import Ranks
-from runs.record import Line
+from runs.record import Line, RunRecord
 from runs.writer import LogWriter
+
+
+@dataclass(frozen=True)
+class Job(Generic[Line]):
+    """What fills a log: its record, the line of each example by index, and their summary.
+
+    `summarize` gets all lines, the indices that this start was to add, and the seconds it took.
+    """
+
+    record: RunRecord
+    examine: Callable[[int], Line]
+    summarize: Callable[[list[Line], Collection[int], float], dict[str, Any]]
 
 
 @contextmanager
@@ -30,16 +43,9 @@ def settled(finish: Callable[[str], None], keeps_quiet: bool) -> Iterator[None]:
         finish(status)
 
 
-def fill_log(
-    writer: LogWriter[Line],
-    ranks: Ranks,
-    total: int,
-    examine: Callable[[int], Line],
-    summarize: Callable[[list[Line], Collection[int], float], dict[str, Any]],
-) -> None:
+def fill_log(writer: LogWriter[Line], ranks: Ranks, total: int, job: Job[Line]) -> None:
     """Add a line for every one of `total` examples that the log lacks, then the summary.
 
-    `summarize` gets all lines, the indices that this start was to add, and the seconds it took.
     An interruption leaves the lines that exist; with several processes it is raised in all.
     """
     missing = [index for index in range(total) if index not in writer.done]
@@ -50,11 +56,11 @@ def fill_log(
     def finish(status: str) -> None:
         seconds = time.perf_counter() - started
         lines = writer.samples if status == "complete" else writer.finished()
-        writer.finish(status, summarize(lines, missing, seconds))
+        writer.finish(status, job.summarize(lines, missing, seconds))
 
     with settled(finish, ranks.count == 1), progress(ranks, total, len(writer.done)) as bar:
         for index in ranks.share(missing):
             ranks.check()
-            writer.add(examine(index))
+            writer.add(job.examine(index))
             bar.advance()
         writer.merge(bar.refresh)

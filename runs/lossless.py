@@ -15,14 +15,13 @@ from command_line.errors import reject
 from models.loading import LoadedModel
 from pruned_model import PruneModel, PrunePlan
 from runs.definition import RunDefinition
-from runs.encoding import EncodedExample, encode_examples
+from runs.encoding import EncodedExample
 from runs.experiment import load_and_prune, work_once
-from runs.fitting import fitted_to_memory, positions_for, within_memory
-from runs.loop import fill_log
+from runs.fitting import fitted_to_memory, within_memory
+from runs.loop import Job
 from runs.measuring import make_record
-from runs.preparation import make_generator, save_as_asked
+from runs.preparation import make_generator, positions_for
 from runs.record import CHECK, RunRecord, VerdictRecord
-from runs.writer import LogWriter, resume
 from self_speculation.distribution import ALPHA, chi_square, needed_tokens, sample_sequences
 from self_speculation.equality import TIE_GAPS, first_difference, ties_allowed, verdict
 from self_speculation.output_text import OutputText
@@ -38,19 +37,12 @@ def check_run(definition: RunDefinition, draws: int, command: str) -> tuple[RunR
     The record's metrics are a summary and the examples' results. `draws` are taken of each prompt
     if the flags ask for sampling.
     """
-    ranks = definition.runtime.ranks
 
-    def work(loaded: LoadedModel, pruned: PruneModel, left: RunRecord | None) -> LogWriter:
-        encoded = encode_examples(definition)
+    def begin(loaded: LoadedModel, pruned: PruneModel, encoded: list[EncodedExample]) -> Job:
         pair = DecoderPair(definition, loaded, pruned.plan, encoded, draws)
-        save_as_asked(definition.arguments.prune, loaded, pruned, ranks)
         record = make_record(definition, loaded, pruned.plan, command)
         record.arguments["correctness"] = {"num_draws": draws}
-        if left:
-            record = resume(left, record)
-        writer = LogWriter(definition.arguments.log.output_dir, record, ranks, CHECK)
-        fill_log(writer, ranks, len(encoded), pair.compare, pair.summarize)
-        return writer
+        return Job(record, pair.compare, pair.summarize)
 
     def check_left(left: RunRecord) -> None:
         is_sampled = definition.arguments.generation.sample
@@ -65,7 +57,7 @@ def check_run(definition: RunDefinition, draws: int, command: str) -> tuple[RunR
             allowed = f"check {left.run_id} was begun with {began}; use another --output_dir"
             reject("num_draws", draws, allowed)
 
-    return work_once(definition, CHECK, load_and_prune, work, check_left)
+    return work_once(definition, CHECK, load_and_prune, begin, check_left)
 
 
 class DecoderPair:
@@ -129,7 +121,8 @@ class DecoderPair:
         ids, found = item.prompt_ids, None
         if ids is None:
             return facts | {"verdict": "prompt_too_long"}
-        if positions_for(self._definition, self._flags, ids) <= self._plain.engine.capacity:
+        config = self._definition.checkpoint.config
+        if positions_for(config, self._flags, len(ids)) <= self._plain.engine.capacity:
             if self._flags.sample:
                 compare = partial(self._tested, ids, item.example.example_id)
             else:

@@ -10,16 +10,15 @@ import torch
 from data import EvaluationExample
 from files.commit import current_commit
 from models.loading import LoadedModel
-from pruned_model import PrunePlan
+from pruned_model import PruneModel, PrunePlan
 from runs.code_execution import passes
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample
-from runs.fitting import fitted_to_memory, positions_for, within_memory
-from runs.loop import fill_log
+from runs.fitting import fitted_to_memory, within_memory
+from runs.loop import Job
 from runs.metrics import summarize, text_scores, throughput
-from runs.preparation import exit_layer_facts, make_generator, model_facts
+from runs.preparation import exit_layer_facts, make_generator, model_facts, positions_for
 from runs.record import RunRecord, SampleRecord
-from runs.writer import RunWriter, resume
 from self_speculation.generator_base import Generation
 from self_speculation.text_generator import TextGenerator
 
@@ -59,16 +58,17 @@ def make_record(
     )
 
 
-def measure(
+def measurement(
     definition: RunDefinition,
-    generator: TextGenerator,
+    command: str,
+    loaded: LoadedModel,
+    pruned: PruneModel,
     encoded: list[EncodedExample],
-    record: RunRecord,
-    left: RunRecord | None,
-) -> RunWriter:
-    """Decode every example that the log lacks; `left` is the log's record of an earlier start."""
-    ranks = definition.runtime.ranks
-    definition.runtime.reset_peak_memory()
+) -> Job[SampleRecord]:
+    """Return the job that decodes, times and scores the examples with a warm decoder."""
+    generator = generator_for(definition, loaded, pruned.plan, encoded)
+    record = make_record(definition, loaded, pruned.plan, command)
+    record.runtime["compile_seconds"] = generator.engine.compile_seconds
 
     def examine(index: int) -> SampleRecord:
         return measure_example(definition, generator, index, encoded[index])
@@ -76,14 +76,11 @@ def measure(
     def summarized(
         samples: list[SampleRecord], new: Collection[int], seconds: float
     ) -> dict[str, Any]:
-        together = throughput(samples, new, seconds, ranks.count)
+        together = throughput(samples, new, seconds, definition.runtime.ranks.count)
         summary = summarize(samples, definition.scoring["bleu_tokenizer"])
         return summary | {"throughput": together}
 
-    output_dir = definition.arguments.log.output_dir
-    writer = RunWriter(output_dir, resume(left, record) if left else record, ranks)
-    fill_log(writer, ranks, len(encoded), examine, summarized)
-    return writer
+    return Job(record, examine, summarized)
 
 
 def measure_example(
@@ -102,7 +99,8 @@ def measure_example(
     ids, decoded = item.prompt_ids, None
     if ids is None:
         return skipped
-    if positions_for(definition, definition.arguments.generation, ids) <= generator.engine.capacity:
+    config, flags = definition.checkpoint.config, definition.arguments.generation
+    if positions_for(config, flags, len(ids)) <= generator.engine.capacity:
         decoded = within_memory(partial(_decode, definition, generator, item.example, ids))
     values = decoded or {"status": "out_of_memory"}
     peak = definition.runtime.peak_memory_bytes()

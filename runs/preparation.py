@@ -21,6 +21,7 @@ from pruned_model import PruneModel, PrunePlan, count_parameters, is_saved, make
 from runs.prompt_encoding import check_chat_template, encode, encode_all, fitted, longest_prompt
 from self_speculation.generator_base import Generation, GenerationConfig, Streamer
 from self_speculation.llama_model_utils import position_limit
+from self_speculation.model_protocol import ModelConfig
 from self_speculation.offloading import layer_places
 from self_speculation.programs import CompileError
 from self_speculation.sampling import SamplingRule
@@ -65,6 +66,11 @@ def save_as_asked(
         pruned.save(loaded.tokenizer, folder, loaded.fingerprint)
 
 
+def positions_for(config: ModelConfig, flags: GenerationArguments, prompt_tokens: int) -> int:
+    """Return the positions that a cache needs for a prompt of this length and its output."""
+    return min(prompt_tokens + flags.max_steps, position_limit(config))
+
+
 def make_generator(
     flags: GenerationArguments,
     loaded: LoadedModel,
@@ -88,7 +94,7 @@ def make_generator(
         stop_words=stop_words,
         stop_token_ids=tuple(flags.stop_token_ids),
     )
-    capacity = min(prompt_tokens + flags.max_steps, position_limit(loaded.config))
+    capacity = positions_for(loaded.config, flags, prompt_tokens)
     strategy = flags.generation_strategy
     try:
         return TextGenerator(
@@ -161,7 +167,7 @@ class PreparedModel:
     def generator(self, flags: GenerationArguments, prompt_tokens: int) -> TextGenerator:
         """Return a warm decoder with room for such a prompt: the latest one if it suffices."""
         flags.check()
-        needed = min(prompt_tokens + flags.max_steps, position_limit(self.loaded.config))
+        needed = positions_for(self.loaded.config, flags, prompt_tokens)
         if self._latest:
             known, latest = self._latest
             if known == flags and latest.engine.capacity >= needed:

@@ -26,7 +26,6 @@ from runs.record import (
     Line,
     LogKind,
     RunRecord,
-    SampleRecord,
     part_path,
     part_paths,
     samples_path,
@@ -84,7 +83,7 @@ class LogWriter(Generic[Line]):
     """
 
     def __init__(
-        self, output_dir: str, record: RunRecord, ranks: Ranks, kind: LogKind[Line]
+        self, output_dir: str, record: RunRecord, ranks: Ranks = ALONE, kind: LogKind = RUN
     ) -> None:
         self.record = record
         self.samples: list[Line] = []
@@ -224,13 +223,6 @@ class LogWriter(Generic[Line]):
 
     def _replace(self) -> None:
         replace_json(self.path, self.record.to_dict())
-
-
-class RunWriter(LogWriter[SampleRecord]):
-    """Writes the log of a run, a sample per line."""
-
-    def __init__(self, output_dir: str, record: RunRecord, ranks: Ranks = ALONE) -> None:
-        super().__init__(output_dir, record, ranks, RUN)
 
 
 def log_path(output_dir: str, kind: str, record: RunRecord) -> Path:

@@ -14,7 +14,7 @@ from arguments.model import ModelArguments
 from arguments.pruning import PruneArguments
 from runs.preparation import load_pruned
 from runs.reader import find_runs
-from runs.writer import RunWriter, claimed
+from runs.writer import LogWriter, claimed
 from tests.runs.test_record import record, sample
 
 OPEN_FILES = Path("/proc/self/fd")
@@ -95,7 +95,7 @@ def test_written_runs_leave_no_file_open(tmp_path):
     def write(number):
         run = record(identity={"number": number})
         with claimed(str(tmp_path), run.run_id):
-            writer = RunWriter(str(tmp_path), run)
+            writer = LogWriter(str(tmp_path), run)
             for index in range(3):
                 writer.add(sample(index))
             writer.finish("complete", {})

@@ -18,7 +18,7 @@ from files import writing
 from runs import measuring
 from runs.reader import find_runs, read_record, read_samples
 from runs.record import samples_path
-from runs.writer import LogWriter, RunWriter
+from runs.writer import LogWriter
 from tests.conftest import GREEDY, before_example, outputs
 from tests.ranked import in_ranks, scripts_in_ranks
 from tests.runs.test_record import record, sample
@@ -172,7 +172,7 @@ def begin(folder, store=None):
 
     def work(ranks):
         with ranks.together():
-            writers[ranks.rank] = RunWriter(str(folder), record(), ranks)
+            writers[ranks.rank] = LogWriter(str(folder), record(), ranks)
 
     assert in_ranks(2, work, store) == [None, None]
     return writers
@@ -207,13 +207,13 @@ def test_a_torn_line_in_a_part_costs_only_its_own_example(tmp_path, monkeypatch)
     part = first[1]._file.path
     text = part.read_text()
     part.unlink()
-    ordinary = RunWriter._begin_run
+    ordinary = LogWriter._begin_run
 
     def hidden(writer, found):
         ordinary(writer, found)
         part.write_text(text)
 
-    monkeypatch.setattr(RunWriter, "_begin_run", hidden)
+    monkeypatch.setattr(LogWriter, "_begin_run", hidden)
     second = begin(tmp_path)
     assert second[0].done == {1}
     second[1].add(sample(3))

@@ -22,7 +22,7 @@ from runs import measuring
 from runs.lossless import DecoderPair
 from runs.reader import find_runs, read_record, read_samples
 from runs.record import part_path, part_paths, samples_path
-from runs.writer import RunWriter
+from runs.writer import LogWriter
 from tests.conftest import ANGULAR, GREEDY, ROOT, SPECULATIVE, SWEEP_GRID, SWEEP_PLANS, timeless
 from tests.ranked import Torchrun, scripts_in_ranks
 
@@ -121,13 +121,13 @@ def test_parts_on_the_disk_of_another_machine_are_taken_in(words, tmp_path, monk
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"status": "running"}))
     samples_path(path).write_text(json.dumps(lines[0]) + "\n")
-    ordinary = RunWriter._begin_run
+    ordinary = LogWriter._begin_run
 
     def hidden(writer, found):
         ordinary(writer, found)
         part_path(path, 1, "earlier").write_text(json.dumps(lines[3]) + "\n" + '{"index": 4, "exam')
 
-    monkeypatch.setattr(RunWriter, "_begin_run", hidden)
+    monkeypatch.setattr(LogWriter, "_begin_run", hidden)
     assert scripts_in_ranks(monkeypatch, 2, benchmark.main, flags) == [0, 0]
     assert {line["index"] for line in run_of(tmp_path / "logs")[1] if line["ranks"] == 2} == {
         1,
@@ -179,19 +179,19 @@ def test_a_sweep_of_many_is_the_sweep_of_one(words, tmp_path, monkeypatch):
 
 
 def test_a_cell_that_fails_in_one_process_stops_no_other(words, tmp_path, monkeypatch, capsys):
-    ordinary = RunWriter.add
+    ordinary = LogWriter.add
 
     def failing(writer, sample):
         if writer.record.exit_layer["original"] == 2 and sample.index == 1:
             raise FailedError("--output_dir: full")
         ordinary(writer, sample)
 
-    monkeypatch.setattr(RunWriter, "add", failing)
+    monkeypatch.setattr(LogWriter, "add", failing)
     flags = words(*SMALL_GRID, prompts=3)
     assert scripts_in_ranks(monkeypatch, 2, sweep.main, flags) == [1, 1]
     statuses = [read_record(path).status for path in find_runs(tmp_path / "logs")]
     assert sorted(statuses) == ["complete"] * 2 + ["failed"]
-    monkeypatch.setattr(RunWriter, "add", ordinary)
+    monkeypatch.setattr(LogWriter, "add", ordinary)
     assert scripts_in_ranks(monkeypatch, 3, sweep.main, flags) == [0] * 3
     assert {read_record(path).status for path in find_runs(tmp_path / "logs")} == {"complete"}
     assert not [part for path in find_runs(tmp_path / "logs") for part in part_paths(path)]

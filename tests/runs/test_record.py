@@ -10,7 +10,7 @@ from files import writing
 from files.commit import current_commit
 from runs.reader import find_runs, read_record, read_samples
 from runs.record import RunRecord, SampleRecord, samples_path
-from runs.writer import RunWriter
+from runs.writer import LogWriter
 
 
 def record(**changes):
@@ -31,7 +31,7 @@ def sample(index):
 
 
 def test_a_run_reads_back(tmp_path):
-    writer = RunWriter(str(tmp_path / "logs"), record())
+    writer = LogWriter(str(tmp_path / "logs"), record())
     for index in range(3):
         writer.add(sample(index))
     writer.finish("complete", {"counts": {"prompts": 3}, "total_time": {"mean": None}})
@@ -56,7 +56,7 @@ def full_disk(monkeypatch):
 
 def test_the_file_is_valid_before_the_run_is_over(tmp_path, full_disk):
     """However the run ends."""
-    writer = RunWriter(str(tmp_path), record())
+    writer = LogWriter(str(tmp_path), record())
     writer.add(sample(0))
 
     def is_running():
@@ -93,14 +93,14 @@ def test_the_run_id_names_what_defines_a_run():
 
 def test_a_run_that_cannot_begin_leaves_nothing(tmp_path, full_disk):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        RunWriter(str(tmp_path), record(plan={"distance": float("nan")}))
+        LogWriter(str(tmp_path), record(plan={"distance": float("nan")}))
     full_disk()
     with pytest.raises(UsageError, match="cannot be written .No space left on device"):
-        RunWriter(str(tmp_path), record())
+        LogWriter(str(tmp_path), record())
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"--output_dir .*/file/logs: cannot be written"):
-        RunWriter(str(tmp_path / "file" / "logs"), record())
+        LogWriter(str(tmp_path / "file" / "logs"), record())
 
 
 def test_other_schemas_are_refused(tmp_path):

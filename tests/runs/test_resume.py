@@ -13,7 +13,7 @@ from command_line.script import run_script
 from runs import experiment, measuring
 from runs.reader import find_runs, read_record, read_samples
 from runs.record import samples_path
-from runs.writer import RunWriter, lock_name
+from runs.writer import LogWriter, lock_name
 from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, before_example, timeless, write
 
 
@@ -67,7 +67,7 @@ def begun(words, tmp_path_factory):
 
     for killed_at in (2, 3):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(RunWriter, "finish", lambda self, *_: self.close())
+            patch.setattr(LogWriter, "finish", lambda self, *_: self.close())
             before_example(patch, killed_at, kill)
             run_script(benchmark.main, [*words, "--output_dir", str(folder)])
     return folder
