@@ -72,8 +72,3 @@ def step_bytes(model: Any) -> int:
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     shared = embedding.data_ptr() == head.data_ptr()
     return weight_bytes(model) - (0 if shared else embedding.numel() * embedding.element_size())
-
-
-def floor_tokens_per_second(bytes_per_second: float, bytes_per_step: int) -> float:
-    """Return the most tokens per second of a decoder that reads the weights for each token."""
-    return bytes_per_second / bytes_per_step

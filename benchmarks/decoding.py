@@ -10,7 +10,8 @@ import copy
 import json
 import statistics
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,33 @@ import torch
 
 from arguments.model import ModelArguments
 from arguments.pruning import PruneArguments
-from benchmarks.conditions import head, write_results
 from benchmarks.decoding_report import plot, table
-from benchmarks.measuring import SEED, human_eval, human_eval_prompts, quartiles, timed
+from benchmarks.measuring import (
+    SEED,
+    human_eval,
+    human_eval_prompts,
+    law,
+    quartiles,
+    seconds_in_turn,
+    timed,
+)
+from benchmarks.order import in_turn
+from benchmarks.peer_engines import GENERATE, OURS, Decoded, Setting, Side, build
+from benchmarks.results import head, write_results
 from command_line.errors import reject
 from command_line.flags import check_least, flag, parse
 from command_line.script import run_script
 from data import get_calibration_data, get_data
-from models.loading import LoadedModel, load_model
+from models.loading import load_model
 from models.runtime import start
 from pruned_model import PruneModel, angular_distances, make_plan, weight_bytes
-from runs.metrics import predicted_speedup
 from self_speculation.equality import first_difference, ties_allowed, verdict
-from self_speculation.generator_base import Generation, GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import SamplingRule
-from self_speculation.text_generator import TextGenerator
+from self_speculation.text_generator import WARM_UP_STEPS
 
-GREEDY = SamplingRule()
+FULL_STEPS = 40  # per size of the model
+CALIBRATIONS = 3
 EQUALITY_PLANS: dict[str, dict[str, Any]] = {
     "base": {},
     "angular n=2": {"prune_method": "angular", "prune_n": 2},
@@ -63,142 +73,81 @@ class DecodingArguments:
             reject("removed", self.removed, "must hold 0, the whole model, to compare with")
 
 
-@dataclass
-class Bench:
-    """The loaded model, a causal model of transformers, with the prompts."""
-
-    loaded: LoadedModel
-    arguments: DecodingArguments
-    prompts: list[list[int]]
-
-    @property
-    def model(self) -> Any:
-        return self.loaded.model
-
-    def calibration_prompts(self) -> list[torch.Tensor]:
-        """Return the prompts that a plan is calibrated on, none of which is decoded."""
-        data = human_eval(self.arguments.num_prompts)
-        found = get_calibration_data(data, PruneArguments(), get_data(data, SEED))
-        texts = [example.prompt for example in found.examples]
-        return [torch.tensor([self.loaded.tokenizer(text)["input_ids"]]) for text in texts]
-
-    def generator(
-        self,
-        model: Any,
-        strategy: str,
-        exit_layer: int | None = None,
-        sampling: SamplingRule = GREEDY,
-    ) -> TextGenerator:
-        config = GenerationConfig(
-            sampling=sampling,
-            max_steps=self.arguments.max_steps,
-            kept_exit_layer=exit_layer,
-            num_speculations=self.arguments.num_speculations,
-        )
-        capacity = max(map(len, self.prompts)) + self.arguments.max_steps
-        return TextGenerator(model, self.loaded.tokenizer, strategy, config, capacity)
-
-
-def against_transformers(bench: Bench) -> dict[str, Any]:
+def against_transformers(setting: Setting, arguments: DecodingArguments) -> dict[str, Any]:
     """Compare autoregressive decoding with `generate` on the same prompts, in turn.
 
     Both read the weights in this project's layout; in `benchmarks.peers` each side has its own.
     """
-    model, steps = bench.model, bench.arguments.max_steps
-    plain = bench.generator(model, "autoregressive")
-
-    def ours(ids: list[int]) -> list[int]:
-        return plain.generate(ids).output_ids
-
-    def theirs(ids: list[int]) -> list[int]:
-        ids_1T = torch.tensor([ids], device=model.device)
-        mask = torch.ones_like(ids_1T)
-        made = model.generate(ids_1T, attention_mask=mask, max_new_tokens=steps, do_sample=False)
-        return made[0, len(ids) :].tolist()
-
-    ours(bench.prompts[0]), theirs(bench.prompts[0])
-    sides = [("ours", ours), ("generate", theirs)]
-    rates: dict[str, list[float]] = {name: [] for name, _ in sides}
-    ratios, equal = [], 0
-    for turn, ids in enumerate(bench.prompts * 2):
-        seconds, made = {}, {}
-        for name, decode in sides[:: 1 if turn < len(bench.prompts) else -1]:
-            seconds[name], made[name] = timed(model.device, partial(decode, ids))
-            rates[name].append(len(made[name]) / seconds[name])
-        ratios.append(seconds["generate"] / seconds["ours"])
-        equal += made["ours"] == made["generate"]
+    sides = {"ours": Side(OURS), "generate": GENERATE}
+    decoders = {name: _decoder(side, setting, arguments) for name, side in sides.items()}
+    prompts = setting.prompts * 2
+    calls: dict[str, list[tuple[float, Decoded]]] = {name: [] for name in sides}
+    for turn, ids in enumerate(prompts):
+        for name in in_turn(list(sides), turn, len(prompts)):
+            calls[name].append(timed(setting.model.device, partial(decoders[name], ids)))
+    pairs = list(zip(calls["ours"], calls["generate"], strict=True))
+    equal = sum(one.output_ids == other.output_ids for (_, one), (_, other) in pairs)
     return {
-        "tokens_per_second": {name: statistics.median(values) for name, values in rates.items()},
-        "speedup_over_generate": quartiles(ratios),
-        "equal_outputs": f"{equal} of {len(ratios)}",
+        "tokens_per_second": {
+            name: statistics.median(len(made.output_ids) / seconds for seconds, made in found)
+            for name, found in calls.items()
+        },
+        "speedup_over_generate": quartiles([theirs / ours for (ours, _), (theirs, _) in pairs]),
+        "equal_outputs": f"{equal} of {len(prompts)}",
     }
 
 
-def self_speculation(bench: Bench) -> list[dict[str, Any]]:
+def self_speculation(setting: Setting, arguments: DecodingArguments) -> list[dict[str, Any]]:
     """Measure self-speculation by exit layer beside plain decoding, greedily and once sampled."""
-    model, arguments = bench.model, bench.arguments
     sampled = SamplingRule(True, temperature=0.6, top_p=0.9)
-    cells = [(exit_layer, GREEDY) for exit_layer in arguments.exit_layers]
+    cells = [(exit_layer, SamplingRule()) for exit_layer in arguments.exit_layers]
     rows = []
     for exit_layer, sampling in [*cells, (arguments.exit_layer, sampled)]:
-        plain = bench.generator(model, "autoregressive", sampling=sampling)
-        spoken = bench.generator(model, "self_speculative", exit_layer, sampling)
-        plain.warm_up(bench.prompts[0])
-        spoken.warm_up(bench.prompts[0])
-        pairs = [(plain.generate(ids), spoken.generate(ids)) for ids in bench.prompts]
+        of_cell = replace(setting, sampling=sampling)
+        plain = _decoder(Side(OURS), of_cell, arguments)
+        spoken = _decoder(_drafting(exit_layer, arguments), of_cell, arguments)
+        pairs = [(plain(ids), spoken(ids)) for ids in setting.prompts]
         cell = {"exit_layer": exit_layer, "sample": sampling.sample}
         rows.append(cell | _speculation_row(pairs))
     return rows
 
 
-def _speculation_row(pairs: list[tuple[Generation, Generation]]) -> dict[str, Any]:
-    full = _mean_step([plain for plain, _ in pairs], "full")
-    spoken = [made for _, made in pairs]
-    drafted = sum(made.drafted_tokens for made in spoken)
-    c, v = _mean_step(spoken, "draft") / full, _mean_step(spoken, "verify") / full
-    k = drafted / sum(len(made.rounds) for made in spoken)
-    r = sum(made.accepted_tokens for made in spoken) / drafted
-    passes = sum(step.seconds for made in spoken for step in made.steps.values())
-    seconds = {
-        side: sum(made.decode_seconds / (len(made.output_ids) - 1) for made in outputs)
-        for side, outputs in zip(("plain", "spoken"), zip(*pairs, strict=True), strict=True)
-    }
+def _speculation_row(pairs: list[tuple[Decoded, Decoded]]) -> dict[str, Any]:
+    plain, spoken = zip(*pairs, strict=True)
+    found = law([vars(made) for made in plain], [vars(made) for made in spoken])
+    # Each prompt counts alike, however long its output is.
+    seconds, drafting = (
+        sum(made.decode_seconds / (len(made.output_ids) - 1) for made in outputs)
+        for outputs in (plain, spoken)
+    )
+    passes = sum(step["seconds"] for made in spoken for step in made.steps.values())
     return {
-        "acceptance": r,
-        "draft_step_in_full_steps": c,
-        "verify_in_full_steps": v,
-        "predicted_speedup": predicted_speedup(k, r, c, v),
-        "measured_speedup": seconds["plain"] / seconds["spoken"],
+        "acceptance": found["r"],
+        "draft_step_in_full_steps": found["c"],
+        "verify_in_full_steps": found["v"],
+        "predicted_speedup": found["predicted"],
+        "measured_speedup": seconds / drafting,
         "round_overhead": sum(made.decode_seconds for made in spoken) / passes - 1,
     }
 
 
-def removal(bench: Bench, steps: int = 40) -> dict[str, Any]:
+def removal(setting: Setting, arguments: DecodingArguments) -> dict[str, Any]:
     """Measure a full step's seconds and bytes of weights by layers removed, beside the ideal.
 
     Ideally, each removed layer saves an equal share of the step without embedding, norm and head.
-    Steps of all sizes alternate.
     """
-    whole = bench.model
+    whole, ids = setting.model, setting.prompts[0]
     layers, device = whole.config.num_hidden_layers, whole.device
-    prompts = [torch.tensor([ids]) for ids in bench.prompts]
-    engines, sizes = {}, {}
-    for count in bench.arguments.removed:
-        model = copy.deepcopy(whole)
-        arguments = PruneArguments(prune_method="angular", prune_n=count)
-        if count:
-            PruneModel(model, make_plan(arguments, model, lambda: prompts)).prune()
-        engines[count] = CachedLlama(model, capacity=512)
-        engines[count].forward(torch.tensor([bench.prompts[0]], device=device))
-        sizes[count] = weight_bytes(model)
-    ids_1T = torch.tensor([bench.prompts[0][-1:]], device=device)
-    seconds: dict[Any, list[float]] = {count: [] for count in [*engines, "head"]}
-    for _ in range(steps):
-        for count, engine in engines.items():
-            seconds[count].append(timed(device, partial(engine.forward, ids_1T))[0])
-            engine.rollback(engine.length - 1)
-        seconds["head"].append(timed(device, partial(_head_alone, whole, ids_1T))[0])
+    ids_1T = torch.tensor([ids[-1:]], device=device)
+    actions: dict[Any, Callable[[], Any]] = {"head": partial(_head_alone, whole, ids_1T)}
+    models = {count: setting.without(count, compiled=False) for count in arguments.removed}
+    for count, model in models.items():
+        engine = CachedLlama(model, setting.capacity)
+        engine.forward(torch.tensor([ids], device=device))
+        actions[count] = partial(_step, engine, ids_1T, len(ids))
+    seconds = seconds_in_turn(device, actions, FULL_STEPS)
     medians = {count: statistics.median(values) for count, values in seconds.items()}
+    sizes = {count: weight_bytes(model) for count, model in models.items()}
     rows = [
         {
             "layers_removed": count,
@@ -208,19 +157,18 @@ def removal(bench: Bench, steps: int = 40) -> dict[str, Any]:
             ),
             "weight_bytes": sizes[count],
             "share_of_ideal_memory_saved": _share(
-                sizes[0] - sizes[count],
-                count * weight_bytes(whole.model.layers[0]),
+                sizes[0] - sizes[count], count * weight_bytes(whole.model.layers[0])
             ),
         }
-        for count in engines
+        for count in models
     ]
     return {"head_seconds": medians["head"], "rows": rows}
 
 
-def calibration(bench: Bench, repeats: int = 3) -> dict[str, Any]:
+def calibration(setting: Setting, arguments: DecodingArguments) -> dict[str, Any]:
     """Compare the calibration pass with a bare forward pass over the same prompts."""
-    model = bench.model
-    prompts = bench.calibration_prompts()
+    model = setting.model
+    prompts = _calibration_prompts(setting, arguments)
 
     @torch.inference_mode()
     def bare() -> None:
@@ -228,34 +176,36 @@ def calibration(bench: Bench, repeats: int = 3) -> dict[str, Any]:
             model.model(input_ids=prompt.to(model.device), use_cache=False)
 
     bare()
-    ratios = []
-    for _ in range(repeats):
-        bare_seconds, _ = timed(model.device, bare)
-        seconds, _ = timed(model.device, partial(angular_distances, model, prompts))
-        ratios.append(seconds / bare_seconds)
+    actions: dict[str, Callable[[], Any]] = {
+        "bare": bare,
+        "calibration": partial(angular_distances, model, prompts),
+    }
+    seconds = seconds_in_turn(model.device, actions, CALIBRATIONS)
+    pairs = zip(seconds["calibration"], seconds["bare"], strict=True)
     layers, width = model.config.num_hidden_layers, model.config.hidden_size
     states = (layers + 1) * width * model.dtype.itemsize
     return {
         "prompts": len(prompts),
-        "seconds_over_bare_forward": quartiles(ratios),
+        "seconds_over_bare_forward": quartiles([one / bare for one, bare in pairs]),
         "bytes_of_states_held_a_prompt": states,
     }
 
 
-def equality(bench: Bench) -> list[dict[str, Any]]:
+def equality(setting: Setting, arguments: DecodingArguments) -> list[dict[str, Any]]:
     """Compare outputs of greedy self-speculation with plain ones, of whole and pruned models."""
     rows = []
-    prompts = bench.calibration_prompts()
+    prompts = _calibration_prompts(setting, arguments)
     for name, changes in EQUALITY_PLANS.items():
-        model = copy.deepcopy(bench.model)
+        model = copy.deepcopy(setting.model)
         plan = make_plan(PruneArguments(**changes), model, lambda: prompts)
         PruneModel(model, plan).prune()
-        kept = plan.kept_exit_layer(bench.arguments.exit_layer)
-        plain = bench.generator(model, "autoregressive")
-        spoken = bench.generator(model, "self_speculative", kept)
+        pruned = replace(setting, model=model, models={})
+        kept = plan.kept_exit_layer(arguments.exit_layer)
+        plain = _decoder(Side(OURS), pruned, arguments)
+        spoken = _decoder(_drafting(kept, arguments), pruned, arguments)
         verdicts, tokens = {"equal": 0, "tie": 0, "wrong": 0}, 0
-        for ids in bench.prompts:
-            one, other = plain.generate(ids).output_ids, spoken.generate(ids).output_ids
+        for ids in setting.prompts:
+            one, other = plain(ids).output_ids, spoken(ids).output_ids
             found = first_difference(model, ids, one, other)
             verdicts[verdict(found, model.dtype)] += 1
             tokens += len(one)
@@ -276,14 +226,15 @@ def main(argv: list[str] | None = None) -> int:
     runtime = start(model_arguments)
     loaded = load_model(model_arguments, runtime)
     prompts = human_eval_prompts(arguments.num_prompts, loaded.tokenizer)
-    bench = Bench(loaded, arguments, prompts)
+    capacity = max(map(len, prompts)) + arguments.max_steps
+    setting = Setting(loaded.model, loaded.tokenizer, capacity, prompts)
     results = head("python -m benchmarks.decoding", argv, loaded.name) | {
-        "layers": bench.model.config.num_hidden_layers,
+        "layers": loaded.config.num_hidden_layers,
         "num_speculations": arguments.num_speculations,
         "runtime": runtime.facts(),
     }
     for part in (against_transformers, self_speculation, removal, calibration, equality):
-        results[part.__name__] = part(bench)
+        results[part.__name__] = part(setting, arguments)
         print(json.dumps({part.__name__: results[part.__name__]}, indent=1), flush=True)
     path = Path(arguments.output_dir) / "decoding"
     write_results(path, results, table(results))
@@ -291,14 +242,37 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if lossless(results["equality"]) else 1
 
 
+def _decoder(
+    side: Side, setting: Setting, arguments: DecodingArguments
+) -> Callable[[list[int]], Decoded]:
+    """Return the side's decoding of a prompt, warm."""
+    decode = build(side, setting).decode
+    decode(setting.prompts[0], WARM_UP_STEPS)
+    return lambda ids: decode(ids, arguments.max_steps)
+
+
+def _drafting(exit_layer: int | None, arguments: DecodingArguments) -> Side:
+    drafts = arguments.num_speculations
+    return Side(OURS, "self-speculative", exit_layer=exit_layer, drafts=drafts)
+
+
+def _calibration_prompts(setting: Setting, arguments: DecodingArguments) -> list[torch.Tensor]:
+    """Return the prompts that a plan is calibrated on, none of which is decoded."""
+    data = human_eval(arguments.num_prompts)
+    found = get_calibration_data(data, PruneArguments(), get_data(data, SEED))
+    texts = [example.prompt for example in found.examples]
+    return [torch.tensor([setting.tokenizer(text)["input_ids"]]) for text in texts]
+
+
+def _step(engine: CachedLlama, ids_1T: torch.Tensor, length: int) -> None:
+    """Run the token that follows the first `length` positions."""
+    engine.rollback(length)
+    engine.forward(ids_1T)
+
+
 @torch.inference_mode()
 def _head_alone(model: Any, ids_1T: torch.Tensor) -> torch.Tensor:
     return model.lm_head(model.model.norm(model.get_input_embeddings()(ids_1T)))
-
-
-def _mean_step(outputs: list[Generation], name: str) -> float:
-    steps = [made.steps[name] for made in outputs]
-    return sum(step.seconds for step in steps) / sum(step.calls for step in steps)
 
 
 def _share(part: float, whole: float) -> float | None:

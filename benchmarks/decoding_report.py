@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.conditions import conditions
+from matplotlib.figure import Figure
+
+from benchmarks.results import conditions
 
 
 def table(results: dict[str, Any]) -> str:
@@ -49,12 +51,8 @@ def table(results: dict[str, Any]) -> str:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """Plot step time by layers removed, and speed-up by exit layer."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
     rows, layers = results["removal"]["rows"], results["layers"]
     removed = [row["layers_removed"] for row in rows]
     left.plot(removed, [1e3 * row["step_seconds"] for row in rows], "ko-", label="measured")

@@ -9,7 +9,6 @@ compared, the prompt's pass included. Sides take turns, prompt by prompt.
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,25 @@ if not __package__:  # started as a file, whose folder Python puts first
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy
-import torch
 
 from analysis.intervals import ratio_interval
 from arguments.model import ModelArguments
 from arguments.prompts import DataArguments, with_stored_template
-from benchmarks.conditions import conditions, head, write_results
-from benchmarks.measuring import SEED, in_turn, timed
-from benchmarks.peer_engines import GENERATE, OURS, Decoded, Engine, Setting, Side, build
+from benchmarks.measuring import SEED
+from benchmarks.order import in_turn
+from benchmarks.peer_engines import GENERATE, OURS, Decoded, Setting, Side
+from benchmarks.results import (
+    Columns,
+    bounded,
+    conditions,
+    head,
+    number,
+    table_lines,
+    write_results,
+)
+from benchmarks.turns import Turns
 from command_line.errors import reject
 from command_line.flags import check_least, flag, parse
-from command_line.messages import warn
 from command_line.script import run_script
 from data import get_data
 from models.checkpoint import find_checkpoint
@@ -38,6 +45,15 @@ from self_speculation.generator_base import GenerationConfig
 from self_speculation.text_generator import WARM_UP_STEPS, TextGenerator
 
 SYSTEMS = (OURS, "transformers", "economize")
+COLUMNS: Columns = {
+    "decoder": lambda row: row["side"],
+    "tokens/s, whole calls": lambda row: f"{row['tokens_per_second']:.0f}",
+    "/ own autoregressive": lambda row: bounded(row["over_own_autoregressive"]),
+    "/ transformers `generate`": lambda row: bounded(row["over_transformers"]),
+    "accepted": lambda row: number(row["acceptance"], ".3f"),
+    "equal outputs": lambda row: row["equal_outputs"],
+}
+Samples = dict[Side, list[tuple[float, Decoded]]]  # seconds and output, prompt by prompt
 
 
 @dataclass(frozen=True)
@@ -69,9 +85,10 @@ def main(argv: list[str] | None = None) -> int:
     prompts = [encode(data, checkpoint, example.prompt) for example in examples]
     steps = lengths(model, checkpoint.tokenizer, prompts, flags.max_steps)
     capacity = max(map(len, prompts)) + max(steps)
-    setting = Setting.endless(model, checkpoint.tokenizer, capacity, prompts)
-    engines = prepare(sides_of(flags), setting)
-    samples = measure(engines, prompts, steps, runtime.device)
+    turns = Turns(Setting.endless(model, checkpoint.tokenizer, capacity, prompts), needed=OURS)
+    for side in sides_of(flags):
+        turns.prepare(side, prompts[0], WARM_UP_STEPS)
+    samples = measure(turns, steps)
     results = head("python benchmarks/early_exit.py", argv, model_flags.model) | {
         "data": f"{data.dataset}, {len(prompts)} prompts, {sum(steps)} tokens",
         "runtime": runtime.facts(),
@@ -100,122 +117,59 @@ def lengths(model: Any, tokenizer: Any, prompts: list[list[int]], most: int) -> 
     return [len(generator.generate(ids, max_steps=most).output_ids) for ids in prompts]
 
 
-def prepare(sides: list[Side], setting: Setting) -> dict[Side, Engine]:
-    """Return the engines that decode the first prompt; warn of the peers that cannot.
-
-    Raise the error of an engine of this project.
-    """
-    engines = {}
-    for side in sides:
-        try:
-            engine = build(side, setting)
-            engine.decode(setting.prompts[0], WARM_UP_STEPS)
-        except Exception as error:  # a peer may raise anything; the other peers go on
-            _leave_out(side, error)
-            continue
-        engines[side] = engine
-    return engines
+def measure(turns: Turns, steps: list[int]) -> Samples:
+    """Decode each prompt with each side, in another order for each prompt."""
+    samples: Samples = defaultdict(list)
+    prompts = turns.setting.prompts
+    for turn, (ids, count) in enumerate(zip(prompts, steps, strict=True)):
+        for side in in_turn(list(turns.engines), turn, len(prompts)):
+            with turns.attempt(side):
+                samples[side].append(turns.timed(side, ids, count))
+    return {side: samples[side] for side in turns.engines}
 
 
-def _leave_out(side: Side, error: Exception) -> None:
-    """Warn of a peer that failed; raise the error of this project."""
-    if side.system == OURS:
-        raise error
-    warn(f"{side.name} is left out: {type(error).__name__}: {str(error)[:200]}")
-
-
-@dataclass
-class Timed:
-    """The outputs and seconds of one side, prompt by prompt."""
-
-    seconds: list[float]
-    made: list[Decoded]
-
-
-def measure(
-    engines: dict[Side, Engine], prompts: list[list[int]], steps: list[int], device: torch.device
-) -> dict[Side, Timed]:
-    """Decode each prompt with each side, in another order for each prompt.
-
-    Warn of a peer that fails and leave it out; raise the error of this project.
-    """
-    samples: dict[Side, Timed] = defaultdict(lambda: Timed([], []))
-    engines, sides = dict(engines), list(engines)
-    for number, (ids, count) in enumerate(zip(prompts, steps, strict=True)):
-        for side in in_turn(sides, number, len(prompts)):
-            if side not in engines:
-                continue
-            try:
-                seconds, made = timed(device, partial(engines[side].decode, ids, count))
-                made.check_count(count)
-            except Exception as error:  # as above
-                _leave_out(side, error)
-                del engines[side]
-                continue
-            samples[side].seconds.append(seconds)
-            samples[side].made.append(made)
-    return {side: samples[side] for side in engines}
-
-
-def summarize(samples: dict[Side, Timed], steps: list[int]) -> list[dict[str, Any]]:
+def summarize(samples: Samples, steps: list[int]) -> list[dict[str, Any]]:
     """Return tokens per second of whole calls, speed-ups with intervals, and equal outputs."""
-    plain = samples[Side(OURS)]
     rows = []
     for side, found in samples.items():
-        drafted = sum(made.drafted or 0 for made in found.made)
-        accepted = sum(made.accepted or 0 for made in found.made)
-        pairs = zip(found.made, plain.made, strict=True)
+        drafted = sum(made.drafted or 0 for _, made in found)
+        accepted = sum(made.accepted or 0 for _, made in found)
+        pairs = zip(found, samples[Side(OURS)], strict=True)
         rows.append(
             {
                 "side": side.name,
-                "tokens_per_second": sum(steps) / sum(found.seconds),
-                "over_own_autoregressive": _speedup(samples.get(side.plain()), found, steps),
-                "over_transformers": _speedup(samples.get(GENERATE), found, steps),
+                "tokens_per_second": sum(steps) / sum(seconds for seconds, _ in found),
+                "over_own_autoregressive": _speedup(samples, side.plain(), side, steps),
+                "over_transformers": _speedup(samples, GENERATE, side, steps),
                 "acceptance": accepted / drafted if drafted else None,
-                "equal_outputs": sum(one.output_ids == other.output_ids for one, other in pairs),
+                "equal_outputs": sum(
+                    one.output_ids == plain.output_ids for (_, one), (_, plain) in pairs
+                ),
             }
         )
     return rows
 
 
-def _speedup(baseline: Timed | None, found: Timed, steps: list[int]) -> list[float | None] | None:
+def _speedup(
+    samples: Samples, baseline: Side, side: Side, steps: list[int]
+) -> list[float | None] | None:
     """Return the speed-up over the baseline and its 95 % interval over prompts.
 
     None without a baseline, or where no time passed.
     """
-    if baseline is None:
+    if baseline not in samples:
         return None
-    columns = steps, found.seconds, steps, baseline.seconds
-    speedup = ratio_interval(numpy.array(columns, dtype=float).T)
+    calls = zip(steps, samples[side], samples[baseline], strict=True)
+    rows = [(tokens, own, tokens, other) for tokens, (own, _), (other, _) in calls]
+    speedup = ratio_interval(numpy.array(rows, dtype=float))
     return [speedup.value, speedup.low, speedup.high] if speedup else None
-
-
-def _shown(speedup: list[float | None] | None) -> str:
-    if speedup is None:
-        return "-"
-    value, low, high = speedup
-    return f"{value:.2f}" if low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def table(results: dict[str, Any]) -> str:
     """Return the results in Markdown."""
-    lines = [
-        "# Early exit beside other decoders",
-        "",
-        "| decoder | tokens/s, whole calls | / own autoregressive | / transformers `generate` | "
-        "accepted | equal outputs |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in results["sides"]:
-        accepted = "-" if row["acceptance"] is None else f"{row['acceptance']:.3f}"
-        lines.append(
-            f"| {row['side']} | {row['tokens_per_second']:.0f} | "
-            f"{_shown(row['over_own_autoregressive'])} | {_shown(row['over_transformers'])} | "
-            f"{accepted} | {row['equal_outputs']} |"
-        )
-    measured = f"{results['data']}, greedy"
-    lines += ["", conditions(results, results["runtime"], measured)]
-    return "\n".join(lines) + "\n"
+    line = conditions(results, results["runtime"], f"{results['data']}, greedy")
+    title = "# Early exit beside other decoders"
+    return "\n".join([title, "", *table_lines(COLUMNS, results["sides"]), "", line, ""])
 
 
 if __name__ == "__main__":

@@ -68,10 +68,6 @@ class MadeUpRun:
         writer.finish(status, summarize(writer.samples))
         return writer.path
 
-    @property
-    def _strategy(self) -> str:
-        return "self_speculative" if self.num_speculations else "autoregressive"
-
     def _record(self) -> RunRecord:
         facts = {
             "device": "made up",
@@ -81,7 +77,9 @@ class MadeUpRun:
             "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
         } | self.runtime
         generation = {
-            "generation_strategy": self._strategy,
+            "generation_strategy": "self_speculative"
+            if self.num_speculations
+            else "autoregressive",
             "exit_layer": self.exit_layer or -1,
             "num_speculations": self.num_speculations,
             "max_steps": 512,

@@ -15,10 +15,12 @@ from torch import nn
 from arguments.pruning import PruneArguments
 from models.weight_layout import favour_single_rows
 from pruned_model import PruneModel, make_plan
-from self_speculation.generator_base import GenerationConfig
+from self_speculation.generator_base import Generation, GenerationConfig
+from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
 
 OURS = "this project"
+PACKAGES = ("economize", "flashspec")
 LONGEST_NGRAM = 3  # newest tokens that prompt lookup searches for in earlier ones
 
 
@@ -75,6 +77,15 @@ class Decoded:
         drafted, accepted = sum(d for d, _ in rounds), sum(a for _, a in rounds)
         return cls(output_ids, len(rounds), drafted, accepted, **timing)
 
+    @classmethod
+    def of_generation(cls, made: Generation) -> "Decoded":
+        """Return the output of this project."""
+        steps = {name: vars(step) for name, step in made.steps.items()}
+        timing: dict[str, Any] = {"decode_seconds": made.decode_seconds, "steps": steps}
+        if made.rounds:
+            return cls.of_rounds(made.output_ids, made.rounds, **timing)
+        return cls(made.output_ids, **timing)
+
     def check_count(self, steps: int) -> None:
         """Raise RuntimeError for another number of tokens, whose speed would differ."""
         if len(self.output_ids) != steps:
@@ -100,6 +111,7 @@ class Setting:
     tokenizer: Any
     capacity: int
     prompts: list[list[int]]
+    sampling: SamplingRule = SamplingRule()  # of this project's sides
     models: dict[tuple[int, bool], Any] = field(default_factory=dict)
 
     @classmethod
@@ -149,7 +161,11 @@ def build(side: Side, setting: Setting) -> Engine:
 
 
 def _this_project(side: Side, setting: Setting) -> Engine:
-    config = GenerationConfig(kept_exit_layer=side.exit_layer, num_speculations=side.drafts or 0)
+    config = GenerationConfig(
+        sampling=setting.sampling,
+        kept_exit_layer=side.exit_layer,
+        num_speculations=side.drafts or 0,
+    )
     strategy = "self_speculative" if side.exit_layer else "autoregressive"
     model = setting.without(side.removed, side.compiled)
     generator = TextGenerator(
@@ -157,15 +173,7 @@ def _this_project(side: Side, setting: Setting) -> Engine:
     )
 
     def decode(ids: list[int], steps: int) -> Decoded:
-        made = generator.generate(ids, max_steps=steps)
-        timed = {
-            name: {"calls": step.calls, "seconds": step.seconds}
-            for name, step in made.steps.items()
-        }
-        timing: dict[str, Any] = {"decode_seconds": made.decode_seconds, "steps": timed}
-        if side.drafts:
-            return Decoded.of_rounds(made.output_ids, made.rounds, **timing)
-        return Decoded(made.output_ids, **timing)
+        return Decoded.of_generation(generator.generate(ids, max_steps=steps))
 
     return Engine(decode, generator.engine.compile_seconds)
 

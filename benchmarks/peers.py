@@ -11,9 +11,8 @@ named.
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -22,19 +21,19 @@ from typing import Any
 if not __package__:  # started as a file, whose folder Python puts first
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import torch
 
 from arguments.model import ModelArguments
 from arguments.model_args import DTYPES
 from benchmarks.bandwidth import Bandwidth, step_bytes
-from benchmarks.conditions import head, write_results
-from benchmarks.measuring import human_eval_prompts, in_turn, timed
-from benchmarks.peer_engines import OURS, Decoded, Engine, Setting, Side, build
+from benchmarks.measuring import human_eval_prompts
+from benchmarks.order import in_turn
+from benchmarks.peer_engines import OURS, PACKAGES, Setting, Side
 from benchmarks.peers_report import plot, table
 from benchmarks.peers_summary import summarize
+from benchmarks.results import head, write_results
+from benchmarks.turns import Turns
 from command_line.errors import FailedError, reject
 from command_line.flags import check_least, check_new_folder, flag, parse
-from command_line.messages import warn
 from command_line.script import run_script
 from models.loading import LoadedModel, load_model
 from models.runtime import Runtime, start_compiled
@@ -42,9 +41,7 @@ from pruned_model import check_prune_n, weight_bytes
 from self_speculation.equality import first_difference, verdict
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.text_generator import WARM_UP_STEPS
-from self_speculation.timing import now
 
-PACKAGES = ("economize", "flashspec")
 _BUFFER_LIMIT = 4 * 2**30
 
 
@@ -87,48 +84,33 @@ class PeersArguments:
 class Comparison:
     """The measurements of one dtype, which grow turn by turn."""
 
-    setting: Setting
+    turns: Turns
     arguments: PeersArguments
-    engines: dict[Side, Engine] = field(default_factory=dict)
-    setup: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     reference: dict[int, list[int]] = field(default_factory=dict)  # by prompt
 
-    def prepare(self, sides: list[Side]) -> None:
-        """Build each side and decode once with it; leave out the sides that fail."""
-        longest = max(self.setting.prompts, key=len)
+    def prepare(self, sides: Iterable[Side]) -> None:
+        """Build each side and decode once with it."""
+        longest = max(self.turns.setting.prompts, key=len)
         for side in sides:
             # The steps at an output's end may have shapes of their own to compile.
             steps = self.arguments.max_steps if side.compiled else WARM_UP_STEPS
-            started = now(self.device)
-            try:
-                engine = build(side, self.setting)
-                engine.decode(longest, steps).check_count(steps)
-            except Exception as error:  # a peer may raise anything; the other sides go on
-                self._leave_out(side, error)
-                continue
-            self.engines[side] = engine
-            self.setup[side.name] = {
-                "seconds": now(self.device) - started,
-                "compile_seconds": engine.compile_seconds,
-            }
-            print(f"ready: {side.name}", file=sys.stderr, flush=True)
+            self.turns.prepare(side, longest, steps)
 
     def measure(self, bandwidth: Bandwidth) -> None:
         """Decode each prompt with each side, in another order each turn."""
-        repeats, prompts = self.arguments.repeats, range(len(self.setting.prompts))
-        turns = list(product(range(repeats), prompts))
-        for turn, (repeat, prompt) in enumerate(turns):
+        prompts = range(len(self.turns.setting.prompts))
+        order = list(product(range(self.arguments.repeats), prompts))
+        for turn, (repeat, prompt) in enumerate(order):
             at = {"turn": turn, "prompt": prompt, "repeat": repeat}
-            for side in in_turn(list(self.engines), turn, len(turns)):
-                sample = self._sample(side, prompt, bandwidth)
-                self.samples += [at | sample] if sample else []
-            print(f"turn {turn + 1} of {len(turns)}", file=sys.stderr, flush=True)
+            for side in in_turn(list(self.turns.engines), turn, len(order)):
+                with self.turns.attempt(side):
+                    self.samples.append(at | self._sample(side, prompt, bandwidth))
+            print(f"turn {turn + 1} of {len(order)}", file=sys.stderr, flush=True)
 
     def judge(self) -> None:
         """Add to each sample whether its output equals this project's plain decoding."""
-        model = self.setting.model
+        setting = self.turns.setting
         known: dict[tuple[int, tuple[int, ...]], str] = {}
         for sample in self.samples:
             output_ids = sample.pop("output_ids")
@@ -138,25 +120,16 @@ class Comparison:
                 continue
             key = (sample["prompt"], tuple(output_ids))
             if key not in known:
-                prompt_ids = self.setting.prompts[sample["prompt"]]
-                found = first_difference(model, prompt_ids, expected, output_ids)
-                known[key] = verdict(found, model.dtype)
+                prompt_ids = setting.prompts[sample["prompt"]]
+                found = first_difference(setting.model, prompt_ids, expected, output_ids)
+                known[key] = verdict(found, setting.model.dtype)
             sample["verdict"] = known[key]
 
-    @property
-    def device(self) -> torch.device:
-        return self.setting.model.device
-
-    def _sample(self, side: Side, prompt: int, bandwidth: Bandwidth) -> dict[str, Any] | None:
+    def _sample(self, side: Side, prompt: int, bandwidth: Bandwidth) -> dict[str, Any]:
         bytes_per_second = bandwidth.measure()
-        prompt_ids = self.setting.prompts[prompt]
-        try:
-            first_token_seconds, _ = self._timed(side, prompt_ids, 1)
-            seconds, made = self._timed(side, prompt_ids, self.arguments.max_steps)
-        except Exception as error:  # as above
-            self._leave_out(side, error)
-            del self.engines[side]
-            return None
+        prompt_ids = self.turns.setting.prompts[prompt]
+        first_token_seconds, _ = self.turns.timed(side, prompt_ids, 1)
+        seconds, made = self.turns.timed(side, prompt_ids, self.arguments.max_steps)
         if side == Side(OURS):
             self.reference.setdefault(prompt, made.output_ids)
         later = seconds - first_token_seconds  # on a busy machine, one token can take longer
@@ -169,19 +142,6 @@ class Comparison:
             "tokens": len(made.output_ids),
             "bytes_per_second": bytes_per_second,
         } | vars(made)
-
-    def _timed(self, side: Side, prompt_ids: list[int], steps: int) -> tuple[float, Decoded]:
-        decode = partial(self.engines[side].decode, prompt_ids, steps)
-        seconds, made = timed(self.device, decode)
-        made.check_count(steps)
-        return seconds, made
-
-    def _leave_out(self, side: Side, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if isinstance(error, ModuleNotFoundError) and error.name in PACKAGES:
-            reason = f"{error.name} is not installed; see benchmarks/requirements.txt"
-        self.left_out[side.name] = reason
-        warn(f"{side.name} is left out: {reason}")
 
 
 def sides_of(arguments: PeersArguments, cuda: bool) -> Iterator[Side]:
@@ -210,10 +170,11 @@ def compare(arguments: PeersArguments, runtime: Runtime, loaded: LoadedModel) ->
     model: Any = loaded.model
     arguments.check_model(model, longest)
     setting = Setting.endless(model, loaded.tokenizer, longest + arguments.max_steps, prompts)
-    comparison = Comparison(setting, arguments)
+    turns = Turns(setting)
+    comparison = Comparison(turns, arguments)
     sides = list(sides_of(arguments, runtime.device.type == "cuda"))
     comparison.prepare(sides)
-    if Side(OURS) not in comparison.engines:
+    if Side(OURS) not in turns.engines:
         raise FailedError("nothing to compare with")
     as_float32 = sum(parameter.numel() for parameter in model.parameters()) * 4
     bandwidth = Bandwidth(min(as_float32, _BUFFER_LIMIT), runtime.device)
@@ -228,8 +189,8 @@ def compare(arguments: PeersArguments, runtime: Runtime, loaded: LoadedModel) ->
         "step_bytes_without": {str(n): step_bytes(m) for (n, _), m in setting.models.items()},
         "bandwidth": bandwidth.facts(),
         "sides": [vars(side) | {"name": side.name} for side in sides],
-        "setup": comparison.setup,
-        "left_out": comparison.left_out,
+        "setup": turns.setup,
+        "left_out": turns.left_out,
         "samples": comparison.samples,
     }
     return measured | {"summary": summarize(measured)}
@@ -239,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, model_arguments = parse(argv, __doc__, PeersArguments, ModelArguments)
     if model_arguments.compile:
         reject("compile", "true", "eager and compiled decoding are both measured")
-    folder = Path(arguments.output_dir)
+    path = Path(arguments.output_dir) / "peers"
     results = head("python benchmarks/peers.py", argv, model_arguments.model) | {
         "data": "human_eval",
         "arguments": vars(arguments),
@@ -252,15 +213,12 @@ def main(argv: list[str] | None = None) -> int:
         runtime = start_compiled(of_dtype)
         measured = compare(arguments, runtime, load_model(of_dtype, runtime))
         results["dtypes"][measured["runtime"]["dtype"]] = measured
-        _write(results, folder)  # now, so that an interrupted run keeps the finished dtypes
+        # Now, so that an interrupted run keeps the finished dtypes.
+        write_results(path, results, table(results))
+        plot(results, path.with_suffix(".png"))
         gc.collect()
     print(table(results))
     return 0 if _ours_is_right(results) else 1
-
-
-def _write(results: dict[str, Any], folder: Path) -> None:
-    write_results(folder / "peers", results, table(results))
-    plot(results, folder / "peers.png")
 
 
 def _ours_is_right(results: dict[str, Any]) -> bool:

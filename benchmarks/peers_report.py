@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.conditions import conditions
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.results import Columns, bounded, conditions, number, table_lines
 
 _COLOURS = {
     "this project": "#1b6ca8",
@@ -27,28 +30,27 @@ def table(results: dict[str, Any]) -> str:
 
 def _sides(measured: dict[str, Any]) -> list[str]:
     summary, bandwidth = measured["summary"], measured["bandwidth"]
-    floor = _number(summary["floor_tokens_per_second"], ".1f")
-    lines = [
-        "| side | tokens/s | decoding alone | of the floor | / `generate` | decoding / `generate` "
-        "| decoding / own autoregressive | accepted | outputs |",
-        "|---|---|---|---|---|---|---|---|---|",
+    columns: Columns = {
+        "side": lambda row: row["name"],
+        "tokens/s": lambda row: f"{row['tokens_per_second']['median']:.1f}",
+        "decoding alone": lambda row: f"{_decoding(row)['median']:.1f}",
+        "of the floor": lambda row: f"{row['share_of_floor']:.0%}",
+        "/ `generate`": lambda row: _ratio(row["over_generate"]),
+        "decoding / `generate`": lambda row: _ratio(row["decoding_over_generate"]),
+        "decoding / own autoregressive": lambda row: _ratio(
+            None if row["method"] == "autoregressive" else row["decoding_over_own"]
+        ),
+        "accepted": lambda row: number((row["acceptance"] or {}).get("rate"), ".1%"),
+        "outputs": lambda row: _verdicts(row["verdicts"]),
+    }
+    rows = sorted(summary["sides"], key=lambda row: -_decoding(row)["median"])
+    heading, rule, *lines = table_lines(columns, rows)
+    floor = number(summary["floor_tokens_per_second"], ".1f")
+    return [
+        heading,
+        rule,
         f"| floor: the weights read once a token | | {floor} | 100% | | | | | |",
-    ]
-    for row in sorted(summary["sides"], key=lambda row: -_decoding(row)["median"]):
-        plain = row["method"] == "autoregressive"
-        cells = [
-            row["name"],
-            f"{row['tokens_per_second']['median']:.1f}",
-            f"{_decoding(row)['median']:.1f}",
-            f"{row['share_of_floor']:.0%}",
-            _ratio(row["over_generate"]),
-            _ratio(row["decoding_over_generate"]),
-            _ratio(None if plain else row["decoding_over_own"]),
-            _number((row["acceptance"] or {}).get("rate"), ".1%"),
-            _verdicts(row["verdicts"]),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
+        *lines,
         "",
         "Tokens/s are of whole calls, prompt included; decoding is the same less a call for one "
         "token. Ratios of speed are paired within a turn: means over prompts of medians over "
@@ -59,7 +61,6 @@ def _sides(measured: dict[str, Any]) -> list[str]:
         f"torch's {bandwidth['operation']} over {bandwidth['buffer_bytes'] / 1e6:.0f} MB, by "
         f"{measured['step_bytes'] / 1e6:.0f} MB of weights a step.",
     ]
-    return lines
 
 
 def _decoding(row: dict[str, Any]) -> dict[str, float]:
@@ -67,60 +68,56 @@ def _decoding(row: dict[str, Any]) -> dict[str, float]:
 
 
 def _laws(measured: dict[str, Any]) -> list[str]:
+    columns: Columns = {
+        "self-speculation": lambda row: row["name"],
+        "k": lambda row: f"{row['law']['k']:.2f}",
+        "r": lambda row: f"{row['law']['r']:.3f}",
+        "c": lambda row: f"{row['law']['c']:.3f}",
+        "v": lambda row: f"{row['law']['v']:.3f}",
+        "predicted": lambda row: f"{row['law']['predicted']:.2f}",
+        "measured": lambda row: _ratio(row["law"]["measured"]),
+        "measured / predicted": lambda row: number(row["law"]["measured_over_predicted"], ".2f"),
+    }
     rows = [row for row in measured["summary"]["sides"] if row["law"]]
     if not rows:
         return []
-    lines = [
-        "| self-speculation | k | r | c | v | predicted | measured | measured / predicted |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        law = row["law"]
-        numbers = [f"{law['k']:.2f}", f"{law['r']:.3f}", f"{law['c']:.3f}", f"{law['v']:.3f}"]
-        lines.append(
-            f"| {row['name']} | {' | '.join(numbers)} | {law['predicted']:.2f} | "
-            f"{_ratio(law['measured'])} | {law['measured_over_predicted']:.2f} |"
-        )
-    lines += [
+    return [
+        *table_lines(columns, rows),
         "",
         "Speed-up of decoding alone over autoregressive decoding of the same kind, predicted by "
         "(k r + 1) / (k c + v): k drafted a round, r accepted / drafted, c a draft step and v a "
         "verify pass in full steps.",
     ]
-    return lines
 
 
 def _removal(measured: dict[str, Any]) -> list[str]:
+    columns: Columns = {
+        f"layers removed of {measured['layers']}": lambda row: row["layers_removed"],
+        "decoder": lambda row: "compiled" if row["compiled"] else "eager",
+        "time of a token, of the whole model's": lambda row: _ratio(row["time_of_whole"]),
+        "by bytes of weights": lambda row: f"{row['ideal']:.2f}",
+        "measured / ideal": lambda row: number(row["measured_over_ideal"], ".2f"),
+    }
     rows = measured["summary"]["removal"]
-    if not rows:
-        return []
-    lines = [
-        f"| layers removed of {measured['layers']} | decoder | time of a token, of the whole "
-        "model's | by bytes of weights | measured / ideal |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        kind = "compiled" if row["compiled"] else "eager"
-        lines.append(
-            f"| {row['layers_removed']} | {kind} | {_ratio(row['time_of_whole'])} | "
-            f"{row['ideal']:.2f} | {_number(row['measured_over_ideal'], '.2f')} |"
-        )
-    return lines
+    return table_lines(columns, rows) if rows else []
 
 
 def _setup(measured: dict[str, Any]) -> list[str]:
+    columns: Columns = {
+        "compiled side": lambda row: row["name"],
+        "until its first output (s)": lambda row: f"{row['seconds']:.1f}",
+        "of that, compiling (s)": lambda row: number(row["compile_seconds"], ".1f"),
+    }
     compiled = [side["name"] for side in measured["sides"] if side["compiled"]]
-    found = {name: measured["setup"][name] for name in compiled if name in measured["setup"]}
-    if not found:
+    setup = measured["setup"]
+    rows = [setup[name] | {"name": name} for name in compiled if name in setup]
+    if not rows:
         return []
-    lines = [
-        "| compiled side | until its first output (s) | of that, compiling (s) |",
-        "|---|---|---|",
+    return [
+        *table_lines(columns, rows),
+        "",
+        "What an earlier start compiled is found again, by this project and by torch.",
     ]
-    for name, of in found.items():
-        lines.append(f"| {name} | {of['seconds']:.1f} | {_number(of['compile_seconds'], '.1f')} |")
-    lines += ["", "What an earlier start compiled is found again, by this project and by torch."]
-    return lines
 
 
 def _left_out(measured: dict[str, Any]) -> list[str]:
@@ -144,37 +141,23 @@ def _verdicts(counts: dict[str, int]) -> str:
 
 
 def _ratio(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return "-"
-    bounds = "" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]"
-    return f"{found['value']:.2f}{bounds}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    return bounded([found[key] for key in ("value", "low", "high")] if found else None)
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """Plot the decoding speed of each side, a panel per dtype, with the floor as a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     dtypes = results["dtypes"]
     most = max(len(measured["summary"]["sides"]) for measured in dtypes.values())
     size = (1 + 6.5 * len(dtypes), 1.6 + 0.24 * most)
-    figure, panels = pyplot.subplots(
-        1, len(dtypes), figsize=size, layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(dtypes), squeeze=False)
     for axes, (dtype, measured) in zip(panels[0], dtypes.items(), strict=True):
         _panel(axes, measured)
         axes.set_title(f"{results['model']}, {dtype}, {measured['runtime']['device']}")
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
 
 
-def _panel(axes: Any, measured: dict[str, Any]) -> None:
+def _panel(axes: Axes, measured: dict[str, Any]) -> None:
     """Draw the fastest on top; whiskers span the quartiles of the turns."""
     summary = measured["summary"]
     rows = sorted(summary["sides"], key=lambda row: _decoding(row)["median"])

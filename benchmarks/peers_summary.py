@@ -7,13 +7,11 @@ from typing import Any
 import numpy
 
 from analysis.intervals import mean_intervals
-from benchmarks.bandwidth import floor_tokens_per_second
-from benchmarks.measuring import quartiles
+from benchmarks.measuring import law, quartiles
 from benchmarks.peer_engines import GENERATE, OURS, Side
-from runs.metrics import predicted_speedup
 
 Sample = dict[str, Any]
-Ratio = dict[str, float | None]  # value, low, high and median
+Ratio = dict[str, Any]  # value, low, high and median
 
 
 def summarize(measured: dict[str, Any]) -> dict[str, Any]:
@@ -33,8 +31,8 @@ def summarize(measured: dict[str, Any]) -> dict[str, Any]:
     floors = floors_of_turns(measured["samples"], measured["step_bytes"])
     return {
         "floor_tokens_per_second": statistics.median(floors.values()) if floors else None,
-        "floor_tokens_per_second_at_best": floor_tokens_per_second(
-            1e9 * measured["bandwidth"]["best_gigabytes_per_second"], measured["step_bytes"]
+        "floor_tokens_per_second_at_best": (
+            1e9 * measured["bandwidth"]["best_gigabytes_per_second"] / measured["step_bytes"]
         ),
         "sides": [_row(side, by_side, floors) for side in done if not side.removed],
         "removal": _removal(by_side, measured),
@@ -46,10 +44,7 @@ def floors_of_turns(samples: list[Sample], bytes_per_step: int) -> dict[int, flo
     readings = defaultdict(list)
     for sample in samples:
         readings[sample["turn"]].append(sample["bytes_per_second"])
-    return {
-        turn: floor_tokens_per_second(statistics.median(found), bytes_per_step)
-        for turn, found in readings.items()
-    }
+    return {turn: statistics.median(found) / bytes_per_step for turn, found in readings.items()}
 
 
 def paired_ratio(numerators: list[Sample], denominators: list[Sample], key: str) -> Ratio | None:
@@ -61,6 +56,8 @@ def paired_ratio(numerators: list[Sample], denominators: list[Sample], key: str)
         if not other or not sample[key]:
             return None
         by_prompt[sample["prompt"]].append(sample[key] / other)
+    if not by_prompt:
+        return None
     medians = [statistics.median(ratios) for ratios in by_prompt.values()]
     (interval,) = mean_intervals(numpy.array(medians)[:, None])
     everything = [ratio for ratios in by_prompt.values() for ratio in ratios]
@@ -68,7 +65,7 @@ def paired_ratio(numerators: list[Sample], denominators: list[Sample], key: str)
 
 
 def _row(side: Side, by_side: dict[Side, list[Sample]], floors: dict[int, float]) -> dict[str, Any]:
-    samples = by_side[side]
+    samples, generate = by_side[side], by_side.get(GENERATE, [])
     known = [sample for sample in samples if sample["later_seconds"]]
     rates = [(sample["tokens"] - 1) / sample["later_seconds"] for sample in known]
     floor_of_each = [floors[sample["turn"]] for sample in known]
@@ -78,17 +75,13 @@ def _row(side: Side, by_side: dict[Side, list[Sample]], floors: dict[int, float]
         "tokens_per_second": quartiles([each["tokens"] / each["seconds"] for each in samples]),
         "decoding_tokens_per_second": quartiles(rates),
         "share_of_floor": statistics.median(shares),
-        "over_generate": _speedup(by_side.get(GENERATE), samples, "seconds"),
-        "decoding_over_generate": _speedup(by_side.get(GENERATE), samples, "later_seconds"),
-        "decoding_over_own": _speedup(by_side.get(side.plain()), samples, "later_seconds"),
+        "over_generate": paired_ratio(generate, samples, "seconds"),
+        "decoding_over_generate": paired_ratio(generate, samples, "later_seconds"),
+        "decoding_over_own": paired_ratio(by_side.get(side.plain(), []), samples, "later_seconds"),
         "acceptance": _acceptance(samples),
         "law": _law(side, by_side),
         "verdicts": dict(Counter(sample["verdict"] for sample in samples)),
     }
-
-
-def _speedup(base: list[Sample] | None, samples: list[Sample], key: str) -> Ratio | None:
-    return paired_ratio(base, samples, key) if base else None
 
 
 def _acceptance(samples: list[Sample]) -> dict[str, float] | None:
@@ -105,37 +98,13 @@ def _law(side: Side, by_side: dict[Side, list[Sample]]) -> dict[str, Any] | None
 
     c and v are in full steps of the same system's autoregressive decoding, compiled or not alike.
     """
-    plain, samples = by_side.get(side.plain()), by_side[side]
-    if side.system != OURS or not side.drafts or not plain:
-        return None
-    full = _mean_step(plain, "full")
-    draft, verify = _mean_step(samples, "draft"), _mean_step(samples, "verify")
+    plain, samples = by_side.get(side.plain(), []), by_side[side]
     measured = paired_ratio(plain, samples, "decode_seconds")
-    acceptance = _acceptance(samples)
-    if full is None or draft is None or verify is None or not measured or not acceptance:
+    if side.system != OURS or not measured or not _acceptance(samples):
         return None
-    k, r, c, v = acceptance["drafted_a_round"], acceptance["rate"], draft / full, verify / full
-    predicted = predicted_speedup(k, r, c, v)
-    return {
-        "k": k,
-        "r": r,
-        "c": c,
-        "v": v,
-        "predicted": predicted,
-        "measured": measured,
-        "measured_over_predicted": _over(measured, predicted),
-    }
-
-
-def _over(ratio: Ratio | None, expected: float) -> float | None:
-    value = ratio["value"] if ratio else None
-    return None if value is None else value / expected
-
-
-def _mean_step(samples: list[Sample], name: str) -> float | None:
-    steps = [sample["steps"][name] for sample in samples if name in sample["steps"]]
-    calls = sum(step["calls"] for step in steps)
-    return sum(step["seconds"] for step in steps) / calls if calls else None
+    found = law(plain, samples)
+    over = measured["value"] / found["predicted"]
+    return found | {"measured": measured, "measured_over_predicted": over}
 
 
 def _removal(by_side: dict[Side, list[Sample]], measured: dict[str, Any]) -> list[dict[str, Any]]:
@@ -153,7 +122,7 @@ def _removal(by_side: dict[Side, list[Sample]], measured: dict[str, Any]) -> lis
                 "compiled": side.compiled,
                 "time_of_whole": ratio,
                 "ideal": ideal,
-                "measured_over_ideal": _over(ratio, ideal),
+                "measured_over_ideal": ratio["value"] / ideal if ratio else None,
             }
         )
     return rows

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from arguments.model import ModelArguments
-from benchmarks.conditions import conditions, head
 from benchmarks.measuring import SEED, human_eval_prompts
+from benchmarks.results import conditions, head
 from command_line.errors import reject
 from command_line.flags import check_least, flag, parse
 from command_line.script import run_script

@@ -19,7 +19,8 @@ from typing import Any
 if not __package__:  # started as a file, whose folder Python puts first
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.conditions import conditions, head, write_results
+from benchmarks.order import in_turn
+from benchmarks.results import Columns, bounded, conditions, head, table_lines, write_results
 from command_line.errors import FailedError, reject
 from command_line.flags import check_least, flag, parse
 from command_line.script import run_script
@@ -28,6 +29,14 @@ from runs.reader import find_runs, read_record, read_samples
 from runs.record import RunRecord
 
 ROOT = Path(__file__).parent.parent
+COLUMNS: Columns = {
+    "processes": lambda row: row["processes"],
+    "tokens/s together": lambda row: f"{row['tokens_per_second']:.0f}",
+    "/ one process, median [lowest, highest]": lambda row: bounded(
+        [row[key] for key in ("ratio", "lowest_ratio", "highest_ratio")]
+    ),
+    "outputs": lambda row: "equal" if row["equal"] else "NOT EQUAL",
+}
 
 
 @dataclass
@@ -53,8 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = words[split + 1 :]
     samples = []
     for turn in range(arguments.repeats):
-        # Every other turn runs backwards, so that no number always comes first.
-        for count in arguments.processes[:: -1 if turn % 2 else 1]:
+        for count in in_turn(arguments.processes, turn, arguments.repeats):
             record, outputs = measure(count, arguments.threads, flags)
             samples.append({"turn": turn, "outputs": outputs} | record.metrics["throughput"])
             print(f"turn {turn + 1}: {samples[-1]}", file=sys.stderr, flush=True)
@@ -112,21 +120,13 @@ def summarize(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def table(results: dict[str, Any]) -> str:
     """Return the summary in Markdown."""
-    first = results["samples"][0]
-    lines = [
-        "# Processes",
-        "",
-        "| processes | tokens/s together | / one process, median [lowest, highest] | outputs |",
-        "|---|---|---|---|",
-    ]
-    for row in results["summary"]:
-        spread = f"{row['ratio']:.2f} [{row['lowest_ratio']:.2f}, {row['highest_ratio']:.2f}]"
-        said = "equal" if row["equal"] else "NOT EQUAL"
-        lines.append(f"| {row['processes']} | {row['tokens_per_second']:.0f} | {spread} | {said} |")
-    threads = f"threads per process: {results['runtime']['threads']}"
-    measured = f"{first['prompts']} prompts, {first['generated_tokens']} tokens, {threads}"
-    lines += ["", conditions(results, results["runtime"], measured), ""]
-    return "\n".join(lines)
+    first, runtime = results["samples"][0], results["runtime"]
+    measured = (
+        f"{first['prompts']} prompts, {first['generated_tokens']} tokens, "
+        f"threads per process: {runtime['threads']}"
+    )
+    line = conditions(results, runtime, measured)
+    return "\n".join(["# Processes", "", *table_lines(COLUMNS, results["summary"]), "", line, ""])
 
 
 def _cores(count: int) -> list[int]:

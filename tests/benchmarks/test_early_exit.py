@@ -3,10 +3,11 @@
 import json
 
 import pytest
-import torch
 
+import benchmarks.turns
 from benchmarks import early_exit
-from benchmarks.peer_engines import Side
+from benchmarks.peer_engines import GENERATE, OURS, Decoded, Engine, Setting, Side
+from benchmarks.turns import Turns
 from command_line.script import run_script
 from tests.conftest import write
 
@@ -31,16 +32,13 @@ def test_sides_make_the_same_tokens_and_are_tabulated(checkpoint, tmp_path, caps
 
 
 def test_speedups_are_of_whole_calls():
-    decoded = [early_exit.Decoded([1, 2]), early_exit.Decoded([3])]
-    drafted = [
-        early_exit.Decoded([1, 2], drafted=4, accepted=3),
-        early_exit.Decoded([4], drafted=2),
-    ]
-    fast = Side(early_exit.OURS, "self-speculative", exit_layer=1, drafts=2)
+    decoded = [Decoded([1, 2]), Decoded([3])]
+    drafted = [Decoded([1, 2], drafted=4, accepted=3), Decoded([4], drafted=2)]
+    fast = Side(OURS, "self-speculative", exit_layer=1, drafts=2)
     samples = {
-        Side(early_exit.OURS): early_exit.Timed([2.0, 1.0], decoded),
-        early_exit.GENERATE: early_exit.Timed([4.0, 2.0], decoded),
-        fast: early_exit.Timed([1.0, 0.5], drafted),
+        Side(OURS): list(zip([2.0, 1.0], decoded, strict=True)),
+        GENERATE: list(zip([4.0, 2.0], decoded, strict=True)),
+        fast: list(zip([1.0, 0.5], drafted, strict=True)),
     }
     plain, generate, row = early_exit.summarize(samples, [2, 1])
     assert plain["tokens_per_second"] == 1
@@ -50,21 +48,21 @@ def test_speedups_are_of_whole_calls():
     assert (row["acceptance"], row["equal_outputs"]) == (0.5, 1)
 
 
-class Engine:
-    """Decodes one token too few for some prompts."""
+def turns_of(model, engines):
+    """Turns over three prompts, by engines that decode one token too few for some of them."""
+    setting = Setting(model, None, 0, prompts=[[1], [2], [3]])
+    turns = Turns(setting, needed=OURS)
+    for side, short in engines.items():
+        turns.engines[side] = Engine(
+            lambda ids, steps, short=short: Decoded([1] * (steps - (ids in short)))
+        )
+    return turns
 
-    def __init__(self, short):
-        self._short = short
 
-    def decode(self, ids, steps):
-        return early_exit.Decoded([1] * (steps - (ids in self._short)))
-
-
-def test_a_side_that_fails_at_a_prompt_is_left_out(capsys):
-    ours, economize = Side(early_exit.OURS), Side("economize")
-    prompts, steps, cpu = [[1], [2], [3]], [2, 2, 2], torch.device("cpu")
-    engines = {ours: Engine([]), economize: Engine([[2]])}
-    samples = early_exit.measure(engines, prompts, steps, cpu)
+def test_a_side_that_fails_at_a_prompt_is_left_out(model, capsys):
+    ours, economize = Side(OURS), Side("economize")
+    steps = [2, 2, 2]
+    samples = early_exit.measure(turns_of(model, {ours: [], economize: [[2]]}), steps)
     assert list(samples) == [ours]
     assert "economize autoregressive is left out: RuntimeError: made 1 tokens, not 2" in (
         capsys.readouterr().err
@@ -72,18 +70,20 @@ def test_a_side_that_fails_at_a_prompt_is_left_out(capsys):
     (row,) = early_exit.summarize(samples, steps)
     assert row["over_transformers"] is None
     with pytest.raises(RuntimeError, match="made 1 tokens, not 2"):
-        early_exit.measure({ours: Engine([[1]])}, prompts, steps, cpu)
+        early_exit.measure(turns_of(model, {ours: [[1]]}), steps)
 
 
-def test_a_peer_that_cannot_begin_is_left_out_but_not_this_project(monkeypatch, capsys):
+def test_a_peer_that_cannot_begin_is_left_out_but_not_this_project(model, monkeypatch, capsys):
     def none(side, setting):
         raise ModuleNotFoundError(f"no {side.system}")
 
-    monkeypatch.setattr(early_exit, "build", none)
-    assert early_exit.prepare([Side("economize")], None) == {}
+    monkeypatch.setattr(benchmarks.turns, "build", none)
+    turns = turns_of(model, {})
+    turns.prepare(Side("economize"), [1], 2)
+    assert turns.engines == {}
     assert "economize autoregressive is left out" in capsys.readouterr().err
     with pytest.raises(ModuleNotFoundError):
-        early_exit.prepare([Side(early_exit.OURS)], None)
+        turns.prepare(Side(OURS), [1], 2)
 
 
 def test_an_exit_layer_beyond_the_model_is_refused(checkpoint, tmp_path, capsys):

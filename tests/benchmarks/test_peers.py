@@ -9,11 +9,12 @@ from transformers import LlamaForCausalLM
 
 from benchmarks import peers
 from benchmarks.bandwidth import READS, Bandwidth, step_bytes
-from benchmarks.measuring import in_turn
+from benchmarks.order import in_turn
 from benchmarks.peer_engines import GENERATE, OURS, Decoded, Engine, Setting, Side, build
 from benchmarks.peers import Comparison, PeersArguments, sides_of
 from benchmarks.peers_report import table
 from benchmarks.peers_summary import floors_of_turns, paired_ratio, summarize
+from benchmarks.turns import Turns
 from command_line.errors import EXIT_USAGE
 from command_line.script import run_script
 from pruned_model import weight_bytes
@@ -59,6 +60,10 @@ def test_every_turn_holds_every_side_and_none_keeps_its_place():
     assert all(sorted(order) == list(range(5)) for order in orders)
     assert {order[0] for order in orders} != {0}
     assert len({order[order.index(2) - 1] for order in orders}) > 1
+
+
+def test_two_sides_in_two_turns_are_each_first_once():
+    assert [in_turn(["a", "b"], turn, 2) for turn in range(2)] == [["a", "b"], ["b", "a"]]
 
 
 def test_ratios_pair_turns_and_take_medians_of_repeats_and_means_of_prompts():
@@ -216,21 +221,28 @@ def test_a_missing_package_is_left_out_and_the_rest_goes_on(setting, monkeypatch
     for package in peers.PACKAGES:
         monkeypatch.setitem(sys.modules, package, None)
     absent = [Side("economize"), Side("flashspec", "prompt lookup", drafts=4)]
-    comparison = Comparison(setting, PeersArguments(max_steps=STEPS))
+    comparison = Comparison(Turns(setting), PeersArguments(max_steps=STEPS))
     comparison.prepare([*absent, PLAIN])
-    assert list(comparison.engines) == [PLAIN]
+    assert list(comparison.turns.engines) == [PLAIN]
     warnings = capsys.readouterr().err
     for side in absent:
-        assert "is not installed" in comparison.left_out[side.name]
+        assert "is not installed" in comparison.turns.left_out[side.name]
         assert warnings.count(f"{side.name} is left out") == 1
-    assert comparison.setup[PLAIN.name]["seconds"] > 0
+    assert comparison.turns.setup[PLAIN.name]["seconds"] > 0
+
+
+def test_outputs_shorter_than_the_warm_up_leave_no_side_out(setting):
+    setting.capacity = 32 + 4
+    comparison = Comparison(Turns(setting), PeersArguments(max_steps=4))
+    comparison.prepare([PLAIN, DRAFTED])
+    assert list(comparison.turns.engines) == [PLAIN, DRAFTED]
 
 
 def test_a_side_that_breaks_down_or_stops_early_is_left_out(setting, capsys):
     arguments = PeersArguments(max_steps=STEPS, repeats=2)
-    comparison = Comparison(setting, arguments)
+    comparison = Comparison(Turns(setting), arguments)
     comparison.prepare([PLAIN, DRAFTED])
-    good = comparison.engines[DRAFTED].decode
+    good = comparison.turns.engines[DRAFTED].decode
     calls = []
 
     def worse(ids, steps):
@@ -239,24 +251,24 @@ def test_a_side_that_breaks_down_or_stops_early_is_left_out(setting, capsys):
         # Two calls a turn: the second turn's fails.
         return Decoded(made.output_ids[:-1]) if len(calls) > 3 else made
 
-    comparison.engines[DRAFTED] = Engine(worse)
+    comparison.turns.engines[DRAFTED] = Engine(worse)
     comparison.measure(Bandwidth(2**16, torch.device("cpu")))
     comparison.judge()
-    assert list(comparison.engines) == [PLAIN]
-    assert "made 11 tokens, not 12" in comparison.left_out[DRAFTED.name]
+    assert list(comparison.turns.engines) == [PLAIN]
+    assert "made 11 tokens, not 12" in comparison.turns.left_out[DRAFTED.name]
     assert f"{DRAFTED.name} is left out" in capsys.readouterr().err
     of_plain = [each for each in comparison.samples if each["side"] == PLAIN.name]
     assert len(of_plain) == 4
     assert {each["verdict"] for each in comparison.samples} == {"equal"}
-    rows = summarize(measured(comparison.samples, left_out=comparison.left_out))["sides"]
+    rows = summarize(measured(comparison.samples, left_out=comparison.turns.left_out))["sides"]
     assert [row["name"] for row in rows] == [PLAIN.name]
 
 
 def test_another_output_is_judged_wrong(setting):
-    comparison = Comparison(setting, PeersArguments(max_steps=STEPS, repeats=1))
+    comparison = Comparison(Turns(setting), PeersArguments(max_steps=STEPS, repeats=1))
     comparison.prepare([PLAIN, DRAFTED])
-    plain = comparison.engines[PLAIN].decode
-    comparison.engines[DRAFTED] = Engine(
+    plain = comparison.turns.engines[PLAIN].decode
+    comparison.turns.engines[DRAFTED] = Engine(
         lambda ids, steps: Decoded([(plain(ids, steps).output_ids[0] + 1) % END] * steps)
     )
     comparison.measure(Bandwidth(2**16, torch.device("cpu")))

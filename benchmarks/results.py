@@ -1,14 +1,17 @@
-"""The facts at the head of every benchmark's results, the line under its table, and its files."""
+"""The results of every benchmark: their head, tables, line of conditions and files."""
 
-import json
 import shlex
 import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from files.commit import current_commit
-from files.writing import replace_text
+from files.writing import replace_json, replace_text
+
+Row = dict[str, Any]
+Columns = dict[str, Callable[[Row], Any]]  # a heading, and what it shows of a row
 
 
 def head(command: str, argv: list[str] | None, model: str) -> dict[str, Any]:
@@ -20,6 +23,25 @@ def head(command: str, argv: list[str] | None, model: str) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "model": model,
     }
+
+
+def table_lines(columns: Columns, rows: Iterable[Row]) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    cells = [[str(cell(row)) for cell in columns.values()] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in ([*columns], *cells)]
+    return [lines[0], "|" + "---|" * len(columns), *lines[1:]]
+
+
+def number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def bounded(values: Sequence[Any] | None) -> str:
+    """Return a value with its low and high bounds, which are None for a single measurement."""
+    if values is None:
+        return "-"
+    value, low, high = values
+    return f"{value:.2f}" if low is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def conditions(
@@ -51,5 +73,5 @@ def conditions(
 def write_results(path: Path, results: dict[str, Any], page: str) -> None:
     """Write `path`.json and `path`.md."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
+    replace_json(path.with_suffix(".json"), results)
     replace_text(path.with_suffix(".md"), page)

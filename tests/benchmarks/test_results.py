@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from benchmarks import decoding_report, early_exit, peers_report, scaling
-from benchmarks.conditions import conditions, head
+from benchmarks.results import conditions, head
 from command_line.errors import EXIT_USAGE
 from tests.conftest import ROOT
 
