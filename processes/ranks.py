@@ -1,16 +1,12 @@
 """The processes that torchrun started for one run: which one this is, and how they agree.
 
 They exchange small values (verdicts, plans, finished examples) as JSON through torchrun's store.
-Collectives of a gloo group were tried instead (torch 2.13; accelerate uses the same), and lose:
-- Errors of others. A collective ends only when all processes have joined it. In a trial of three,
-  the third failed and the second was busy for 15 s: the first, which waited, learned nothing until
-  the second came, and then only "connection closed". The next collective of the failed process was
-  paired with the one that the others were in, and returned wrong values. The cure for both is this
-  store again, and a new group for each section.
-- The end of a wait. A process that waited for a machine without network had not noticed after
-  35 minutes, and Ctrl-C came through only after the wait unless a loop polls. `monitored_barrier`
-  names the late process after a time fixed before, and on one process only.
-- The count of the progress bar, to which each process adds at any time.
+Collectives of a gloo group (torch 2.13) were tried instead, and rejected:
+- A collective ends only when all processes have joined it, so an error of another process shows
+  late. The next collective of a failed process returned wrong values.
+- A process that waited for a machine without network had not noticed after 35 minutes, and Ctrl-C
+  came through only after the wait.
+- Each process adds to the progress bar's count at any time.
 """
 
 import _thread
