@@ -16,6 +16,15 @@ from command_line.errors import BusyError, FailedError, reject
 
 
 @contextmanager
+def refused_unwritable(output_dir: str) -> Iterator[None]:
+    """Turn an OSError before or at the beginning of a run into a `UsageError`."""
+    try:
+        yield
+    except OSError as error:
+        reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
+
+
+@contextmanager
 def held_folder(output_dir: str, lock_name: str, work: str) -> Iterator[None]:
     """Make the folder, and hold a lock in it for this process.
 
@@ -24,13 +33,12 @@ def held_folder(output_dir: str, lock_name: str, work: str) -> Iterator[None]:
     """
     folder = Path(output_dir)
     lock = FileLock(folder / lock_name, timeout=0)
-    try:
+    with refused_unwritable(output_dir):
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise BusyError(f"--output_dir {output_dir}: another process {work}") from error
-    except OSError as error:
-        reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise BusyError(f"--output_dir {output_dir}: another process {work}") from error
     try:
         yield
     finally:
@@ -142,15 +150,6 @@ class LineFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-@contextmanager
-def refused_unwritable(output_dir: str) -> Iterator[None]:
-    """Turn an OSError at the beginning of a run's files into a `UsageError`."""
-    try:
-        yield
-    except OSError as error:
-        reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
 
 
 @contextmanager

@@ -10,9 +10,8 @@ from os.path import commonprefix
 from typing import Any
 
 _FIRST_CONTEXT = 8
-_BYTE = re.compile(
-    r"<0x([0-9A-F]{2})>"
-)  # SentencePiece's token of a byte of a character without a token
+# SentencePiece's token of a byte, for characters without a token.
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _REPLACEMENT = "\ufffd"
 
 

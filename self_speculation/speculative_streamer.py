@@ -27,7 +27,8 @@ class WholeText(Streamer):
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._is_terminal = is_terminal(stream)
+        # A terminal with a cursor that can be moved.
+        self._is_terminal = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self._reset()
 
     def begin(self, stop_rule: StopRule) -> None:
@@ -90,7 +91,8 @@ class SpeculativeStreamer(StandardStreamer):
 
     def _reset(self) -> None:
         super()._reset()
-        self._colours = (_DRAFTED, _ACCEPTED) if allows_colour(self._stream) else ("", "")
+        coloured = self._is_terminal and not os.environ.get("NO_COLOR")  # no-color.org
+        self._colours = (_DRAFTED, _ACCEPTED) if coloured else ("", "")
         self._drafted_ids: list[int] = []
         self._is_draft_shown = False
         self._column = 0
@@ -168,16 +170,6 @@ def column_after(text: str, column: int, columns: int) -> int:
             width = max(wcwidth(character), 0)
             column = column + width if column + width <= columns else width
     return column
-
-
-def is_terminal(stream: TextIO) -> bool:
-    """Whether the stream is a terminal with a cursor that can be moved."""
-    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-
-
-def allows_colour(stream: TextIO) -> bool:
-    """Whether the stream is a terminal whose user has not set NO_COLOR (no-color.org)."""
-    return is_terminal(stream) and not os.environ.get("NO_COLOR")
 
 
 STREAMERS: dict[str, Callable[[TextIO], WholeText]] = {
