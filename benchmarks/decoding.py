@@ -10,6 +10,7 @@ import copy
 import json
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -68,7 +69,7 @@ class DecodingArguments:
     output_dir: str = flag("results", "folder of decoding.json, .md and .png")
 
     def check(self) -> None:
-        check_least(self, num_prompts=1, max_steps=2, num_speculations=1)
+        check_least(self, num_prompts=1, max_steps=3, num_speculations=1)
         if 0 not in self.removed:
             reject("removed", self.removed, "must hold 0, the whole model, to compare with")
 
@@ -140,7 +141,7 @@ def removal(setting: Setting, arguments: DecodingArguments) -> dict[str, Any]:
     layers, device = whole.config.num_hidden_layers, whole.device
     ids_1T = torch.tensor([ids[-1:]], device=device)
     actions: dict[Any, Callable[[], Any]] = {"head": partial(_head_alone, whole, ids_1T)}
-    models = {count: setting.without(count, compiled=False) for count in arguments.removed}
+    models = {count: setting.without(count, compiled=False) for count in sorted(arguments.removed)}
     for count, model in models.items():
         engine = CachedLlama(model, setting.capacity)
         engine.forward(torch.tensor([ids], device=device))
@@ -203,7 +204,7 @@ def equality(setting: Setting, arguments: DecodingArguments) -> list[dict[str, A
         kept = plan.kept_exit_layer(arguments.exit_layer)
         plain = _decoder(Side(OURS), pruned, arguments)
         spoken = _decoder(_drafting(kept, arguments), pruned, arguments)
-        verdicts, tokens = {"equal": 0, "tie": 0, "wrong": 0}, 0
+        verdicts, tokens = Counter(equal=0, tie=0, wrong=0), 0
         for ids in setting.prompts:
             one, other = plain(ids).output_ids, spoken(ids).output_ids
             found = first_difference(model, ids, one, other)

@@ -41,9 +41,11 @@ def table(results: dict[str, Any]) -> str:
         f"{states / 1e3:.0f} kB of states held a prompt |"
     )
     for row in results["equality"]:
+        different = f", {row['different']} different" if "different" in row else ""
         lines.append(
             f"| greedy outputs of both decoders, {row['plan']} | {row['equal']} equal, "
-            f"{row['tie']} tied, {row['wrong']} wrong; {row['tokens']} tokens |"
+            f"{row['tie']} tied, {row['wrong']} wrong{different}; "
+            f"{row['tokens']} tokens |"
         )
     lines += ["", conditions(results, results["runtime"], "human_eval, greedy")]
     return "\n".join(lines) + "\n"
