@@ -1,4 +1,4 @@
-"""The shell sweeps: the call of sweep.py that they make, and how often they make it."""
+"""The shell scripts call sweep.py with the right flags, and again after a run that killed it."""
 
 import itertools
 import os
@@ -9,18 +9,13 @@ import sys
 import pytest
 
 import sweep
-from arguments.run import RUN_GROUPS, RunArguments
 from command_line.errors import EXIT_BUSY, EXIT_INTERRUPTED, UsageError
-from command_line.flags import parse
-from processes.ranks import ALONE
-from runs.definition import run_definer
 from runs.reader import find_runs, read_record
-from runs.sweep_runs import Sweep
 from tests.conftest import ROOT, numbered
 
 DEFAULT_DATASETS = ["cnn_dm_lm", "human_eval", "xsum_summarization", "cnn_dm_summarization"]
-# Stands for Python: writes each call down, and does what the next line of the file `acts` says:
-# ends with that code, after it has noted that the sweep has begun, or a run that ended it.
+# A stand-in for Python. It records each call, and obeys the next line of the file `acts`: an exit
+# code, whether the sweep began, and the run that ended it.
 PYTHON = """#!/usr/bin/env bash
 cd "$(dirname "$0")"
 printf '%q ' "$@" >>calls
@@ -36,7 +31,7 @@ SLEEP = '#!/usr/bin/env bash\necho "$@" >>"$(dirname "$0")/naps"\n'
 
 
 class Shell:
-    """run_tests with stand-ins for Python and sleep, in a folder of its own."""
+    """Run the shell scripts in a folder with stand-ins for Python and sleep."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -63,7 +58,7 @@ class Shell:
         return list(map(shlex.split, path.read_text().splitlines())) if path.exists() else []
 
     def arguments(self, *flags, **environment):
-        """The flags of the one call of sweep.py, parsed."""
+        """Return the parsed flags of the only call of sweep.py."""
         done = self(*flags, **environment)
         assert (done.returncode, done.stderr) == (0, "")
         ((script, *words),) = self.calls()
@@ -77,7 +72,7 @@ def shell(tmp_path):
 
 
 def runs_of(arguments):
-    """All runs of a sweep: data set, plan, exit layer and draft length."""
+    """Yield data set, plan, exit layer and draft length of each run of a sweep."""
     for baseline in arguments.baselines():
         drafting = (arguments.speculative(baseline, e) for e in arguments.grid.exit_layers(99))
         for run in [baseline, *itertools.chain.from_iterable(drafting)]:
@@ -96,7 +91,7 @@ def test_the_usual_sweep(shell):
 
 
 def test_base_and_pruned_runs_share_prompts_exit_layer_and_draft_length(shell):
-    """A base run at exit layer 31 was once the yardstick of pruned ones at 30."""
+    """Pruned runs at exit layer 30 were once compared with a base run at 31."""
     base, pruned = shell.arguments(script="run_tests_base"), shell.arguments()
     points = ({(name, *point) for name, _, *point in runs_of(one)} for one in (base, pruned))
     assert len(set(map(frozenset, points))) == 1
@@ -135,30 +130,6 @@ def test_the_environment_sets_the_sweep_and_flags_pass_through(shell, tmp_path):
         "top_v2": f"{rows}/top_v2.csv.gz",
         "human_eval": None,
     }
-
-
-def test_runs_have_the_ids_of_separate_benchmarks(shell, checkpoint, tmp_path):
-    """So that the logs of sweeps by benchmark.py alone are taken up."""
-    (tmp_path / "rows").mkdir()
-    rows = numbered(tmp_path / "rows" / "custom_jsonl.jsonl", range(12))
-    common = ["--sample", "true", "--calibration_samples", "4", "--dtype", "float64"]
-    settings = {"MODEL": str(checkpoint), "DATASETS": "custom_jsonl", "DATA_DIR": str(rows.parent)}
-    settings |= {"NUM_SAMPLES": "3", "EXIT_LAYER": "4", "NUM_SPECULATIONS": "2", "PRUNE_NS": "1 2"}
-    settings |= {"PRUNE_METHODS": "base angular random", "PRUNE_SEEDS": "5", "THRESHOLDS": "0.1"}
-    arguments = shell.arguments(*common, **settings)
-    common += ["--model", str(checkpoint), "--dataset", "custom_jsonl", "--data_path", str(rows)]
-    common += ["--num_samples", "3"]
-    plans = ["base", "angular --prune_n 1", "angular --prune_n 2"]
-    plans += ["random --dropout_threshold 0.1 --prune_seed 5"]
-    drafting = "--generation_strategy self_speculative --exit_layer 4 --num_speculations 2"
-    define = run_definer()
-    alone = [
-        define(RunArguments(*parse([*common, *words.split()], "", *RUN_GROUPS))).run_id
-        for plan in plans
-        for words in (f"--prune_method {plan}", f"--prune_method {plan} {drafting}")
-    ]
-    assert [state.run_id for state in Sweep(arguments, ALONE).states()] == alone
-    assert len(set(alone)) == 8
 
 
 def test_a_method_without_values_has_no_plans(shell):
@@ -201,7 +172,6 @@ def test_a_dry_run_is_one_process(shell):
     ("environment", "message"),
     [
         ({"PRUNE_METHODS": "magic"}, "'magic'"),
-        ({"PRUNE_METHODS": "angulars base"}, "'angulars'"),
         ({"DATA_DIR": "nowhere"}, "--data_dir nowhere: is no folder"),
         ({"DATASETS": ""}, "--datasets: expected at least one argument"),
         ({"PRUNE_NS": "", "THRESHOLDS": ""}, "--prune_methods: expected at least one argument"),
@@ -224,7 +194,7 @@ def test_bad_settings_are_one_line(shell, environment, message):
 
 @pytest.mark.parametrize("flag", ["--exit_layer", "--exit_layer=4", "--prune_method", "--datasets"])
 def test_flags_in_which_runs_differ_come_from_the_environment(shell, flag):
-    """An exit layer would make every autoregressive run another model, and no baseline."""
+    """With an exit layer, an autoregressive run is another model and no baseline."""
     done = shell(flag, "4")
     assert done.returncode == 2
     assert "set it in the environment" in done.stderr
@@ -244,12 +214,12 @@ def test_more_processes_go_through_torchrun(shell):
     (call,) = shell.calls()
     assert call[:2] == ["-m", "torch.distributed.run"]
     assert call[2:5] == ["--standalone", "--nproc_per_node", "2"]
-    # launch_ranks puts itself between, and a file for exit codes.
+    # launch_ranks wraps the command, and adds a file for exit codes.
     command = call[call.index("--as-rank") + 2 :]
     assert command[:2] == [str(shell.folder / "python"), str(ROOT / "sweep.py")]
 
 
-# sweep.py in a process that is killed at the second prompt of runs that draft after random pruning.
+# Runs sweep.py, and kills the process at the second prompt of a run that drafts with a random plan.
 FRAGILE = """
 import os, signal, sys
 import sweep

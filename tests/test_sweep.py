@@ -1,6 +1,7 @@
-"""A grid of runs on one loaded model: which are run, skipped, resumed and left out."""
+"""A sweep runs a grid on one loaded model, and says which runs it skips, resumes and leaves out."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from tests.conftest import SWEEP_GRID, SWEEP_PLANS, SWEEP_POINTS, numbered, rewr
 
 ONE_POINT = ["--exit_layer_first", "4", "--num_speculations_first", "3"]
 THREE_METHODS = [
-    *("--prune_methods", "random", "base", "angular", "--prune_ns", "2"),
+    *("--prune_methods", "random", "base", "angular", "--prune_ns", "2", "1"),
     *("--dropout_thresholds", "0.3", "--prune_seed", "3", "--calibration_samples", "4"),
 ]
 
@@ -45,7 +46,7 @@ def points(folder):
 
 
 def results(folder):
-    """Plan, model and output ids of each run, by its id."""
+    """Return plan, model and output ids of each run, by run id."""
     return {
         record.run_id: (record.plan, record.model, [one.output_ids for one in read_samples(path)])
         for path in find_runs(folder)
@@ -68,50 +69,38 @@ def test_every_plan_has_every_point_and_its_baseline(run_sweep, monkeypatch, cap
     assert "run 1 of 10: custom_jsonl, base, autoregressive; 20 prompts left\n" in out
     assert "run 10 of 10: custom_jsonl, angular n=2, exit layer 4, 3 drafts; 2 prompts left" in out
     assert "10 of 10 runs are complete" in out
-    # Removed layers share the memory, whose peak is then not the run's.
+    # A pruned run has no peak: the layers that it removed stay in memory for other runs.
     for record in records(folder):
         known = record.metrics["peak_memory_bytes"] is not None
         assert known == (record.plan["method"] == "base")
 
 
-def test_a_run_is_what_the_benchmark_makes_of_it(run_sweep, run):
-    """The same tokens, id and log, though the model was pruned before and is whole again."""
-    code, folder = run_sweep(*THREE_METHODS, *ONE_POINT)
-    assert code == 0
+def test_a_run_is_what_the_benchmark_makes_of_it(run_sweep, run, monkeypatch):
+    """Pruned and restored for other plans, the model decodes as if it had been loaded anew."""
+    measured, ordinary = [], pruned_model.angular_distances
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            pruned_model,
+            "angular_distances",
+            lambda *all: measured.append(len(all[1])) or ordinary(*all),
+        )
+        code, folder = run_sweep(*THREE_METHODS, *ONE_POINT)
+    assert (code, measured) == (0, [4])  # one measurement for both numbers of layers
     swept = results(folder)
-    assert len(swept) == 6
-    plans = {
-        "angular": ["--prune_n", "2", "--calibration_samples", "4"],
-        "random": ["--dropout_threshold", "0.3"],
-        "base": [],
-    }
-    for method, flags in plans.items():
+    assert len(swept) == 8
+    plans = [
+        ["angular", "--prune_n", "1", "--calibration_samples", "4"],
+        ["angular", "--prune_n", "2", "--calibration_samples", "4"],
+        ["random", "--dropout_threshold", "0.3"],
+        ["base"],
+    ]
+    for flags in plans:
         greedy = ["--sample", "false", "--max_steps", "8", "--random_shuffle", "true"]
         decoder = ["--generation_strategy", "self_speculative", "--exit_layer", "4"]
-        plan = ["--prune_method", method, *flags, "--prune_seed", "3"]
+        plan = ["--prune_method", *flags, "--prune_seed", "3"]
         _, alone, samples = run(*greedy, *decoder, "--num_speculations", "3", *plan, samples="2")
         expected = alone.plan, alone.model, [one.output_ids for one in samples]
         assert swept[alone.run_id] == expected
-
-
-def test_distances_are_measured_once_for_every_prune_n(run_sweep, run, monkeypatch):
-    """And each plan is the one that its own measurement would make."""
-    measured, ordinary = [], pruned_model.angular_distances
-    monkeypatch.setattr(
-        pruned_model,
-        "angular_distances",
-        lambda model, prompts, *rest: (
-            measured.append(len(prompts)) or ordinary(model, prompts, *rest)
-        ),
-    )
-    methods = ["--prune_methods", "angular", "--prune_ns", "2", "1"]
-    code, folder = run_sweep(*SWEEP_PLANS, *methods, *ONE_POINT)
-    assert (code, measured) == (0, [4])
-    flags = ["--sample", "false", "--max_steps", "8", "--random_shuffle", "true"]
-    for count in ("1", "2"):
-        plan = ["--prune_method", "angular", "--prune_n", count, "--calibration_samples", "4"]
-        _, alone, _ = run(*flags, *plan, samples="2")
-        assert results(folder)[alone.run_id][0] == alone.plan
 
 
 def test_a_sweep_that_was_stopped_goes_on_until_nothing_is_left(
@@ -173,7 +162,7 @@ def test_exit_layers_without_layers_on_a_side_are_named_and_skipped(run_sweep, c
     out = capsys.readouterr().out
     for exit_layer in {*range(1, 8)} - {*usable}:
         assert f"skipped: custom_jsonl, random p=0.5 seed=1, --exit_layer {exit_layer}: " in out
-    # The logs tell which exit layers the plan allows.
+    # A dry run reads from the logs which exit layers the plan allows.
     assert run_sweep(*flags, "--dry_run", "true")[0] == 0
     assert f"0 of {1 + len(usable)} runs and 0 prompts are left" in capsys.readouterr().out
 
@@ -195,7 +184,7 @@ def test_a_run_that_another_plan_began_is_not_taken_up(run_sweep, stop_at, capsy
 
 @pytest.fixture
 def fail_at_exit_layer_2(monkeypatch):
-    """Makes the runs that draft at exit layer 2 fail; returns a function that takes the error."""
+    """Return a function that makes runs that draft at exit layer 2 fail with an error."""
     ordinary = sweep_runs.perform_run
 
     def fail(error):
@@ -233,7 +222,7 @@ def test_a_run_that_fails_stops_no_other(
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Ends a run like a signal that kills its process."""
 
 
 @pytest.mark.parametrize("kind", [Killed, RuntimeError, FailedError])
@@ -262,63 +251,65 @@ def test_a_run_that_ends_its_process_twice_is_given_up(
     assert len((tmp_path / "tries").read_text().splitlines()) == 2
 
 
+@pytest.fixture
+def sweep_data_sets(tmp_path, checkpoint, capsys):
+    """Run sweep.py on data sets with more flags; return exit code, output and messages."""
+
+    def run(*names_and_flags):
+        model = ["--model", str(checkpoint), "--num_samples", "2", *SWEEP_GRID, *ONE_POINT]
+        line = [*model, "--output_dir", str(tmp_path / "logs"), "--datasets", *names_and_flags]
+        return run_script(sweep.main, line), *capsys.readouterr()
+
+    return run
+
+
 def test_data_sets_lie_in_one_folder_and_those_that_cannot_be_read_stop_no_other(
-    tmp_path, checkpoint, capsys
+    sweep_data_sets, tmp_path
 ):
-    folder, logs = tmp_path / "data", tmp_path / "logs"
-    folder.mkdir()
-    numbered(folder / "custom_jsonl.jsonl", range(6))
+    (tmp_path / "data").mkdir()
+    numbered(tmp_path / "data" / "custom_jsonl.jsonl", range(6))
     rows = [{"document": f"d{i}", "summary": f"s{i}"} for i in range(4)]
-    # Not one of the suffixes that were looked for: the hub was asked instead.
-    (folder / "xsum.json").write_text(json.dumps(rows))
-    flags = ["--model", str(checkpoint), "--num_samples", "2", *SWEEP_GRID, *ONE_POINT]
-    flags += ["--data_dir", str(folder), "--output_dir", str(logs)]
+    # Sweeps once did not look for this suffix, and asked the hub.
+    (tmp_path / "data" / "xsum.json").write_text(json.dumps(rows))
+    here = ["--data_dir", str(tmp_path / "data")]
     names = ["custom_jsonl", "cnn_dm_lm", "xsum_summarization"]
-    assert run_script(sweep.main, [*flags, "--datasets", *names]) == 2
-    named = [record.identity["dataset"] for record in records(logs)]
+    code, out, err = sweep_data_sets(*names, *here)
+    named = [record.identity["dataset"] for record in records(tmp_path / "logs")]
     assert sorted(named) == ["custom_jsonl"] * 2 + ["xsum_summarization"] * 2
-    found = capsys.readouterr()
-    assert "4 of 5 runs are complete" in found.out
-    assert found.err.count("error: cnn_dm_lm, base, autoregressive: --dataset cnn_dm_lm: ") == 1
-    assert run_script(sweep.main, [*flags, "--datasets", "cnn_dm_lm"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert "4 of 5 runs are complete" in out
+    assert err.count("error: cnn_dm_lm, base, autoregressive: --dataset cnn_dm_lm: ") == 1
+    code, _, err = sweep_data_sets("cnn_dm_lm", *here)
+    assert code == 2
+    (line,) = err.splitlines()
     assert "error: --dataset cnn_dm_lm: " in line
 
 
-def test_local_rows_and_flags_that_one_data_set_refuses_stop_no_other(tmp_path, checkpoint, capsys):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    numbered(folder / "custom_jsonl.jsonl", range(4))
-    (folder / "xsum.jsonl").write_text("no row\n")
-    flags = ["--model", str(checkpoint), "--num_samples", "2", *SWEEP_GRID, *ONE_POINT]
-    flags += ["--output_dir", str(tmp_path / "logs"), "--dry_run", "true"]
-    rows = [*flags, "--data_dir", str(folder)]
-    names = ["custom_jsonl", "xsum_summarization"]
-    assert run_script(sweep.main, [*rows, "--datasets", *names]) == 0
-    listed = capsys.readouterr().out
-    assert listed.count(" missing ") == 2
+def test_local_rows_and_flags_that_one_data_set_refuses_stop_no_other(sweep_data_sets, tmp_path):
+    (tmp_path / "data").mkdir()
+    numbered(tmp_path / "data" / "custom_jsonl.jsonl", range(4))
+    (tmp_path / "data" / "xsum.jsonl").write_text("no row\n")
+    here = ["--data_dir", str(tmp_path / "data"), "--dry_run", "true"]
+    code, listed, _ = sweep_data_sets("custom_jsonl", "xsum_summarization", *here)
+    assert (code, listed.count(" missing ")) == (0, 2)
     assert "xsum.jsonl" in next(line for line in listed.splitlines() if " error " in line)
-    assert run_script(sweep.main, [*rows, "--datasets", "xsum_summarization"]) == 2
-    capsys.readouterr()
-    lacking = [*flags, "--data_dir", str(tmp_path), "--datasets", "custom_jsonl", "human_eval"]
-    assert run_script(sweep.main, lacking) == 0
-    listed = capsys.readouterr().out
-    assert (listed.count(" missing "), listed.count("holds no rows of custom_jsonl")) == (2, 1)
-    executed = [*flags, "--execute_code", "true", "--datasets"]
-    assert run_script(sweep.main, [*executed, "human_eval", "top_v2"]) == 0
-    listed = capsys.readouterr().out
-    assert listed.count(" missing ") == 2
+    assert sweep_data_sets("xsum_summarization", *here)[0] == 2
+    lacking = ["--data_dir", str(tmp_path), "--dry_run", "true"]
+    code, listed, _ = sweep_data_sets("custom_jsonl", "human_eval", *lacking)
+    assert (code, listed.count(" missing "), listed.count("holds no rows of custom")) == (0, 2, 1)
+    executed = ["--execute_code", "true", "--dry_run", "true"]
+    code, listed, _ = sweep_data_sets("human_eval", "top_v2", *executed)
+    assert (code, listed.count(" missing ")) == (0, 2)
     assert "--execute_code true: --dataset top_v2 has no tests" in listed
-    assert run_script(sweep.main, [*executed, "top_v2"]) == 2
+    assert sweep_data_sets("top_v2", *executed)[0] == 2
 
 
 def test_a_plan_that_keeps_no_layer_stops_no_other(run_sweep, capsys):
     methods = ["--prune_methods", "random", "--dropout_thresholds", "0.999", "0.1"]
     code, folder = run_sweep(*methods, *ONE_POINT)
     assert (code, len(records(folder))) == (2, 2)
-    assert (
-        "error: custom_jsonl, random p=0.999 seed=42, autoregressive: " in capsys.readouterr().err
-    )
+    line = "error: custom_jsonl, random p=0.999 seed=42, autoregressive: "
+    assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -335,7 +326,6 @@ def test_a_plan_that_keeps_no_layer_stops_no_other(run_sweep, capsys):
         (["--prune_methods", "random"], "--prune_methods random: needs --dropout_thresholds"),
         (["--prune_methods", "angular", "--prune_ns", "2", "9"], "--prune_ns 9: must be 1 to 4"),
         (["--exit_layer", "3"], "--exit_layer 3: the grid sets it"),
-        (["--generation_strategy", "self_speculative"], "--exit_layer -1: "),
         (["--datasets", "custom_jsonl", "human_eval"], "is of one data set; name a --data_dir"),
         (["--data_dir", "."], "--data_dir .: contradicts --data_path"),
         (["--calibration_dataset", "human_eval"], "only with --prune_methods angular"),
@@ -391,13 +381,8 @@ def test_a_run_that_is_held_is_waited_for_before_the_weights_are_read(
 
 
 def test_a_device_that_answers_no_more_ends_the_sweep(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     error = RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
-    assert not sweep_tries.ends_the_device(error)
-
-    def poisoned():
-        raise RuntimeError("an illegal memory access was encountered")
-
-    monkeypatch.setattr(torch.cuda, "synchronize", poisoned)
-    assert sweep_tries.ends_the_device(error)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for synchronize, ends in ((Mock(), False), (Mock(side_effect=error), True)):
+        monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+        assert sweep_tries.ends_the_device(error) == ends
