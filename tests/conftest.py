@@ -1,4 +1,4 @@
-"""A tiny Llama, a byte-level tokenizer and a checkpoint of both: all that offline tests need."""
+"""A tiny Llama with a byte-level tokenizer, rows, and scripts that run on them offline."""
 
 import copy
 import csv
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests are of a CPU, wherever they run
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests run on the CPU
 
 import pyarrow
 import pytest
@@ -42,7 +42,7 @@ SPECULATIVE = ["--generation_strategy", "self_speculative", "--num_speculations"
 MEASURED = {"prune_method": "angular", "prune_n": 2}
 ANGULAR = ["--prune_method", "angular", "--prune_n", "2", "--calibration_samples", "4"]
 
-# Flags of sweep.py, and the points that they make: exit layer and draft length.
+# Flags of sweep.py, and their points: exit layer and draft length.
 SWEEP_GRID = [
     *["--exit_layer_first", "2", "--exit_layer_last", "4", "--exit_layer_step", "2"],
     *["--num_speculations_first", "1", "--num_speculations_last", "3"],
@@ -55,7 +55,7 @@ SWEEP_POINTS = [(0, 0), (2, 1), (2, 3), (4, 1), (4, 3)]
 
 
 def write(path, rows):
-    """A file of rows, in the format that the name's end says."""
+    """Write rows in the format of the path's suffix; return the path."""
     if path.suffix == ".parquet":
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     elif path.suffix == ".csv":
@@ -78,7 +78,7 @@ def tiny_config(**changes) -> LlamaConfig:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,
-        # Wide enough that layers and positions matter; the default would yield near-uniform logits.
+        # The default would yield near-uniform logits, on which layers and positions have no effect.
         "initializer_range": 0.3,
         "tie_word_embeddings": False,
         "bos_token_id": None,
@@ -89,12 +89,12 @@ def tiny_config(**changes) -> LlamaConfig:
 
 
 def row(ids):
-    """Token ids as an engine takes them."""
+    """Return token ids in the shape that an engine takes."""
     return torch.tensor([ids])
 
 
 def same(one, other):
-    """Close; transformers' norms compute in float32, whose sums have another order compiled."""
+    """Allow for float32, in which transformers' norms compute: compiled sums differ in order."""
     torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
 
 
@@ -106,13 +106,13 @@ def _pristine() -> LlamaForCausalLM:
 
 @pytest.fixture
 def model(_pristine) -> LlamaForCausalLM:
-    """A fresh copy of a tiny Llama in float64, in which equality is exact."""
+    """Return a fresh copy of the tiny Llama in float64, in which equality is exact."""
     return copy.deepcopy(_pristine)
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and an end token."""
+    """Return a tokenizer with one token per byte, and an end token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -123,7 +123,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def checkpoint(_pristine, tokenizer, tmp_path_factory):
-    """The tiny Llama as a folder that `--model` takes."""
+    """Save the tiny Llama in a folder that `--model` takes."""
     folder = tmp_path_factory.mktemp("tiny") / "llama"
     _pristine.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -132,7 +132,7 @@ def checkpoint(_pristine, tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def compiled_cache(tmp_path_factory, monkeypatch):
-    """A folder of compiled steps that the tests of one run share, in whatever process they are."""
+    """Share the folder of compiled steps between all tests of one start, in every process."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -141,33 +141,33 @@ def compiled_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def small_buckets(compiled_cache, monkeypatch):
-    """Steps compiled for 64 positions, then 128: short outputs cross from one to the other."""
+    """Compile steps for 64 positions, then 128, so that short outputs need both."""
     monkeypatch.setattr(compiled_llama, "_SMALLEST_BUCKET", 64)
     monkeypatch.setattr(compiled_llama, "_BEYOND", 0)
 
 
 @pytest.fixture
 def rows(tmp_path):
-    """A JSONL file of twelve prompts with references."""
-    path = tmp_path / "rows.jsonl"
-    lines = (f'{{"prompt": "number {i}:", "response": "item {i}"}}\n' for i in range(12))
-    path.write_text("".join(lines))
-    return path
+    """Write a JSONL file of twelve prompts with references."""
+    return numbered(tmp_path / "rows.jsonl", range(12))
+
+
+def common_flags(checkpoint, rows, folder):
+    """Return flags of scripts: the tiny Llama, rows, and the folder of the logs."""
+    model = ["--model", str(checkpoint), "--dtype", "float64"]
+    data = ["--dataset", "custom_jsonl", "--data_path", str(rows)]
+    return [*model, *data, "--output_dir", str(folder)]
 
 
 @pytest.fixture
 def run(checkpoint, rows, tmp_path):
-    """Runs benchmark.py with more flags; returns exit code, run and samples, None without a log."""
+    """Run benchmark.py with more flags; return exit code, run and samples, None without a log."""
 
     def start(*flags, samples="3", path=rows):
         folder = tmp_path / f"logs{len(list(tmp_path.iterdir()))}"
         count = ["--num_samples", samples] if samples else []
-        code = run_script(
-            benchmark.main,
-            ["--model", str(checkpoint), "--dtype", "float64", "--dataset", "custom_jsonl"]
-            + ["--data_path", str(path), "--output_dir", str(folder), *count]
-            + ["--random_shuffle", "false", *flags],
-        )
+        common = [*common_flags(checkpoint, path, folder), *count, "--random_shuffle", "false"]
+        code = run_script(benchmark.main, [*common, *flags])
         found = find_runs(folder)
         if not found:
             return code, None, None
@@ -178,68 +178,54 @@ def run(checkpoint, rows, tmp_path):
 
 @pytest.fixture
 def words(checkpoint, rows, tmp_path):
-    """Flags of a script on a few prompts, with a folder of its own."""
+    """Return the flags of a script on a few prompts, with its own folder."""
 
     def make(*flags, folder="logs", prompts=5):
-        common = ["--model", str(checkpoint), "--dtype", "float64", "--dataset", "custom_jsonl"]
-        data = ["--data_path", str(rows), "--num_samples", str(prompts)]
-        return [*common, *data, "--output_dir", str(tmp_path / folder), *flags]
+        common = common_flags(checkpoint, rows, tmp_path / folder)
+        return [*common, "--num_samples", str(prompts), *flags]
 
     return make
 
 
 @pytest.fixture
-def run_sweep(checkpoint, rows, tmp_path):
-    """Runs sweep.py; returns exit code and the folder of its logs."""
+def run_sweep(words, tmp_path):
+    """Run sweep.py; return exit code and the folder of its logs."""
 
     def run(*flags, folder="logs"):
-        common = ["--model", str(checkpoint), "--dtype", "float64", "--dataset", "custom_jsonl"]
-        data = ["--data_path", str(rows), "--num_samples", "2"]
-        logs = ["--output_dir", str(tmp_path / folder)]
-        code = run_script(sweep.main, [*common, *data, *logs, *SWEEP_GRID, *flags])
-        return code, tmp_path / folder
+        line = words(*SWEEP_GRID, *flags, folder=folder, prompts=2)
+        return run_script(sweep.main, line), tmp_path / folder
 
     return run
 
 
 @contextmanager
 def rewritten(path):
-    """A log's values, which are written back as they are left."""
+    """Yield a log's values; write them back at the end."""
     log = json.loads(path.read_text())
     yield log
     path.write_text(json.dumps(log))
 
 
 def outputs(folder):
-    """Of every run in a folder its samples, without times."""
+    """Return the samples of each run in a folder, without times."""
     return {
         read_record(path).run_id: [timeless(vars(one)) for one in read_samples(path)]
         for path in find_runs(folder)
     }
 
 
-# All that two starts of one run may differ in, beside what is in seconds.
+# Values in which two starts of one run may differ.
 OF_THE_START = {
-    *("started", "ended", "command", "arguments", "resumed", "peak_memory_bytes", "throughput")
-}
-IN_SECONDS = {
-    "prefill_seconds",
-    "decode_seconds",
-    "step_seconds",
-    "seconds",
-    "total_time",
-    "time_per_token",
-    "tokens_per_second",
-    "speedup_over_full_steps",
-    "round_overhead",
+    *("started", "ended", "command", "arguments", "resumed", "peak_memory_bytes", "throughput"),
+    *("prefill_seconds", "decode_seconds", "step_seconds", "seconds", "total_time"),
+    *("time_per_token", "tokens_per_second", "speedup_over_full_steps", "round_overhead"),
 }
 
 
 def timeless(value):
-    """The value without all that a clock, a start or the process's memory decides."""
+    """Return a log's value without what differs between two starts of one run."""
     if isinstance(value, dict):
-        left_out = OF_THE_START | IN_SECONDS
-        return {key: timeless(held) for key, held in value.items() if key not in left_out}
+        return {key: timeless(held) for key, held in value.items() if key not in OF_THE_START}
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
@@ -264,7 +250,7 @@ def calibration(arguments, count=32, seed=42, **flags):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Forty rows for training and thirty for testing, of which ten are the same."""
+    """Make a folder of 40 training rows and 30 test rows, of which 10 are in both."""
     path = tmp_path / "folder"
     path.mkdir()
     numbered(path / "train.jsonl", range(40))
@@ -298,7 +284,7 @@ def before_example(monkeypatch, number, act):
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """Makes the run stop with an error in the example after so many; returns how to undo it."""
+    """Make runs stop with an error after so many examples; return a function that undoes it."""
     ordinary = measuring.measure_example
 
     def stop(count, error):
@@ -323,7 +309,7 @@ def llama_config(tmp_path):
 
 @pytest.fixture
 def train_anew(tmp_path, training_rows, llama_config):
-    """Runs train.py from scratch in a folder; returns the exit code and that folder."""
+    """Run train.py from scratch in a folder; return the exit code and that folder."""
 
     def run(*flags, folder="out"):
         return trainings.train_anew(tmp_path, *flags, folder=folder)
@@ -333,7 +319,7 @@ def train_anew(tmp_path, training_rows, llama_config):
 
 @pytest.fixture
 def train_further(tmp_path, training_rows, checkpoint):
-    """Runs train.py on the tiny Llama; returns the exit code and the folder."""
+    """Run train.py on the tiny Llama; return the exit code and the folder."""
 
     def run(*flags, folder="out", model=checkpoint):
         return trainings.train_further(tmp_path, model, *flags, folder=folder)

@@ -1,4 +1,4 @@
-"""Bad input of every kind, to every script: one line that names it, and nothing is left behind."""
+"""Every script answers every kind of bad input in one line that names it, and leaves nothing."""
 
 import importlib
 import io
@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from command_line.script import run_script
 from tests.bad_files import CASES
 from tests.bad_inputs import CONFIG, FLAGS, ROWS, TINY, BadInput
-from tests.conftest import ROOT
+from tests.conftest import ROOT, numbered
 from tests.trainings import CONFIG as LLAMA
 
 
@@ -29,8 +29,7 @@ def called(tmp_path, checkpoint, monkeypatch, capfd):
         folder = tmp_path / "here"
         folder.mkdir()
         (folder / TINY).symlink_to(checkpoint)
-        rows = [{"prompt": f"number {n}:", "response": f"item {n}"} for n in range(12)]
-        (folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        numbered(folder / ROWS, range(12))
         (folder / CONFIG).write_text(json.dumps(LLAMA))
         monkeypatch.chdir(folder)
         case.lay(Path())
@@ -50,12 +49,12 @@ def called(tmp_path, checkpoint, monkeypatch, capfd):
 
 
 def said(errors: str) -> list[str]:
-    """The lines on stderr, without progress bars."""
+    """Return the lines on stderr without progress bars."""
     return [line for line in re.split(r"[\r\n]", errors) if line.strip() and "step/s]" not in line]
 
 
 def entries(folder: Path) -> dict[str, tuple[int, ...]]:
-    """All entries below a folder, with facts that show a change; links are not followed."""
+    """Return all entries below a folder, with facts that show a change; follow no links."""
     found = {}
     for root, folders, files in os.walk(folder):
         for name in [*folders, *files]:
