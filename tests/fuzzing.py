@@ -1,4 +1,4 @@
-"""Settings of tests with drawn inputs: the same inputs on every machine, and no folder left."""
+"""Settings of tests with drawn inputs: equal inputs on every machine, and no folder left behind."""
 
 import atexit
 import os

@@ -1,4 +1,4 @@
-"""Small copies of the layouts that known data sets have on the hub."""
+"""Small data sets in the layouts that known data sets have on the hub."""
 
 import io
 
@@ -19,7 +19,7 @@ def rows_file(rows):
 
 
 def articles(**changes):
-    """CNN/DailyMail's layout: folders per configuration, named in the card; shards."""
+    """Return files in CNN/DailyMail's layout: a folder of shards per configuration in the card."""
     named = "".join(
         f"- config_name: {name}\n  data_files:\n"
         f"  - split: train\n    path: {name}/train-*\n  - split: test\n    path: {name}/test-*\n"
@@ -34,7 +34,7 @@ def articles(**changes):
 
 
 def utterances():
-    """TOPv2's layout: shards with a hash in a folder that the card does not mention."""
+    """Return files in TOPv2's layout: shards with a hash, in a folder that the card omits."""
     shards = {"train": UTTERANCES[:3], "eval": UTTERANCES[3:4], "test": UTTERANCES[4:]}
     named = {
         f"data/{name}-00000-of-00001-0123456789abcdef.parquet": shards[name] for name in shards
@@ -43,7 +43,7 @@ def utterances():
 
 
 def converted():
-    """XSum's layout: a loading script, and a revision with Parquet that the hub made."""
+    """Return revisions in XSum's layout: a loading script, and Parquet that the hub made."""
     main = {"README.md": b"# XSum\n", "xsum.py": b"raise SystemExit\n"}
     parts = {"train": BODIES[:5], "validation": BODIES[5:6], "test": BODIES[6:]}
     files = {f"default/{name}/0000.parquet": rows_file(parts[name]) for name in parts}

@@ -1,4 +1,4 @@
-"""A stand-in for the hub on loopback, with the part of its HTTP interface that loading needs."""
+"""A stand-in for the hub on loopback, with the part of the HTTP interface that loading needs."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ _LARGE = (".safetensors", ".parquet")
 
 @dataclass(frozen=True)
 class Refusal:
-    """A status of the hub, and the code that tells its client the reason."""
+    """A status of the hub, and the code that tells the client the reason."""
 
     status: int
     code: str | None = None
@@ -182,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
             status = HTTPStatus.PARTIAL_CONTENT
             last, size = len(content) - 1, len(content)
             headers["Content-Range"] = f"bytes {start[1]}-{last}/{size}"
-        # Break off wherever it begins, so that a resumed download does not reach the end either.
+        # Send half of what is left, so that a resumed download does not reach the end either.
         self._send(status, headers, part, len(part) // 2 if breaks else len(part))
 
     def _send_json(self, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Shared by tests of the analysis: the two decoders, and made-up runs that are read back."""
+"""What tests of the analysis share: flags of both decoders, and runs read from a folder."""
 
 from analysis.logged_runs import find_logged_runs
 

@@ -1,4 +1,4 @@
-"""Several processes of a run: as threads that share a store in memory, or under torchrun."""
+"""Run several processes of a script, as threads that share a store or under torchrun."""
 
 import multiprocessing
 import os
@@ -55,7 +55,7 @@ def scripts_in_ranks(monkeypatch, count, main, argv):
 
 
 def _one_by_one(load, lock):
-    """Let no two threads load at once: loading sets the process's default dtype for a while."""
+    """Let only one thread load at a time: loading changes the default dtype of the process."""
 
     def loaded(*arguments):
         with lock:
@@ -65,7 +65,7 @@ def _one_by_one(load, lock):
 
 
 class Torchrun:
-    """A script under torchrun, in processes forked from this one: they need not import again."""
+    """Starts a script under torchrun, in forks of this process, which need not import again."""
 
     def __init__(self, folder, count, main, argv):
         self._outputs = {name: folder / name for name in ("stdout", "stderr")}

@@ -12,8 +12,8 @@ SPECIAL = ["<unk>", "<s>", "</s>"]
 def spaced_tokenizer(kind: str = "llama", adds_end: bool = False) -> PreTrainedTokenizerFast:
     """Return a BPE tokenizer with byte fallback.
 
-    `kind`: llama and mistral are built of the parts that files of Llama 2 and of later Mistrals
-    name; legacy is the class of transformers.
+    `kind` is llama or mistral, with the parts that the files of Llama 2 and of later Mistrals name,
+    or legacy, the class of transformers.
     """
     letters = sorted({SPACE, *map(chr, range(33, 127)), "\n"} | set("".join(_WORDS)))
     vocabulary = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), *letters]

@@ -1,4 +1,4 @@
-"""The demo's runs keep their names and their tokens: a change of either is no refactoring."""
+"""The runs of `make demo` keep their run ids and their tokens."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""README, docs and results: links lead somewhere, and flags exist."""
+"""Links of README, docs and results lead somewhere, and their flags exist."""
 
 import dataclasses
 import re
@@ -22,7 +22,7 @@ FOREIGN = {"nproc_per_node", "nodes", "help", "dry-run", "repeats", "dtypes", "p
 
 
 def known_flags() -> set[str]:
-    """The flags of all scripts."""
+    """Return the flags of all scripts."""
     nested = [SweepArguments, EvaluationArguments]
     groups = [
         *RUN_GROUPS,

@@ -1,4 +1,4 @@
-"""A process that runs for days needs no more memory or files than at its beginning."""
+"""A process that runs for days needs no more memory and files than in its first minutes."""
 
 import gc
 import os
@@ -45,7 +45,7 @@ FLAGS = [
 
 @dataclass(frozen=True)
 class Held:
-    """What this process holds now."""
+    """What this process holds at a moment."""
 
     resident_bytes: int
     open_files: int
@@ -61,7 +61,7 @@ def held():
 
 
 def growing_prompt(number):
-    """Return a prompt of the warm-up, as tokenizers caches the latest 10,000 words."""
+    """Return one of a few prompts: new ones would fill the cache of 10,000 words in tokenizers."""
     return "x" * (1 + number % LONGEST_PROMPT)
 
 

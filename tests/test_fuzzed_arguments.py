@@ -1,4 +1,4 @@
-"""Any command line is parsed, or refused by one `UsageError`."""
+"""Scripts parse any command line, or refuse it with one `UsageError`."""
 
 import dataclasses
 import typing

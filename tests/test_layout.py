@@ -1,4 +1,4 @@
-"""The house: packages import downwards, importing does nothing, files stay small."""
+"""Packages import only packages of lower rows, importing does nothing, and files stay small."""
 
 import ast
 import re
@@ -38,7 +38,7 @@ def module_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Modules of the house that a file imports, wherever in it."""
+    """Return the project's modules that a file imports, in functions too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -72,7 +72,7 @@ def test_imports_point_downwards(path):
     assert {name for name in rooms if ROW_OF[name] >= ROW_OF[room]} == set()
 
 
-def test_the_engine_imports_nothing_of_the_house():
+def test_the_engine_imports_no_other_package():
     engine = [path for name, path in MODULES.items() if name.startswith("self_speculation")]
     imported = set().union(*map(imports_of, engine))
     assert {name for name in imported if not name.startswith("self_speculation")} == set()

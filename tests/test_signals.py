@@ -1,4 +1,4 @@
-"""A run that a signal ends or kills keeps its finished examples, and goes on."""
+"""A run that a signal ends keeps its finished examples, and the next start continues it."""
 
 import os
 import random
@@ -19,7 +19,7 @@ from tests.script_starts import Starter
 
 @pytest.fixture(autouse=True)
 def _signals_as_in_a_terminal():
-    """A shell starts background jobs with SIGINT ignored."""
+    """Handle SIGINT even if pytest is a background job, which a shell starts with it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
