@@ -277,7 +277,7 @@ def test_no_text_overlaps(tmp_path, figures, quality):
     for number, dataset in enumerate(("cnn_dm_lm", "human_eval", "xsum_summarization", "top_v2")):
         for plan in (base_plan(), *map(angular_plan, (1, 2, 3)), random_plan(0.2, 1)):
             for decoder in (AUTOREGRESSIVE, SPECULATIVE):
-                run = MadeUpRun(dataset, plan, **decoder, score=0.1 + number / 10)
+                run = MadeUpRun(dataset, plan, **decoder, score=0.1 + number / 10, examples=4)
                 run.write(tmp_path)
     make_plots(read(tmp_path), quality, tmp_path)
     for figure in figures.values():

@@ -6,9 +6,10 @@ import matplotlib.image
 import pytest
 
 from analysis import sweep_report
+from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan
 from command_line.errors import UsageError
 from runs.reader import find_runs, read_record
-from tests.conftest import SWEEP_PLANS, SWEEP_POINTS, rewritten
+from tests.conftest import SWEEP_POINTS, rewritten
 
 MAPS = ("sweep_tokens_per_second", "sweep_speedup", "sweep_acceptance")
 
@@ -36,9 +37,14 @@ def swept(run_sweep, monkeypatch, capsys):
     return folder
 
 
-def test_table_and_maps_show_the_grid(run_sweep, capsys):
-    _, folder = run_sweep(*SWEEP_PLANS)
-    table = read_table(folder)
+def test_table_and_maps_show_the_grid(tmp_path, capsys):
+    for plan in (base_plan(), angular_plan(2)):
+        MadeUpRun(plan=plan, examples=4).write(tmp_path)
+        for exit_layer, drafts in SWEEP_POINTS[1:]:
+            run = MadeUpRun(plan=plan, examples=4, exit_layer=exit_layer, num_speculations=drafts)
+            run.write(tmp_path)
+    report(tmp_path)
+    table = read_table(tmp_path)
     assert [(r["approach"], int(r["exit_layer"]), int(r["num_speculations"])) for r in table] == [
         (plan, *point) for plan in ("base", "angular") for point in SWEEP_POINTS[1:]
     ]
@@ -48,8 +54,8 @@ def test_table_and_maps_show_the_grid(run_sweep, capsys):
         assert [row["best"] == "True" for row in rows] == [s == max(speeds) for s in speeds]
         assert all(float(row["speculative_over_autoregressive"]) > 0 for row in rows)
     for name in MAPS:
-        assert matplotlib.image.imread(folder / f"{name}.png").size
-        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert matplotlib.image.imread(tmp_path / f"{name}.png").size
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert "| best" in capsys.readouterr().out
 
 
