@@ -1,4 +1,4 @@
-"""Bad files: rows, checkpoints, logs, and what train.py reads."""
+"""Cases of bad files: rows, checkpoints, logs, and files that train.py reads."""
 
 import json
 import struct
@@ -75,7 +75,7 @@ _LOG = "logs/benchmark_1_a.json"
 
 
 def _log(change: Callable[[dict], Any]) -> Content:
-    """A run's two files; the function changes the first."""
+    """Write a run's two files, and let a function change the first."""
 
     def make(path: Path) -> None:
         made = MadeUpRun(examples=3, exit_layer=8, num_speculations=6).write(path.parent)
@@ -126,7 +126,7 @@ _FLAGS = f"{RUN} {TINY} --num_samples 3 --max_steps 2 --sample false --output_di
 
 
 def _broken_off(damage: Callable[[Path, Path], Any]) -> Content:
-    """The folder of a run that was killed at its end; then its two files were damaged."""
+    """Make the folder of a run that was killed at its end, and damage its two files."""
 
     def make(path: Path) -> None:
         assert run_script(benchmark.main, _FLAGS.split()) == 0

@@ -1,4 +1,4 @@
-"""A bad input: a script, its flags, files in the folder, and the text that its error must name."""
+"""Cases of bad input: a script, flags, files, and the text that the error line must contain."""
 
 import os
 import shlex
@@ -18,7 +18,7 @@ RUN = f"{CUSTOM} --dtype float64 --model"
 
 @dataclass(frozen=True)
 class BadInput:
-    """A case with what is `wrong`, for a script with `flags` (shell words) and `more` (raw words).
+    """What is `wrong` for a script with `flags` (shell words) and `more` (raw words).
 
     The error line contains `names`, and all of stderr contains `tells`. Warnings before the error
     contain `warns`; without `warns` there are no warnings. `files` lie in the folder of the call.
@@ -55,7 +55,7 @@ class BadInput:
 
 
 def put(path: Path, content: Content) -> None:
-    """Make a file, in place of the one that is there."""
+    """Make a file; replace an old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     if callable(content):
@@ -65,7 +65,7 @@ def put(path: Path, content: Content) -> None:
 
 
 def sparse(size: int, text: bytes = b"") -> Callable[[Path], None]:
-    """A file of `size` bytes that begins with a text and takes no room on the disk."""
+    """Make a file of `size` bytes that begins with a text and takes no room on the disk."""
 
     def make(path: Path) -> None:
         path.write_bytes(text)
@@ -87,7 +87,7 @@ def pipe(path: Path) -> None:
 
 
 def copied(**changed: Content) -> Callable[[Path], None]:
-    """The tiny Llama with other files, in whose names `_DOT_` stands for a dot."""
+    """Copy the tiny Llama with other files, in whose names `_DOT_` stands for a dot."""
 
     def make(path: Path) -> None:
         shutil.copytree(path.parent / TINY, path)

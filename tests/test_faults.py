@@ -1,4 +1,4 @@
-"""If a write fails or is undone, finished examples stay, and the next start goes on."""
+"""If a write fails or a file disappears, finished examples stay, and the next start continues."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ from tests.runs.test_record import record, sample
 
 
 class FaultyDisk:
-    """Fail at one of the operations that write in a folder; a failed write is half done."""
+    """A disk that fails at one operation in a folder, and stores half of a write that fails."""
 
     def __init__(self, monkeypatch, folder, fails_at=None):
         self.operations, self._folder, self._fails_at = 0, folder, fails_at
@@ -110,7 +110,7 @@ def test_any_write_of_two_processes_may_fail_once(words, tmp_path, monkeypatch, 
     flags = [*GREEDY, "--max_steps", "4"]
     assert run_script(benchmark.main, words(*flags, folder="whole", prompts=2)) == 0
     (expected,) = said(tmp_path / "whole")
-    # The two write in any order: a run's file, a sample each, the merged samples, the run's file.
+    # Writes, in any order: the run's file, two samples, the merged samples, the run's file again.
     for fails_at in (1, 3, 4, 5, 6, 8):
         folder = tmp_path / f"fails at {fails_at}"
         command = words(*flags, folder=folder.name, prompts=2)
@@ -179,7 +179,7 @@ def begin(folder, store=None):
 
 
 def test_a_process_of_an_earlier_start_spoils_nothing(tmp_path):
-    """It goes on for a while after its leading process was killed and a new start began."""
+    """Its leading process was killed, a new start began, and it still writes for a while."""
     old = begin(tmp_path)
     old[0].add(sample(0))
     old[1].add(sample(1))
@@ -224,7 +224,7 @@ def test_a_torn_line_in_a_part_costs_only_its_own_example(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("gone", ["samples", "folder"])
-def test_what_is_removed_during_a_run_is_written_again(words, tmp_path, monkeypatch, capsys, gone):
+def test_files_removed_during_a_run_are_written_again(words, tmp_path, monkeypatch, capsys, gone):
     folder = tmp_path / "logs"
     remove = {
         "folder": lambda: shutil.rmtree(folder),

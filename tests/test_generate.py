@@ -1,4 +1,4 @@
-"""Prompts from the command line, a pipe and a terminal; answers, and what they took."""
+"""generate.py reads a prompt from a flag, a pipe or a terminal, and reports what an answer took."""
 
 import io
 import os
@@ -29,7 +29,7 @@ SPECULATIVE = [
 
 @pytest.fixture
 def ask(checkpoint, monkeypatch, capsys):
-    """Runs generate.py with these bytes piped in; returns exit code, answer and remarks."""
+    """Run generate.py with bytes piped in; return exit code, answer and remarks."""
 
     def start(*flags, piped=None):
         pipe = io.TextIOWrapper(io.BytesIO(piped or b""), encoding="utf-8")
@@ -124,7 +124,7 @@ def test_a_long_prompt_keeps_its_tail_if_asked_to(ask):
 
 
 class Typist:
-    """Stands in for `input`: answers its calls with lines, or raises what is no line."""
+    """A stand-in for `input` that returns lines, and raises errors that are listed as classes."""
 
     def __init__(self, *lines):
         self.lines = list(lines)
@@ -160,7 +160,7 @@ def test_an_empty_line_or_the_end_of_input_sends_a_prompt(lines, prompts, monkey
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_only_a_terminal_is_asked_on_standard_output(terminal, monkeypatch, capsys):
-    """An answer that goes into a file is the text alone."""
+    """A file with the answer holds only the answer's text."""
     typist = Typist("one", KeyboardInterrupt, EOFError)
     monkeypatch.setattr("builtins.input", typist)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
@@ -211,7 +211,7 @@ def test_an_interruption_stops_the_answer_and_not_the_program(ask, monkeypatch):
 
 
 def test_time_taken_by_the_terminal_is_no_part_of_the_speed(ask, monkeypatch):
-    """By a clock that stands still but for the terminal."""
+    """The clock of this test moves only while the terminal shows text."""
     made, clock = [], [0.0]
     ordinary, generate_text = WholeText.show, TextGenerator.generate
 
@@ -238,7 +238,7 @@ BUFFERS = 2 * LAYERS  # keys and values
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still, save for what a model or a cache takes when it is first used."""
+    """Stop the clock, except at the first use of a model or a cache."""
     seconds = [0.0]
     run, allocate = CachedLlama._run, KeyValueCache._allocate
 
@@ -314,7 +314,7 @@ def test_a_reader_that_has_seen_enough_ends_the_answer_quietly(checkpoint):
 
 
 def wait_for(master, *marks):
-    """Reads until the marks have come one after the other, in one piece or in many."""
+    """Read until the marks have come in this order, in one piece or several."""
     pattern = re.compile(b".*?".join(map(re.escape, marks)), re.DOTALL)
     seen, deadline = b"", time.monotonic() + 90
     while not pattern.search(seen):

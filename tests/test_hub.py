@@ -1,4 +1,4 @@
-"""Models and data sets of the hub, served by a stand-in on loopback."""
+"""Scripts read models and data sets of the hub, which a stand-in serves on loopback."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ def hub():
 
 @pytest.fixture(scope="module")
 def starter(hub, tmp_path_factory):
-    """A process that starts scripts, and the home of its hub's client."""
+    """Start a process that starts scripts; return it and the home of its hub client."""
     home = tmp_path_factory.mktemp("hub") / "home"
     prefixes = ("HF_", "HUGGING", "TRANSFORMERS_")
     environment = {key: os.environ[key] for key in os.environ if not key.startswith(prefixes)}
@@ -38,20 +38,20 @@ def starter(hub, tmp_path_factory):
 
 @pytest.fixture
 def home(starter):
-    """The home of the hub's client, empty at first."""
+    """Return the home of the hub client, emptied."""
     shutil.rmtree(starter[1], ignore_errors=True)
     return starter[1]
 
 
 @pytest.fixture
 def start(starter, home):
-    """Start a script with these words; return exit code, output and messages."""
+    """Start a script with words; return exit code, output and messages."""
     return starter[0].run
 
 
 @pytest.fixture
 def benchmark(start, tmp_path):
-    """Run benchmark.py in a new folder; return exit code, messages, and the run if there is one."""
+    """Run benchmark.py in a new folder; return exit code, messages, and the run or None."""
 
     def run(model, dataset, *words):
         folder = tmp_path / f"logs{len(list(tmp_path.iterdir()))}"
@@ -66,12 +66,12 @@ def benchmark(start, tmp_path):
 
 @pytest.fixture
 def local(rows):
-    """Flags of a data set that is not on the hub."""
+    """Return the flags of a data set that is not on the hub."""
     return "custom_jsonl", "--data_path", rows
 
 
 def held(folder):
-    """Return the files of a folder as a repository has them."""
+    """Return the contents of a folder's files by name, as a repository holds them."""
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
@@ -80,7 +80,7 @@ def outputs_of(path):
 
 
 def only_error(code, err):
-    """Return the one error line of a start that was refused."""
+    """Return the only error line of a start that was refused."""
     assert code == 2
     (line,) = [line for line in err.splitlines() if ": error: " in line]
     assert "Traceback" not in err
@@ -114,7 +114,7 @@ def test_two_models_of_the_hub_are_not_taken_for_one_run(hub, start, checkpoint,
     assert len({run.model["fingerprint"] for run in runs}) == len({run.run_id for run in runs}) == 3
 
 
-def test_what_is_pushed_meanwhile_is_not_mixed_in(hub, benchmark, checkpoint, local):
+def test_files_pushed_during_a_download_are_not_mixed_in(hub, benchmark, checkpoint, local):
     files = held(checkpoint)
     moving = hub.add("models", "someone/moving", main=files)
     first = moving.commit(files)

@@ -1,4 +1,4 @@
-"""Every metric against a value worked out by hand."""
+"""Metrics equal values that were worked out by hand."""
 
 import math
 import unicodedata
@@ -78,7 +78,7 @@ def test_letters_of_every_script_are_words(text, expected):
 
 
 def test_an_equal_text_of_any_script_scores_as_one():
-    """An identical Chinese sentence had ROUGE-L 0 beside exact match 1."""
+    """ROUGE-L of two equal Chinese sentences was 0, and exact match 1."""
     for text in ("今天天气很好", "東京タワーへ行こう", "สวัสดีครับ", "Привет, дорогой мой мир"):
         scores = text_scores(text, text)
         for name in ("rouge-l", "rouge-1", "rouge-2", "rouge-3", "bleu_score"):
@@ -86,7 +86,7 @@ def test_an_equal_text_of_any_script_scores_as_one():
 
 
 def test_letters_that_ascii_lacks_are_no_spaces():
-    """The words "Müller" and "M ller" had ROUGE-L 1."""
+    """ROUGE-L of "Müller" and "M ller" was 1."""
     assert text_scores("Müller", "M ller")["rouge-l"] == 0
     assert text_scores("Müller", "Mu\u0308ller")["rouge-l"] == 1
 
@@ -134,7 +134,7 @@ def test_bleu_of_a_run_has_one_tokenizer_for_all_texts():
 
 
 def test_bleu_of_words_by_hand():
-    """0.0 in every log of older tools, which took the text for a list of characters."""
+    """BLEU was 0.0 in every log of the older tools, which split texts into characters."""
     # n-gram precisions 4/5, 3/4, 2/3, 1/2 and no brevity penalty.
     bleu = text_scores("a b c d x", "a b c d y")["bleu_score"]
     assert bleu == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
@@ -236,14 +236,14 @@ def test_predicted_and_measured_speedup_by_hand():
 
 
 def test_full_steps_of_a_speculative_run_are_those_of_the_yardstick():
-    """Not the odd last token of an output, which the strategy decodes plainly."""
+    """A last token that the strategy decodes without a draft is not a full step to compare with."""
     steps = TIMED["steps"] | {"full": {"calls": 1, "seconds": 9.0}}
     made = sample(tokens=9, rounds=[(4, 4), (4, 2)], **TIMED | {"steps": steps})
     assert summarize([made])["step_seconds"]["full"] == pytest.approx(0.2)
 
 
 def test_late_exit_layers_cannot_pay():
-    """Exit layer 30 of 32 with six drafts stays below 1.06x even when all are accepted."""
+    """With exit layer 30 of 32, six drafts that are all accepted give less than 1.06x."""
     assert predicted_speedup(k=6, r=1.0, c=30 / 32, v=1.0) < 1.06
 
 
