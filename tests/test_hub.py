@@ -16,7 +16,6 @@ from tests.script_starts import Starter
 
 DISABLED = Refusal(403, None, (("X-Error-Message", "Access to this resource is disabled."),))
 NO_HUB = Refusal(200)  # a proxy's page, say, without the headers of a hub
-OUT_OF_REACH = "the hub cannot be reached, and the local cache lacks it"
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +160,6 @@ REFUSED_MODELS = {
     ),
     "disabled": (DISABLED, "is disabled on the hub"),
     "no-hub": (NO_HUB, "HF_ENDPOINT names no hub, and the local cache lacks it; name a"),
-    "busy-hub": (Refusal(429), "the hub answers with HTTP status 429, and the local cache lacks"),
     "bad-token": (Refusal(403), "the hub answers with HTTP status 403, and the local cache lacks"),
 }
 
@@ -201,10 +199,13 @@ def test_a_file_that_a_repository_lacks_is_named(
     assert only_error(code, err).startswith(f"--model someone/no-{lacking}: {reason}")
 
 
-def test_a_model_nowhere_to_be_found_says_that_the_hub_is_out_of_reach(hub, benchmark, local):
+def test_a_hub_out_of_reach_is_named_for_models_and_rows(hub, benchmark, checkpoint, local):
     with hub.gone():
-        code, err, _ = benchmark("someone/never", local)
-    assert only_error(code, err).startswith(f"--model someone/never: {OUT_OF_REACH}; name a")
+        model = only_error(*benchmark("someone/never", local)[:2])
+        rows = only_error(*benchmark(checkpoint, ["top_v2"])[:2])
+    reason = "the hub cannot be reached, and the local cache lacks it"
+    assert model.startswith(f"--model someone/never: {reason}; name a")
+    assert rows.startswith(f"--dataset top_v2: {reason}; --data_path")
 
 
 def whole(home):
@@ -294,12 +295,6 @@ def test_a_data_set_that_the_hub_refuses_is_one_line(hub, benchmark, checkpoint,
     assert line.startswith(f"--dataset xsum_summarization: {named}")
     assert line.endswith("; --data_path names a file or a folder")
     assert len(err.splitlines()) == 1
-
-
-def test_rows_that_are_nowhere_say_that_the_hub_is_out_of_reach(hub, benchmark, checkpoint):
-    with hub.gone():
-        code, err, _ = benchmark(checkpoint, ["top_v2"])
-    assert only_error(code, err).startswith(f"--dataset top_v2: {OUT_OF_REACH}; --data_path")
 
 
 def test_a_file_that_is_no_parquet_says_so(hub, benchmark, checkpoint):
