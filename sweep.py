@@ -44,7 +44,7 @@ def check_local(arguments: SweepArguments) -> None:
     runs, errors = list(arguments.baselines()), []
     for run in runs:
         try:
-            arguments.check(run)
+            arguments.check_run(run)
             get_local_prompts(run.data, run.prune, run.generation.seed)
         except UsageError as error:
             errors.append(error)

@@ -69,14 +69,14 @@ class HarnessModel(HFLM):
             alike[json.dumps(request.args[1], sort_keys=True, default=str)].append(index)
         names, before = unique_names(requests), len(self.generated)
         own: list[tuple[int, str, dict[str, Any]]] = []
-        with progress(self._ranks, len(requests)) as count:
+        with progress(self._ranks, len(requests)) as advance:
             for indices in alike.values():
                 share = self._ranks.share(indices)
                 group = [(names[index], requests[index]) for index in share]
                 for index, text in zip(share, self._generate_alike(group), strict=True):
                     self._ranks.check()
                     own.append((index, text, self.generated[-1]))
-                    count(1)
+                    advance(1)
             shares = self._ranks.exchange(own)
         known = {index: (text, facts) for share in shares for index, text, facts in share}
         order = chain.from_iterable(alike.values())

@@ -17,8 +17,8 @@ def progress(ranks: Ranks, total: int, done: int = 0) -> Iterator[Callable[..., 
     add = ranks.counter()
     with tqdm(total=total, initial=done, unit="prompt", disable=not ranks.leads) as bar:
 
-        def count(more: int = 0) -> None:
+        def advance(more: int = 0) -> None:
             bar.update(max(0, done + add(more) - bar.n))
 
-        yield count
-        count()
+        yield advance
+        advance()

@@ -6,7 +6,7 @@ Collectives of a gloo group (torch 2.13) were tried instead, and rejected:
   late. The next collective of a failed process returned wrong values.
 - A process that waited for a machine without network had not noticed after 35 minutes, and Ctrl-C
   came through only after the wait.
-- Each process adds to the progress bar's count at any time.
+- Each process adds to the progress bar's count at any time, for which no collective exists.
 """
 
 import _thread

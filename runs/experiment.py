@@ -37,7 +37,7 @@ def work_once(
     begin: Begin,
     check_left: Callable[[RunRecord], None] | None = None,
 ) -> tuple[RunRecord, Path]:
-    """Prepare the model, begin the job and fill its log; return the log's record and its file.
+    """Prepare the model, save it if asked, and fill the job's log; return its record and file.
 
     A log that an earlier start left is continued; a complete log is returned as it is. Several
     processes share the examples, and an error in one is raised in all. `check_left` raises for a
@@ -57,9 +57,9 @@ def work_once(
                 print(f"run {definition.run_id} is complete; another --output_dir runs it again")
                 return found
             loaded, pruned = prepare(definition, left)
+            save_as_asked(definition.arguments.prune, loaded, pruned, ranks)
             encoded = encode_examples(definition)
             job = begin(loaded, pruned, encoded)
-            save_as_asked(definition.arguments.prune, loaded, pruned, ranks)
             record = resume(left, job.record) if left else job.record
             definition.runtime.reset_peak_memory()
             writer: LogWriter = LogWriter(output_dir, record, ranks, kind)

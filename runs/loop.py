@@ -58,9 +58,9 @@ def fill_log(writer: LogWriter[Line], ranks: Ranks, total: int, job: Job[Line]) 
         lines = writer.samples if status == "complete" else writer.finished()
         writer.finish(status, job.summarize(lines, missing, seconds))
 
-    with settled(finish, ranks.count == 1), progress(ranks, total, len(writer.done)) as count:
+    with settled(finish, ranks.count == 1), progress(ranks, total, len(writer.done)) as advance:
         for index in ranks.share(missing):
             ranks.check()
             writer.add(job.examine(index))
-            count(1)
-        writer.merge(count)
+            advance(1)
+        writer.merge(advance)

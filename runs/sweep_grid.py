@@ -124,14 +124,14 @@ class SweepArguments:
         return list(dict.fromkeys(self.grid.datasets or [self.data.dataset]))
 
     def baselines(self) -> Iterator[RunArguments]:
-        """Yield the autoregressive run of every plan and data set; `check` has yet to pass."""
+        """Yield the autoregressive run of every plan and data set; `check_run` has yet to pass."""
         for dataset in self.datasets:
             path = self.data.data_path or self._rows_of(dataset)
             data = dataclasses.replace(self.data, dataset=dataset, data_path=path)
             for pruning in self._plans():
                 yield RunArguments(self.model, data, pruning, self.generation, self.log)
 
-    def check(self, run: RunArguments) -> None:
+    def check_run(self, run: RunArguments) -> None:
         """Raise `UsageError` for flags that the run's data set or plan does not allow."""
         name = run.data.dataset
         if self.grid.data_dir and not run.data.data_path and DATASETS[name].source is None:

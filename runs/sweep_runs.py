@@ -120,7 +120,7 @@ class Sweep:
         self._baselines = self._each(runs, self._defined)
 
     def _defined(self, run: RunArguments) -> RunDefinition:
-        self._arguments.check(run)
+        self._arguments.check_run(run)
         return self._define_run(run)
 
     def states(self) -> list[RunState]:
@@ -178,7 +178,7 @@ class Sweep:
         return [state for one in self._baselines for state in self._states(one)]
 
     def _states(self, baseline: RunDefinition) -> list[RunState]:
-        """Return the states of a plan's runs; an unknown plan lists those of the whole model."""
+        """Return the states of a plan's runs; an unknown plan counts as the whole model."""
         first = state_of(baseline)
         whole = PrunePlan("base", self._layers, tuple(range(self._layers)))
         runs, _ = self._speculative(baseline.arguments, first.plan or whole)
