@@ -281,7 +281,10 @@ REFUSED_DATA = {
     "gated": (Refusal(401, "GatedRepo"), "{} is gated; accept its licence on the hub and set HF_"),
     "no revision": (NO_REVISION, "{} has no revision refs/convert/parquet on the hub"),
     "no hub": (NO_HUB, "HF_ENDPOINT names no hub, and the local cache lacks it"),
-    "broken hub": (Refusal(500), "the hub answers with HTTP status 500, and the local cache lacks"),
+    "broken hub": (
+        Refusal(500),
+        "the hub answers with HTTP status 500, and the local cache lacks it; try again later; ",
+    ),
 }
 
 

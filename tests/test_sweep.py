@@ -1,5 +1,6 @@
 """A sweep runs a grid on one loaded model, and says which runs it skips, resumes and leaves out."""
 
+import itertools
 import json
 from unittest.mock import Mock
 
@@ -94,11 +95,12 @@ def test_a_run_is_what_the_benchmark_makes_of_it(run_sweep, run, monkeypatch):
         ["random", "--dropout_threshold", "0.3"],
         ["base"],
     ]
-    for flags in plans:
+    drafting = ["--generation_strategy", "self_speculative", "--exit_layer", "4"]
+    drafting += ["--num_speculations", "3"]
+    for flags, decoder in itertools.product(plans, [[], drafting]):
         greedy = ["--sample", "false", "--max_steps", "8", "--random_shuffle", "true"]
-        decoder = ["--generation_strategy", "self_speculative", "--exit_layer", "4"]
         plan = ["--prune_method", *flags, "--prune_seed", "3"]
-        _, alone, samples = run(*greedy, *decoder, "--num_speculations", "3", *plan, samples="2")
+        _, alone, samples = run(*greedy, *decoder, *plan, samples="2")
         expected = alone.plan, alone.model, [one.output_ids for one in samples]
         assert swept[alone.run_id] == expected
 
