@@ -108,14 +108,15 @@ class Split:
             pairs = dataset.examples(values)
             named = values.get(dataset.id_field) if dataset.id_field else None
             row_id = str(index + 1) if named in (None, "") else str(named)
-            # Later prompts of a conversation contain the first.
-            content = values[dataset.fields[0]] if dataset.fields else pairs[0][0]
-            check_characters(row_id, content, *itertools.chain(*pairs))
+            named_texts = [values[field] for field in dataset.fields]
+            check_characters(row_id, *named_texts, *itertools.chain(*pairs))
         except RowsError as error:
             self.reader.reject(f"{row.place} {error}")
         examples = []
         for number, (prompt, reference) in enumerate(pairs, start=1):
             example_id = row_id if len(pairs) == 1 else f"{row_id}.{number}"
+            # Later prompts of a conversation contain the first.
+            content = values[dataset.fields[0]] if dataset.fields else pairs[0][0]
             examples.append(EvaluationExample(example_id, prompt, reference, content))
         return examples
 

@@ -37,11 +37,11 @@ def work_once(
     begin: Begin,
     check_left: Callable[[RunRecord], None] | None = None,
 ) -> tuple[RunRecord, Path]:
-    """Prepare the model, save it if asked, and fill the job's log; return its record and file.
+    """Prepare the model, begin the job, obey `--save_pruned`, and fill the job's log.
 
-    A log that an earlier start left is continued; a complete log is returned as it is. Several
-    processes share the examples, and an error in one is raised in all. `check_left` raises for a
-    log that this start must not continue.
+    Returns the log's record and its file. A log that an earlier start left is continued; a
+    complete log is returned as it is. Several processes share the examples, and an error in one is
+    raised in all. `check_left` raises for a log that this start must not continue.
     """
     ranks, output_dir = definition.runtime.ranks, definition.arguments.log.output_dir
     with ranks.together():
@@ -57,9 +57,9 @@ def work_once(
                 print(f"run {definition.run_id} is complete; another --output_dir runs it again")
                 return found
             loaded, pruned = prepare(definition, left)
-            save_as_asked(definition.arguments.prune, loaded, pruned, ranks)
             encoded = encode_examples(definition)
-            job = begin(loaded, pruned, encoded)
+            job = begin(loaded, pruned, encoded)  # refuses flags that do not fit the model
+            save_as_asked(definition.arguments.prune, loaded, pruned, ranks)
             record = resume(left, job.record) if left else job.record
             definition.runtime.reset_peak_memory()
             writer: LogWriter = LogWriter(output_dir, record, ranks, kind)

@@ -103,8 +103,11 @@ def test_fp8_on_disk_runs_and_is_saved_in_the_dtype_of_its_other_weights(
     assert {weight.dtype for weight in stored.values()} == {torch.bfloat16}
 
     flags = [*GREEDY, "--dtype", "float32", "--model", str(fp8[0])]
-    assert run(*flags, *on_disk_in(tmp_path / "other"))[0] == 2
-    assert "needs --dtype bfloat16" in capsys.readouterr().err
+    code, _, on_disk = run(*flags, *on_disk_in(tmp_path / "other"))
+    if code == 0:  # transformers 5.17 offloads them in the dtype of the run
+        assert ids(on_disk) == ids(run(*flags)[2])
+    else:
+        assert (code, "needs --dtype bfloat16" in capsys.readouterr().err) == (2, True)
 
 
 @pytest.mark.parametrize(
