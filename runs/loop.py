@@ -15,7 +15,7 @@ from runs.writer import LogWriter
 
 @dataclass(frozen=True)
 class Job(Generic[Line]):
-    """What fills a log: its record, the line of each example by index, and their summary.
+    """The work that fills a log: the record, the line of each example by index, and the summary.
 
     `summarize` gets all lines, the indices that this start was to add, and the seconds it took.
     """

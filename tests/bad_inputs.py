@@ -18,7 +18,7 @@ RUN = f"{CUSTOM} --dtype float64 --model"
 
 @dataclass(frozen=True)
 class BadInput:
-    """What is `wrong` for a script with `flags` (shell words) and `more` (raw words).
+    """A mistake, `wrong`, in a call of a script with `flags` (shell words) and `more` (raw words).
 
     The error line contains `names`, and all of stderr contains `tells`. Warnings before the error
     contain `warns`; without `warns` there are no warnings. `files` lie in the folder of the call.

@@ -1,4 +1,4 @@
-"""What tests of the analysis share: flags of both decoders, and runs read from a folder."""
+"""Helpers of the analysis tests: flags of both decoders, and runs read from a folder."""
 
 from analysis.logged_runs import find_logged_runs
 

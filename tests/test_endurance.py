@@ -45,7 +45,7 @@ FLAGS = [
 
 @dataclass(frozen=True)
 class Held:
-    """What this process holds at a moment."""
+    """Memory, files and tensors that this process holds at a moment."""
 
     resident_bytes: int
     open_files: int
