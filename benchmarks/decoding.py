@@ -68,7 +68,9 @@ class DecodingArguments:
     output_dir: str = flag("results", "folder of decoding.json, .md and .png")
 
     def check(self) -> None:
-        check_least(self, num_prompts=1, max_steps=3, num_speculations=1)
+        check_least(
+            self, num_prompts=1, max_steps=3, exit_layer=1, exit_layers=1, num_speculations=1
+        )
         if 0 not in self.removed:
             reject("removed", self.removed, "must hold 0, the whole model, to compare with")
 
@@ -229,6 +231,7 @@ def main(argv: list[str] | None = None) -> int:
         reject("compile", "true", "only eager decoding is measured; see benchmarks/peers.py")
     runtime = start(model_arguments)
     loaded = load_model(model_arguments, runtime)
+    _check_layers(arguments, loaded.config.num_hidden_layers)
     prompts = human_eval_prompts(arguments.num_prompts, loaded.tokenizer)
     capacity = max(map(len, prompts)) + arguments.max_steps
     setting = Setting(loaded.model, loaded.tokenizer, capacity, prompts)
@@ -244,6 +247,16 @@ def main(argv: list[str] | None = None) -> int:
     write_results(path, results, table(results))
     plot(results, path.with_suffix(".png"))
     return 0 if lossless(results["equality"]) else 1
+
+
+def _check_layers(arguments: DecodingArguments, layers: int) -> None:
+    for name, values, most in (
+        ("exit_layer", [arguments.exit_layer], layers - 1),
+        ("exit_layers", arguments.exit_layers, layers - 1),
+        ("removed", arguments.removed, layers - 2),
+    ):
+        if max(values) > most:
+            reject(name, max(values), f"must be at most {most}; the model has {layers} layers")
 
 
 def _decoder(

@@ -15,6 +15,13 @@ def setting(model, tokenizer):
     return Setting(model, tokenizer, capacity=44, prompts=[random_prompt(20), random_prompt(8)])
 
 
+@pytest.mark.parametrize("flags", ["--exit_layer 6", "--exit_layers 6", "--removed 0 5"])
+def test_layers_that_the_model_lacks_are_refused(checkpoint, capsys, flags):
+    words = ["--exit_layer", "2", "--exit_layers", "2", "--removed", "0", *flags.split()]
+    assert run_script(decoding.main, ["--model", str(checkpoint), *words]) == EXIT_USAGE
+    assert f"error: {flags.split()[0]} " in capsys.readouterr().err
+
+
 def test_outputs_too_short_to_draft_are_refused(capsys):
     assert run_script(decoding.main, ["--max_steps", "2"]) == EXIT_USAGE
     assert "--max_steps 2: must be at least 3" in capsys.readouterr().err
