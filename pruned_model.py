@@ -60,8 +60,7 @@ class PrunePlan:
         """
         if exit_layer == -1:
             return None
-        if exit_layer >= self.original_layers:
-            reject("exit_layer", exit_layer, f"must be 1 to {self.original_layers - 1}")
+        check_exit_layer("exit_layer", exit_layer, self.original_layers)
         count = sum(layer < exit_layer for layer in self.kept_layers)
         if count == 0:
             reject("exit_layer", exit_layer, f"{self.approach} keeps no layer below it")
@@ -214,6 +213,12 @@ def make_plan(
     plan = CRITERIA[arguments.prune_method](arguments, model, calibration, ranks)
     # Machines that differ might measure differently.
     return plan if ranks.count == 1 else PrunePlan.from_dict(ranks.first(plan.to_dict()))
+
+
+def check_exit_layer(flag: str, exit_layer: int, layers: int) -> None:
+    """Refuse an exit layer that leaves no layer of the whole model to verify with."""
+    if exit_layer >= layers:
+        reject(flag, exit_layer, f"must be 1 to {layers - 1}")
 
 
 def check_prune_n(flag: str, count: int | None, layers: int) -> int:

@@ -40,7 +40,14 @@ from command_line.script import run_script
 from data import get_calibration_data, get_data
 from models.loading import load_model
 from models.runtime import start
-from pruned_model import PruneModel, angular_distances, make_plan, weight_bytes
+from pruned_model import (
+    PruneModel,
+    angular_distances,
+    check_exit_layer,
+    check_prune_n,
+    make_plan,
+    weight_bytes,
+)
 from self_speculation.equality import first_difference, ties_allowed, verdict
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import SamplingRule
@@ -250,13 +257,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check_layers(arguments: DecodingArguments, layers: int) -> None:
-    for name, values, most in (
-        ("exit_layer", [arguments.exit_layer], layers - 1),
-        ("exit_layers", arguments.exit_layers, layers - 1),
-        ("removed", arguments.removed, layers - 2),
-    ):
-        if max(values) > most:
-            reject(name, max(values), f"must be at most {most}; the model has {layers} layers")
+    check_exit_layer("exit_layer", arguments.exit_layer, layers)
+    for exit_layer in arguments.exit_layers:
+        check_exit_layer("exit_layers", exit_layer, layers)
+    for count in filter(None, arguments.removed):
+        check_prune_n("removed", count, layers)
 
 
 def _decoder(

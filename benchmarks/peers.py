@@ -37,7 +37,7 @@ from command_line.flags import check_least, check_new_folder, flag, parse
 from command_line.script import run_script
 from models.loading import LoadedModel, load_model
 from models.runtime import Runtime, start_compiled
-from pruned_model import check_prune_n, weight_bytes
+from pruned_model import check_exit_layer, check_prune_n, weight_bytes
 from self_speculation.equality import first_difference, verdict
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.text_generator import WARM_UP_STEPS
@@ -71,8 +71,7 @@ class PeersArguments:
         """Reject flags that do not suit the model and the prompts."""
         layers = model.config.num_hidden_layers
         for exit_layer in self.exit_layers:
-            if exit_layer >= layers:
-                reject("exit_layers", exit_layer, f"must be 1 to {layers - 1}")
+            check_exit_layer("exit_layers", exit_layer, layers)
         for count in filter(None, self.removed):
             check_prune_n("removed", count, layers)
         room = position_limit(model.config) - longest_prompt

@@ -28,6 +28,7 @@ from command_line.flags import check_least, flag, parse
 from command_line.script import run_script
 from models.loading import load_model
 from models.runtime import start_compiled
+from pruned_model import check_exit_layer
 from self_speculation import compiled_llama, self_speculation_generator
 from self_speculation.generator_base import GenerationConfig, Output
 from self_speculation.programs import Program, program_of, tensors_of
@@ -179,8 +180,7 @@ def profile(arguments: ProfileArguments, model_arguments: ModelArguments) -> Pro
         reject("device", runtime.device.type, "rounds can be split only on a CPU; use cpu")
     loaded = load_model(model_arguments, runtime)
     layers = loaded.config.num_hidden_layers
-    if arguments.exit_layer >= layers:
-        reject("exit_layer", arguments.exit_layer, f"must be 1 to {layers - 1}")
+    check_exit_layer("exit_layer", arguments.exit_layer, layers)
     (ids,) = human_eval_prompts(1, loaded.tokenizer)
     drafts = arguments.num_speculations
     bucket = compiled_llama.buckets_for(len(ids))[-1]

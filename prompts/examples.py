@@ -108,8 +108,7 @@ class Split:
             pairs = dataset.examples(values)
             named = values.get(dataset.id_field) if dataset.id_field else None
             row_id = str(index + 1) if named in (None, "") else str(named)
-            named_texts = [values[field] for field in dataset.fields]
-            check_characters(row_id, *named_texts, *itertools.chain(*pairs))
+            check_characters(row_id, *itertools.chain(*pairs))
         except RowsError as error:
             self.reader.reject(f"{row.place} {error}")
         examples = []

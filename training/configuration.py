@@ -43,9 +43,9 @@ def check_configuration(folder: Path, found: Any, asked: Configuration) -> None:
     """Refuse to go on with a training that other flags or data began."""
     if not isinstance(found, dict):
         raise UsageError(f"--output_dir {folder}: holds a training whose settings are {found!r}")
-    asked = _FORMER_FLAGS | asked
-    for name in [*found, *asked]:
-        if found.get(name, _FORMER_FLAGS.get(name)) != asked.get(name):
+    found, asked = _FORMER_FLAGS | found, asked | _FORMER_FLAGS
+    for name in [*asked, *found]:
+        if found.get(name) != asked.get(name):
             raise UsageError(
                 f"--output_dir {folder}: holds a training whose {name} is {found.get(name)}, not "
                 f"{asked.get(name)}; name another folder, or the settings that it began with"
