@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from arguments.run import RUN_GROUPS, RunArguments
+from arguments.run import MEASURED_GROUPS, RunArguments
 from command_line.errors import EXIT_INTERRUPTED, FailedError
 from command_line.flags import parse
 from command_line.messages import shown, warn
@@ -13,7 +13,7 @@ from data import get_local_prompts
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = RunArguments(*parse(argv, __doc__, *RUN_GROUPS))
+    arguments = RunArguments(*parse(argv, __doc__, *MEASURED_GROUPS))
     # Read local data before importing torch, so that bad data are refused within a second.
     prompts = get_local_prompts(arguments.data, arguments.prune, arguments.generation.seed)
 

@@ -20,7 +20,8 @@ class EvaluationExample:
 
     `content` is the example's own text, without few-shot examples or template; it keeps
     calibration and evaluation apart. `tests` is the program that judges a completion, if
-    completions are executed.
+    completions are executed. `category` is the row's own, None if rows have no categories. `turns`
+    are the user's messages of a conversation after the first, which the prompt holds.
     """
 
     example_id: str
@@ -28,6 +29,8 @@ class EvaluationExample:
     reference: str
     content: str = ""
     tests: str | None = None
+    category: str | None = None
+    turns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class RunDefinition:
         if data.execute_code:  # otherwise no key, so that the ids of other runs stay the same
             tests = (example.tests or "" for example in self.evaluated.examples)
             identity["tests_fingerprint"] = content_hash(*tests)
-        return identity
+        return identity | arguments.measure.identity()
 
     @property
     def run_id(self) -> str:

@@ -24,6 +24,12 @@ class SampleRecord:
     `decode_seconds` exclude the first token, which belongs to the prefill. `full_step` are the full
     steps timed as a yardstick after a speculative output. `peak_memory_bytes` is the process's peak
     so far. `ranks` and `threads` count the processes of the run and the threads of this one.
+
+    `repeat` numbers the timed passes over the prompts, from 0. `batch` tells which prompts were
+    decoded together (`first`, the index of the first of them, and `size`) and the `seconds` that
+    took; their own seconds and steps are then unknown. `turns` has an entry for each turn of a
+    conversation. `copied_tokens` counts output tokens in matches of 3 and more with the prompt.
+    `teacher_forced` holds sums over the reference's tokens.
     """
 
     index: int
@@ -43,6 +49,12 @@ class SampleRecord:
     peak_memory_bytes: int | None = None
     ranks: int = 1
     threads: int = 1
+    repeat: int = 0
+    category: str | None = None
+    batch: dict[str, float] | None = None
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    copied_tokens: int | None = None
+    teacher_forced: dict[str, float] | None = None
 
     @property
     def drafted_tokens(self) -> int:
