@@ -29,12 +29,16 @@ class PromptArguments:
         "keep the tail of a prompt that, with --max_steps, exceeds the model's positions, instead "
         "of skipping the prompt",
     )
+    max_prompt_tokens: int | None = flag(
+        None, "keep at most this many of a prompt's last tokens (default: all)"
+    )
     prompt_field: str = flag("prompt", "custom_jsonl: field of the prompt")
     response_field: str = flag("response", "custom_jsonl: field of the reference")
 
     def check(self) -> None:
         if self.template is not None and PLACEHOLDER not in self.template:
             reject("template", repr(self.template), f"must hold {PLACEHOLDER}")
+        check_least(self, max_prompt_tokens=1)
         for name in ("prompt_field", "response_field"):
             if getattr(self, name) == "":
                 reject(name, "''", "must not be empty")

@@ -63,6 +63,9 @@ class EvaluationArguments:
             reject("template", repr(self.prompt.template), "tasks make their own prompts")
         if self.prompt.truncate_prompt:
             reject("truncate_prompt", "true", "tasks' prompts keep their tails without it")
+        if self.prompt.max_prompt_tokens is not None:
+            allowed = "tasks' prompts are cut to the model's positions alone"
+            reject("max_prompt_tokens", self.prompt.max_prompt_tokens, allowed)
         if self.generation.stop_words is not None:
             words = " ".join(map(repr, self.generation.stop_words))
             reject("stop_words", words, "tasks decide what ends an output")

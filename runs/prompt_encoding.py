@@ -15,7 +15,8 @@ from models.tokens import text_ids
 def encode(arguments: PromptArguments, named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
     """Return the prompt's tokens; with `--apply_chat_template`, those of a chat that asks it.
 
-    Raises `UsageError` if there is no token, or the chat template fails.
+    With `--max_prompt_tokens`, return only the last of them. Raises `UsageError` if there is no
+    token, or the chat template fails.
     """
     if arguments.apply_chat_template:
         ids = _chat_prompt_ids(named, prompt)
@@ -24,7 +25,7 @@ def encode(arguments: PromptArguments, named: Checkpoint | LoadedModel, prompt: 
     if not ids:
         raise UsageError(f"--model {named.name}: its tokenizer makes no token of {prompt[:40]!r}")
     check_embedded(named, ids)
-    return ids
+    return ids[-(arguments.max_prompt_tokens or 0) :]
 
 
 def encode_all(

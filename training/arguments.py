@@ -110,6 +110,8 @@ class TrainingDataArguments(PromptArguments):
         _require_text(self, "data_path", "eval_path")
         if self.truncate_prompt:
             reject("truncate_prompt", "true", "prompts are cut to --max_length in any case")
+        if self.max_prompt_tokens is not None:
+            reject("max_prompt_tokens", self.max_prompt_tokens, "--max_length cuts prompts")
         if self.dataset is None:
             if self.template is not None:
                 reject("template", repr(self.template), "only with --dataset")

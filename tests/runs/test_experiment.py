@@ -100,6 +100,17 @@ def test_prompts_beyond_the_models_positions_are_skipped_and_counted(run, tmp_pa
     assert samples[1].output_ids == samples[2].output_ids
 
 
+def test_prompts_keep_their_last_tokens(run, tmp_path):
+    rows = [{"prompt": text, "response": "y"} for text in ("abcdefghij", "cdefghij", "hij")]
+    path = write(tmp_path / "tails.jsonl", rows)
+    _, _, samples = run(*GREEDY, "--max_prompt_tokens", "8", path=path)
+    assert [sample.prompt_tokens for sample in samples] == [8, 8, 3]
+    assert samples[0].output_ids == samples[1].output_ids
+    _, whole, _ = run(*GREEDY, path=path)
+    _, tails, _ = run(*GREEDY, "--max_prompt_tokens", "10", path=path)
+    assert whole.run_id == tails.run_id  # a flag that cuts nothing changes nothing
+
+
 def test_only_prompts_too_long_is_an_error(run, tmp_path, capsys):
     path = write(tmp_path / "long.jsonl", [{"prompt": "x" * 300, "response": "y"}])
     code, record, _ = run(*GREEDY, path=path)
