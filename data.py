@@ -14,7 +14,7 @@ from command_line.errors import reject
 from command_line.messages import warn
 from files.hashes import content_hash
 from prompts.dataset_table import DataSet
-from prompts.examples import EvaluationExample, Reader, content_key, shuffled
+from prompts.examples import EvaluationExample, Reader, Split, content_key, shuffled
 from prompts.sources import named_split
 
 
@@ -67,7 +67,21 @@ def get_prompts(data: DataArguments, pruning: PruneArguments, seed: int) -> Prom
     evaluated = get_data(data, seed)
     if not pruning.calibrates():
         return evaluated, None
-    return evaluated, get_calibration_data(data, pruning, evaluated)
+    return evaluated, get_calibration_data(data, pruning, _excluded(data, pruning, seed, evaluated))
+
+
+def _excluded(
+    data: DataArguments, pruning: PruneArguments, seed: int, evaluated: Selection
+) -> Selection:
+    """Return the examples that must not calibrate: those evaluated, or more of the same order."""
+    asked, count = pruning.calibration_excludes, len(evaluated.examples)
+    if asked is None or asked == count:
+        return evaluated
+    if asked < count:
+        allowed = f"must be at least {count}, the examples that are evaluated"
+        reject("calibration_excludes", asked, allowed)
+    split = _evaluation_reader(data).best_split("test")
+    return dataclasses.replace(evaluated, examples=_first(_ordered(split, data, seed), asked))
 
 
 def get_data(arguments: DataArguments, seed: int) -> Selection:
@@ -79,18 +93,21 @@ def get_data(arguments: DataArguments, seed: int) -> Selection:
     """
     reader = _evaluation_reader(arguments)
     split = reader.best_split("test")
-    count = len(split)
-    order: Sequence[int] = range(count)
-    if arguments.random_shuffle:
-        order = shuffled(count, seed, "order")
-    chosen = _first((one for row in order for one in split.evaluated(row)), arguments.num_samples)
+    chosen = _first(_ordered(split, arguments, seed), arguments.num_samples)
     _check_ids(reader, chosen)
     if arguments.num_samples and len(chosen) < arguments.num_samples:
         found = f"{reader.source} has {len(chosen)} examples; all of them are run"
         warn(f"--num_samples {arguments.num_samples}: {found}")
     shots = _shots(reader, arguments.n_shot, seed, chosen)
     examples = [_framed(example, reader.dataset, arguments, shots) for example in chosen]
-    return Selection(examples, str(reader.source), "test", count, shots)
+    return Selection(examples, str(reader.source), "test", len(split), shots)
+
+
+def _ordered(split: Split, arguments: DataArguments, seed: int) -> Iterator[EvaluationExample]:
+    order: Sequence[int] = range(len(split))
+    if arguments.random_shuffle:
+        order = shuffled(len(split), seed, "order")
+    return (one for row in order for one in split.evaluated(row))
 
 
 def get_calibration_data(

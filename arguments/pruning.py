@@ -31,9 +31,14 @@ class CalibrationArguments:
     calibration_path: str | None = flag(
         None, "angular: file or folder of calibration rows, like --data_path"
     )
+    calibration_excludes: int | None = flag(
+        None,
+        "angular: calibrate on none of the first so many examples of the evaluation's order, so "
+        "that runs on fewer examples share a plan (default: those evaluated)",
+    )
 
     def check(self) -> None:
-        check_least(self, calibration_samples=1)
+        check_least(self, calibration_samples=1, calibration_excludes=1)
         if self.calibration_path == "":
             reject("calibration_path", "''", "must not be empty")
 
@@ -59,6 +64,7 @@ class PruneArguments(CalibrationArguments):
         self._check_needed("dropout_threshold", "random")
         self._check_belongs("calibration_dataset", "angular")
         self._check_belongs("calibration_path", "angular")
+        self._check_belongs("calibration_excludes", "angular")
         if self.prune_n is not None and self.prune_n < 1:
             reject("prune_n", self.prune_n, "must be 1 to L - 2 for a model of L layers")
         if self.dropout_threshold is not None and not 0 <= self.dropout_threshold < 1:

@@ -26,6 +26,23 @@ def test_calibration_without_a_training_split_takes_what_is_not_evaluated(tmp_pa
     assert len(calibration(custom(path, num_samples=2), 1).examples) == 1
 
 
+def test_runs_on_fewer_examples_may_share_a_plan(tmp_path):
+    path = numbered(tmp_path / "rows.jsonl", range(12))
+
+    def calibrating(count, **changes):
+        flags = PruneArguments(**MEASURED | changes)
+        return get_prompts(custom(path, num_samples=count), flags, 1)[1].examples
+
+    assert calibrating(3) != calibrating(8)
+    assert calibrating(3, calibration_excludes=8) == calibrating(8)
+    assert calibrating(8, calibration_excludes=8) == calibrating(8)
+    for asked, allowed in ((7, "must be at least 8"), (0, "must be at least 1")):
+        with pytest.raises(UsageError, match=f"--calibration_excludes {asked}: {allowed}"):
+            flags = PruneArguments(**MEASURED, calibration_excludes=asked)
+            flags.check()
+            get_prompts(custom(path, num_samples=8), flags, 1)
+
+
 def test_calibration_follows_its_own_seed(folder):
     def ids(**changes):
         return [
