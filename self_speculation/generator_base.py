@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from self_speculation.llama_model_utils import CachedLlama
+from self_speculation.llama_model_utils import CachedLlama, LlamaEngine, on_device
 from self_speculation.output_text import OutputText
 from self_speculation.sampling import SamplingRule
 from self_speculation.timing import StepTime, Stopwatch, now
@@ -61,15 +61,6 @@ class Generation:
     @property
     def accepted_tokens(self) -> int:
         return sum(accepted for _, accepted in self.rounds)
-
-
-def on_device(ids: list[int], device: torch.device) -> torch.Tensor:
-    """Return token ids, (T,), on the device, without waiting for it."""
-    ids_T = torch.tensor(ids)
-    if device.type != "cuda":
-        return ids_T.to(device)
-    # A copy from pageable memory would wait until the device has finished all earlier work.
-    return ids_T.pin_memory().to(device, non_blocking=True)
 
 
 class StopRule:
@@ -205,6 +196,16 @@ class Output:
                 return
 
 
+def output_limit(engine: LlamaEngine, prompt_ids: list[int], max_steps: int) -> int:
+    """Return how many tokens may follow the prompt.
+
+    Raises ValueError for a prompt that is empty or longer than the engine's capacity.
+    """
+    if not 1 <= len(prompt_ids) <= engine.capacity:
+        raise ValueError(f"a prompt of {len(prompt_ids)} tokens, not 1 to {engine.capacity}")
+    return min(max_steps, engine.room_after(len(prompt_ids)))
+
+
 class GenerationStrategy(ABC):
     """Decodes one prompt after another with the same engine and configuration.
 
@@ -229,9 +230,7 @@ class GenerationStrategy(ABC):
         that is empty or longer than the engine's capacity.
         """
         engine = self.engine
-        if not 1 <= len(prompt_ids) <= engine.capacity:
-            raise ValueError(f"a prompt of {len(prompt_ids)} tokens, not 1 to {engine.capacity}")
-        limit = min(max_steps or self.config.max_steps, engine.room_after(len(prompt_ids)))
+        limit = output_limit(engine, prompt_ids, max_steps or self.config.max_steps)
         self.begin(prompt_ids, generator, streamer)
         output = Output(prompt_ids, limit, self.ending)
         self.streamer.begin(self.ending)

@@ -1,9 +1,10 @@
 """CachedLlama: a Llama that runs any span of its layers over its own cache.
 
-Only this file knows transformers' internals. Strategies see tokens and logits, never a cache, a
-mask or a position.
+Only this file knows transformers' internals; engines of other kinds build on `LlamaEngine`.
+Strategies see tokens and logits, never a cache, a mask or a position.
 
-Shapes: T new tokens, M positions whose logits are read, V vocabulary; the batch is always 1.
+Shapes: B sequences (`CachedLlama`: 1), T new tokens, D hidden, M positions whose logits are read,
+V vocabulary.
 """
 
 import copy
@@ -41,6 +42,21 @@ def position_limit(config: ModelConfig, prompt_tokens: int | None = None) -> int
         limit = min(limit, original)
     window: int | None = getattr(config, "sliding_window", None)
     return min(limit, window or limit)
+
+
+def rotary_depends_on_length(config: ModelConfig) -> bool:
+    """Whether a position's rotary factors depend on the longest position of the same call."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return rope.get("rope_type") in ("dynamic", "longrope")
+
+
+def on_device(ids: list[int], device: torch.device) -> Tensor:
+    """Return token ids, (T,), on the device, without waiting for it."""
+    ids_T = torch.tensor(ids)
+    if device.type != "cuda":
+        return ids_T.to(device)
+    # A copy from pageable memory would wait until the device has finished all earlier work.
+    return ids_T.pin_memory().to(device, non_blocking=True)
 
 
 def early_exit_view(model: Llama, kept_exit_layer: int) -> Any:
@@ -112,34 +128,84 @@ class KeyValueCache:
         return like.new_zeros(1, self.capacity, heads, size).transpose(1, 2)
 
 
-class CachedLlama:
-    """Decodes one sequence at a time; the early layers may run ahead of the others to draft.
+class LlamaEngine:
+    """A model's parts and limits; its subclasses own a cache and run the layers over it.
 
-    `length` counts the tokens that every layer has cached. `draft` runs more tokens through the
-    early layers and keeps their outputs (the exit states) pending; `verify` runs them through the
-    remaining layers.
-
-    `capacity`: tokens of the longest sequence; the cache is allocated at first use and reused for
-    all sequences. `compile_seconds`: time spent on compiling steps; None without compilation.
-    Raises ValueError for an attention kernel that is not supported.
+    `capacity`: tokens of the longest sequence. `compile_seconds`: time spent on compiling steps;
+    None without compilation. Raises ValueError for an attention kernel that is not `supported`.
     """
 
     compile_seconds: float | None = None
 
-    def __init__(self, model: Llama, capacity: int) -> None:
+    def __init__(
+        self, model: Llama, capacity: int, supported: tuple[str, ...] = SUPPORTED_ATTENTION
+    ) -> None:
         self._decoder = decoder_of(model)
         self._head = model.lm_head
         self._attention = model.config._attn_implementation
-        if self._attention not in SUPPORTED_ATTENTION:
+        if self._attention not in supported:
             raise ValueError(
-                f"attn_implementation={self._attention}: "
-                f"must be one of {', '.join(SUPPORTED_ATTENTION)}"
+                f"attn_implementation={self._attention}: must be one of {', '.join(supported)}"
             )
-        self._cache = KeyValueCache(capacity)
         self.num_layers = len(self._decoder.layers)
         self.capacity = capacity
         self.device = input_device(model)
         self._config = model.config
+
+    def room_after(self, prompt_tokens: int) -> int:
+        """Return how many tokens may follow such a prompt; the last is never cached."""
+        limit = position_limit(self._config, prompt_tokens)
+        return min(self.capacity, limit) - prompt_tokens + 1
+
+    def _embed(self, ids_BT: Tensor) -> Tensor:
+        return self._decoder.embed_tokens(ids_BT)
+
+    def _rotary(self, states_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rotary cosines and sines of positions that form one call."""
+        return self._decoder.rotary_emb(states_BTD, position_ids=positions_BT)
+
+    def _through(
+        self,
+        layers: tuple[int, int],
+        states_BTD: Tensor,
+        cache: Any,
+        mask: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Run a half-open span of layers, which write to the cache and read from it."""
+        layer: DecoderLayer
+        for layer in self._decoder.layers[slice(*layers)]:
+            states_BTD = layer(
+                states_BTD,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                position_embeddings=rotary,
+            )
+        return states_BTD
+
+    def _as_mask(self, visible: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the kernel's mask of visible positions, which end with (T, cached tokens)."""
+        if self._attention == "sdpa":
+            return visible
+        return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, -torch.inf)
+
+    def _head_over(self, states_BTD: Tensor) -> Tensor:
+        """Return the logits of all states, (B, T, V), on the engine's device."""
+        return self._head(self._decoder.norm(states_BTD)).to(self.device)
+
+
+class CachedLlama(LlamaEngine):
+    """Decodes one sequence at a time; the early layers may run ahead of the others to draft.
+
+    `length` counts the tokens that every layer has cached. `draft` runs more tokens through the
+    early layers and keeps their outputs (the exit states) pending; `verify` runs them through the
+    remaining layers. The cache is allocated at first use and reused for all sequences.
+    """
+
+    def __init__(self, model: Llama, capacity: int) -> None:
+        super().__init__(model, capacity)
+        self._cache = KeyValueCache(capacity)
         self.reset()
 
     def reset(self, exit_layer: int | None = None) -> None:
@@ -147,11 +213,6 @@ class CachedLlama:
         self.length = 0
         self.exit_layer = exit_layer or self.num_layers
         self._exit_states: list[Tensor] = []
-
-    def room_after(self, prompt_tokens: int) -> int:
-        """Return how many tokens may follow such a prompt; the last is never cached."""
-        limit = position_limit(self._config, prompt_tokens)
-        return min(self.capacity, limit) - prompt_tokens + 1
 
     @property
     def pending(self) -> int:
@@ -200,27 +261,15 @@ class CachedLlama:
         start = self.length + self.pending
         return self._run(self._embed(ids_1T), 0, self.exit_layer, start)
 
-    def _embed(self, ids_1T: Tensor) -> Tensor:
-        return self._decoder.embed_tokens(ids_1T)
-
     def _run(self, states_1TD: Tensor, first: int, last: int, start: int) -> Tensor:
         """Run layers `first` to `last` (excluded) over tokens that begin at position `start`."""
         count = states_1TD.shape[1]
         assert start + count <= self.capacity, f"{start + count} tokens exceed {self.capacity}"
         positions_1T = torch.arange(start, start + count, device=states_1TD.device)[None]
-        rotary = self._decoder.rotary_emb(states_1TD, position_ids=positions_1T)
+        rotary = self._rotary(states_1TD, positions_1T)
         mask = self._mask(states_1TD, start)
         self._cache.position = start
-        layer: DecoderLayer
-        for layer in self._decoder.layers[first:last]:
-            states_1TD = layer(
-                states_1TD,
-                attention_mask=mask,
-                past_key_values=self._cache,
-                use_cache=True,
-                position_embeddings=rotary,
-            )
-        return states_1TD
+        return self._through((first, last), states_1TD, self._cache, mask, rotary)
 
     def _mask(self, states_1TD: Tensor, start: int) -> Tensor | None:
         """Return the causal mask, or None if the kernel masks correctly by itself.
@@ -235,10 +284,8 @@ class CachedLlama:
             return None
         visible = torch.ones(count, start + count, dtype=torch.bool, device=states_1TD.device)
         visible = visible.tril(diagonal=start)[None, None]
-        if self._attention == "sdpa":
-            return visible
-        return torch.zeros_like(visible, dtype=states_1TD.dtype).masked_fill(~visible, -torch.inf)
+        return self._as_mask(visible, states_1TD.dtype)
 
     def _logits(self, states_1TD: Tensor, count: int) -> Tensor:
         """Return logits of the last `count` positions; the head runs only on these."""
-        return self._head(self._decoder.norm(states_1TD[:, -count:]))[0].to(self.device)
+        return self._head_over(states_1TD[:, -count:])[0]

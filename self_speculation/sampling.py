@@ -42,6 +42,22 @@ class SamplingRule:
         (probs_V,) = self.probabilities(logits_1V, tokens)
         return _draw(probs_V, generator), probs_V
 
+    def pick_each(
+        self, logits_BV: Tensor, tokens: list[list[int]], generators: list[torch.Generator]
+    ) -> list[int]:
+        """Choose the next token of each of B sequences; the host waits for the device once.
+
+        Each row of the arguments belongs to one sequence, whose token is the one that `pick` would
+        choose.
+        """
+        if self.no_repeat_ngram_size is not None:
+            pairs = zip(logits_BV[:, None], tokens, strict=True)
+            logits_BV = torch.cat([self._ban_repeats(row_1V, ids) for row_1V, ids in pairs])
+        if not self.sample:
+            return logits_BV.argmax(-1).tolist()
+        draws = zip(self._distributions(logits_BV), generators, strict=True)
+        return torch.cat([_draw(probs_V, generator) for probs_V, generator in draws]).tolist()
+
     def probabilities(self, logits_MV: Tensor, tokens: list[int]) -> Tensor:
         """Return the distributions of the next tokens, float32 (M, V).
 
@@ -52,6 +68,10 @@ class SamplingRule:
             return torch.zeros_like(logits_MV, dtype=torch.float32).scatter_(
                 -1, logits_MV.argmax(-1, keepdim=True), 1.0
             )
+        return self._distributions(logits_MV)
+
+    def _distributions(self, logits_MV: Tensor) -> Tensor:
+        """Return the distributions of sampled tokens by logits without banned tokens."""
         logits_MV = logits_MV.float() / self.temperature
         if self.top_k:
             logits_MV = _keep_top_k(logits_MV, self.top_k)

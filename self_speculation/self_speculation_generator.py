@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from self_speculation.generator_base import GenerationStrategy, Output, Streamer, on_device
-from self_speculation.llama_model_utils import CachedLlama
+from self_speculation.generator_base import GenerationStrategy, Output, Streamer
+from self_speculation.llama_model_utils import CachedLlama, on_device
 from self_speculation.sampling import SamplingRule, accept
 
 

@@ -41,13 +41,7 @@ class TextGenerator:
         else:
             self.engine = CachedLlama(model, capacity)
         self._tokenizer = tokenizer
-        ends = end_token_ids(model, tokenizer) | set(config.stop_token_ids)
-        # Special tokens do not appear in the text: as stop words they become stop tokens.
-        added = tokenizer.added_tokens_decoder.items()
-        special = {token.content: token_id for token_id, token in added if token.special}
-        ends |= {special[word] for word in config.stop_words if word in special}
-        words = tuple(word for word in config.stop_words if word not in special)
-        stop_rule = StopRule(tokenizer, ends, words)
+        stop_rule = stop_rule_of(model, tokenizer, config)
         self.strategy = STRATEGIES[strategy](self.engine, config, stop_rule)
 
     def generate(
@@ -91,6 +85,17 @@ class TextGenerator:
                 logits_1V = engine.forward(ids_1T)
                 sampling.pick(logits_1V, [token_id], self.strategy.generator)
         return stopwatch.steps()["full"]
+
+
+def stop_rule_of(model: Llama, tokenizer: Any, config: GenerationConfig) -> StopRule:
+    """Return the rule of the model's and tokenizer's end tokens and the configuration's stops."""
+    ends = end_token_ids(model, tokenizer) | set(config.stop_token_ids)
+    # Special tokens do not appear in the text: as stop words they become stop tokens.
+    added = tokenizer.added_tokens_decoder.items()
+    special = {token.content: token_id for token_id, token in added if token.special}
+    ends |= {special[word] for word in config.stop_words if word in special}
+    words = tuple(word for word in config.stop_words if word not in special)
+    return StopRule(tokenizer, ends, words)
 
 
 def end_token_ids(model: Llama, tokenizer: Any) -> set[int]:
