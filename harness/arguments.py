@@ -27,7 +27,9 @@ class HarnessArguments:
     include_path: str | None = flag(None, "folder of your own tasks' YAML files")
     num_fewshot: int | None = flag(None, "solved examples before a prompt (default: the task's)")
     limit: int | None = flag(None, "documents per task, from the first (default: all)")
-    batch_size: int = flag(8, "log-likelihoods computed at once; texts are generated one by one")
+    batch_size: int = flag(
+        8, "log-likelihoods computed, and texts decoded autoregressively, at once"
+    )
     system_instruction: str | None = flag(None, "text before prompts, or the chat's system message")
     log_samples: bool = flag(False, "put every document with its answers into the log")
     confirm_run_unsafe_code: bool = flag(False, "allow tasks that run code that the model writes")

@@ -88,7 +88,8 @@ def _evaluated(
 
     def finish(status: str) -> None:
         record.status, record.ended = status, timestamp()
-        record.metrics["generation"] = facts = summarize_requests(model.generated)
+        facts = summarize_requests(model.generated) | {"texts_at_once": model.texts_at_once}
+        record.metrics["generation"] = facts
         if flags.log_samples:
             facts["samples"] = model.generated
         if ranks.leads:
@@ -176,7 +177,9 @@ def tables(record: RunRecord) -> str:
     if results.get("groups"):
         parts.append(make_table(results, "groups"))
     if generation["tokens_per_second"] is not None:
-        parts.append(f"speed     {generation['tokens_per_second']:.1f} tokens/s")
+        at_once = generation["texts_at_once"]
+        together = f", up to {at_once} texts at a time" if at_once > 1 else ""
+        parts.append(f"speed     {generation['tokens_per_second']:.1f} tokens/s{together}")
     if generation["drafted_tokens"]:
         drafted = generation["drafted_tokens"]
         parts.append(f"drafts    {generation['acceptance_rate']:.1%} of {drafted} accepted")

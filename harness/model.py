@@ -16,23 +16,34 @@ from command_line.errors import UsageError
 from harness.requests import decoding_of
 from models.tokens import without_added_ends
 from processes.progress import progress
-from runs.preparation import PreparedModel, make_generator
+from runs.batches import BatchDecoder, calls_of
+from runs.preparation import (
+    PreparedModel,
+    make_batched_generator,
+    make_generator,
+    takes_batches,
+)
 from runs.prompt_encoding import check_embedded
+from self_speculation.batched_generator import BatchedTextGenerator
 from self_speculation.generator_base import Generation
 from self_speculation.llama_model_utils import early_exit_view, position_limit
 from self_speculation.offloading import input_device
+
+Decode = Callable[[list[list[int]], int, list[str]], list[Generation]]  # of prompts, seed, names
 
 
 class HarnessModel(HFLM):
     """Answers the harness's requests with a prepared model.
 
-    The strategy of the flags generates texts, one after another. The harness's own code computes
-    log-likelihoods, in batches, with the model as pruned; autoregressive decoding with an exit
+    The strategy of the flags generates texts: autoregressive decoding up to `batch_size` at a time,
+    self-speculation one after another. The harness's own code computes log-likelihoods, in batches,
+    with the model as pruned; autoregressive decoding with an exit
     layer is another model, the layers up to that exit. Self-speculation follows the distribution
     of the whole model, and so do its log-likelihoods.
 
     Each process answers its share of the requests and gets the answers of all, so that the harness
-    takes each for the only one. `generated` holds counts and seconds of each generated text.
+    takes each for the only one. `generated` holds counts and seconds of each generated text;
+    `texts_at_once` is 1 for self-speculation, and for attention that takes no masks.
     """
 
     def __init__(
@@ -46,6 +57,8 @@ class HarnessModel(HFLM):
         self._device = input_device(prepared.loaded.model)  # HFLM takes that of the first weight
         self._prepared = prepared
         self._flags = flags
+        speculates = flags.generation_strategy != "autoregressive"
+        self.texts_at_once = 1 if speculates or not takes_batches(prepared.loaded) else batch_size
         self._ranks = prepared.runtime.ranks
         self.generated: list[dict[str, Any]] = []
 
@@ -73,9 +86,9 @@ class HarnessModel(HFLM):
             for indices in alike.values():
                 share = self._ranks.share(indices)
                 group = [(names[index], requests[index]) for index in share]
-                for index, text in zip(share, self._generate_alike(group), strict=True):
+                for place, text in self._generate_alike(group):
                     self._ranks.check()
-                    own.append((index, text, self.generated[-1]))
+                    own.append((share[place], text, self.generated[-1]))
                     advance(1)
             shares = self._ranks.exchange(own)
         known = {index: (text, facts) for share in shares for index, text, facts in share}
@@ -91,8 +104,11 @@ class HarnessModel(HFLM):
         answers = answer(own, is_quiet or not self._ranks.leads) if own else []
         return self._ranks.in_order(self._ranks.exchange(answers))
 
-    def _generate_alike(self, requests: list[tuple[str, Instance]]) -> Iterator[str]:
-        """Yield the texts of requests with equal arguments, and note what each took."""
+    def _generate_alike(self, requests: list[tuple[str, Instance]]) -> Iterator[tuple[int, str]]:
+        """Yield the place and the text of requests with equal arguments, and note what each took.
+
+        Places of texts that are generated together need not be in order.
+        """
         if not requests:
             return
         first = requests[0][1]
@@ -106,14 +122,36 @@ class HarnessModel(HFLM):
         longest = limit - flags.max_steps
         # An empty prompt is the token that begins a log-likelihood.
         prompts = [self.tok_encode(one.args[0]) or [self.prefix_token_id] for _, one in requests]
-        size = min(longest, max(map(len, prompts)))
-        loaded, plan = self._prepared.loaded, self._prepared.plan
-        generator = make_generator(flags, loaded, plan, stop_words, size)
-        generator.warm_up(prompts[0][-longest:])
-        for (name, _), ids in zip(requests, prompts, strict=True):
-            made = generator.generate(ids[-longest:], flags.seed, name)
-            self.generated.append(_facts(name, made, len(ids)))
-            yield made.text
+        fitting = [ids[-longest:] for ids in prompts]
+        decode, calls = self._decoder(flags, stop_words, fitting)
+        for places in calls:
+            names = [requests[place][0] for place in places]
+            made = decode([fitting[place] for place in places], flags.seed, names)
+            for place, name, one in zip(places, names, made, strict=True):
+                self.generated.append(_facts(name, one, len(prompts[place]), len(places)))
+                yield place, one.text
+
+    def _decoder(
+        self, flags: GenerationArguments, stop_words: tuple[str, ...], prompts: list[list[int]]
+    ) -> tuple[Decode, Iterator[list[int]]]:
+        """Return a function that decodes prompts, and the places of the prompts of each call."""
+        loaded, plan, lengths = self._prepared.loaded, self._prepared.plan, list(map(len, prompts))
+        size = min(self.texts_at_once, len(prompts))
+
+        def make(size: int) -> BatchedTextGenerator:
+            made = make_batched_generator(flags, loaded, plan, stop_words, max(lengths), size)
+            made.warm_up(prompts[:size])
+            return made
+
+        if size > 1:
+            return BatchDecoder(make, size).decode, calls_of(range(len(prompts)), lengths, size)
+        generator = make_generator(flags, loaded, plan, stop_words, max(lengths))
+        generator.warm_up(prompts[0])
+
+        def decode(prompts: list[list[int]], seed: int, names: list[str]) -> list[Generation]:
+            return [generator.generate(*one) for one in zip(prompts, [seed], names, strict=True)]
+
+        return decode, ([place] for place in range(len(prompts)))
 
     @property
     def max_length(self) -> int:
@@ -176,8 +214,11 @@ def summarize_requests(requests: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _facts(name: str, made: Generation, full_length: int) -> dict[str, Any]:
-    """Return counts and seconds of a text, whose prompt lost its first `cut_tokens`."""
+def _facts(name: str, made: Generation, full_length: int, together: int) -> dict[str, Any]:
+    """Return counts and seconds of a text, whose prompt lost its first `cut_tokens`.
+
+    A text of several that were generated together has an equal share of their seconds.
+    """
     return {
         "name": name,
         "prompt_tokens": made.prompt_tokens,
@@ -185,6 +226,6 @@ def _facts(name: str, made: Generation, full_length: int) -> dict[str, Any]:
         "generated_tokens": len(made.output_ids),
         "drafted_tokens": made.drafted_tokens,
         "accepted_tokens": made.accepted_tokens,
-        "prefill_seconds": made.prefill_seconds,
-        "decode_seconds": made.decode_seconds,
+        "prefill_seconds": made.prefill_seconds / together,
+        "decode_seconds": made.decode_seconds / together,
     }

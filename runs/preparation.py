@@ -1,6 +1,8 @@
 """Loads a model, prunes it and makes its decoder, as the flags say. All scripts use it."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,8 @@ from models.runtime import Runtime, start
 from processes.ranks import ALONE, Ranks
 from pruned_model import PruneModel, PrunePlan, count_parameters, is_saved, make_plan, weight_bytes
 from runs.prompt_encoding import check_chat_template, encode, encode_all, fitted, longest_prompt
+from self_speculation.batched_generator import BatchedTextGenerator
+from self_speculation.batched_llama import BATCHED_ATTENTION
 from self_speculation.generator_base import Generation, GenerationConfig, Streamer
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.model_protocol import ModelConfig
@@ -79,8 +83,49 @@ def make_generator(
     prompt_tokens: int,
 ) -> TextGenerator:
     """Return the flags' decoder; its cache has room for a prompt of this length and its output."""
+    config = _decoding(flags, loaded, plan, stop_words)
+    capacity = positions_for(loaded.config, flags, prompt_tokens)
+    strategy = flags.generation_strategy
+    with _compile_failures():
+        return TextGenerator(
+            loaded.model, loaded.tokenizer, strategy, config, capacity, loaded.compiled
+        )
+
+
+def make_batched_generator(
+    flags: GenerationArguments,
+    loaded: LoadedModel,
+    plan: PrunePlan,
+    stop_words: tuple[str, ...],
+    prompt_tokens: int,
+    batch_size: int,
+) -> BatchedTextGenerator:
+    """Return an autoregressive decoder of `batch_size` prompts of this length at a time.
+
+    Raises `UsageError` for a model that does not take batches.
+    """
+    if not takes_batches(loaded):
+        kernels = " or ".join(BATCHED_ATTENTION)
+        allowed = f"needs attn_implementation {kernels}, not {loaded.config._attn_implementation}"
+        reject("batch_size", batch_size, allowed)
+    config = _decoding(flags, loaded, plan, stop_words)
+    capacity = positions_for(loaded.config, flags, prompt_tokens)
+    with _compile_failures():
+        return BatchedTextGenerator(
+            loaded.model, loaded.tokenizer, config, capacity, batch_size, loaded.compiled
+        )
+
+
+def takes_batches(loaded: LoadedModel) -> bool:
+    """Return whether the model's attention kernel masks sequences of different lengths."""
+    return loaded.config._attn_implementation in BATCHED_ATTENTION
+
+
+def _decoding(
+    flags: GenerationArguments, loaded: LoadedModel, plan: PrunePlan, stop_words: tuple[str, ...]
+) -> GenerationConfig:
     _check_stop_token_ids(flags, loaded.config.vocab_size)
-    config = GenerationConfig(
+    return GenerationConfig(
         max_steps=flags.max_steps,
         kept_exit_layer=plan.kept_exit_layer(flags.exit_layer),
         num_speculations=flags.num_speculations,
@@ -94,12 +139,12 @@ def make_generator(
         stop_words=stop_words,
         stop_token_ids=tuple(flags.stop_token_ids),
     )
-    capacity = positions_for(loaded.config, flags, prompt_tokens)
-    strategy = flags.generation_strategy
+
+
+@contextmanager
+def _compile_failures() -> Iterator[None]:
     try:
-        return TextGenerator(
-            loaded.model, loaded.tokenizer, strategy, config, capacity, loaded.compiled
-        )
+        yield
     except CompileError as error:
         raise FailedError(f"--compile true: {error}; --compile false decodes without") from error
 

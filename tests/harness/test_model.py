@@ -12,6 +12,7 @@ from arguments.pruning import PruneArguments
 from command_line.errors import UsageError
 from harness.model import HarnessModel, summarize_requests, unique_names
 from harness.requests import decoding_of
+from processes.ranks import ALONE
 from runs.preparation import load_pruned
 
 PAIRS = [("number one", " is a"), ("number", " two"), ("number", "!"), ("", "nothing before")]
@@ -29,7 +30,8 @@ def make(checkpoint):
 
     def make(flags=GREEDY, batch_size=3, **pruning):
         model = ModelArguments(str(checkpoint), dtype="float64")
-        prepared = load_pruned(model, PruneArguments(**pruning), generation=flags)
+        with ALONE.together():  # an earlier test may have left an interrupted section
+            prepared = load_pruned(model, PruneArguments(**pruning), generation=flags)
         return HarnessModel(prepared, flags, batch_size)
 
     return make
@@ -95,6 +97,21 @@ def test_texts_are_those_of_the_harness(make, reference, flags):
     for until in ([], free[5], ["nowhere", free[9:11]]):
         requests = texts(until=until, max_gen_toks=24)
         assert model.generate_until(requests, True) == reference.generate_until(requests, True)
+
+
+@pytest.mark.parametrize("flags", [GREEDY, EARLY])
+@pytest.mark.parametrize("asked", [{}, {"do_sample": True, "temperature": 1.0}])
+def test_texts_do_not_depend_on_the_batch(make, flags, asked):
+    requests = texts(["a", *CONTEXTS, "seven", *CONTEXTS], until=["q"], max_gen_toks=16, **asked)
+    alone, together = make(flags, batch_size=1), make(flags, batch_size=2)
+    assert together.generate_until(requests, True) == alone.generate_until(requests, True)
+    counts = [
+        [{key: one[key] for key in ("name", "generated_tokens")} for one in model.generated]
+        for model in (alone, together)
+    ]
+    assert counts[0] == counts[1]
+    facts = summarize_requests(together.generated)
+    assert 0 < facts["tokens_per_second"] < 1e9
 
 
 def test_long_prompts_keep_their_tails(make, reference):

@@ -1,0 +1,72 @@
+"""Decodes prompts in batches, as large as memory allows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from command_line.messages import warn
+from runs.fitting import within_memory
+from self_speculation.batched_generator import BatchedTextGenerator
+from self_speculation.generator_base import Generation
+
+# An ended output leaves its place to a waiting prompt, so that a call takes more prompts than
+# places. What a call decoded is lost if the process is killed before its end.
+_PROMPTS_PER_PLACE = 4
+
+
+class BatchDecoder:
+    """Decodes up to `size` prompts at a time, autoregressively.
+
+    `make` returns a warm decoder of so many prompts at a time. Where memory runs out, the size is
+    halved with a warning, and the prompts are decoded again: outputs do not depend on the size.
+    Errors of `make(1)` are raised.
+    """
+
+    def __init__(self, make: Callable[[int], BatchedTextGenerator], size: int) -> None:
+        self._make, self.size = make, size
+        self._generator = self._made()
+
+    @property
+    def compile_seconds(self) -> float | None:
+        return self._generator.engine.compile_seconds
+
+    @property
+    def capacity(self) -> int:
+        """Return the tokens of the longest sequence, output included."""
+        return self._generator.engine.capacity
+
+    def decode(self, prompts: list[list[int]], seed: int, names: list[str]) -> list[Generation]:
+        """Return an output for each prompt, of any number of prompts.
+
+        Raises the error of memory that does not suffice for one prompt at a time.
+        """
+        while self.size > 1:
+            made = within_memory(partial(self._generator.generate, prompts, seed, names))
+            if made is not None:
+                return made
+            del self._generator  # frees its cache before the next is allocated
+            self._halve()
+            self._generator = self._made()
+        return self._generator.generate(prompts, seed, names)
+
+    def _made(self) -> BatchedTextGenerator:
+        while self.size > 1:
+            made = within_memory(partial(self._make, self.size))
+            if made is not None:
+                return made
+            self._halve()
+        return self._make(1)
+
+    def _halve(self) -> None:
+        half = self.size // 2
+        warn(f"--batch_size {self.size}: out of memory; {half} at a time from now on")
+        self.size = half
+
+
+def calls_of(indices: Sequence[int], lengths: list[int], size: int) -> Iterator[list[int]]:
+    """Divide prompts among calls of `BatchDecoder.decode`; `lengths` are those of all prompts.
+
+    Prompts of a call have similar lengths, because each step costs as much as its longest sequence.
+    """
+    ordered = sorted(indices, key=lengths.__getitem__)
+    count = size * _PROMPTS_PER_PLACE
+    return (ordered[at : at + count] for at in range(0, len(ordered), count))

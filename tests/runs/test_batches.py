@@ -1,0 +1,63 @@
+"""Batches shrink until memory suffices, and outputs do not depend on their size."""
+
+import pytest
+import torch
+
+from runs.batches import BatchDecoder, calls_of
+
+PROMPTS = [[1], [2, 3], [4]]
+
+
+class Engine:
+    capacity, compile_seconds = 7, None
+
+
+class FakeGenerator:
+    """Answers each prompt with its length, while at most `fitting` of them decode at once."""
+
+    engine = Engine()
+
+    def __init__(self, size, fitting):
+        self.size, self.fitting = size, fitting
+
+    def generate(self, prompts, seed, names):
+        if self.size > self.fitting:
+            raise torch.OutOfMemoryError("no memory to decode")
+        return list(map(len, prompts))
+
+
+@pytest.mark.parametrize("to_make", [1, 2, 3, 8])
+@pytest.mark.parametrize("to_decode", [1, 2, 5])
+def test_the_batch_is_halved_until_memory_suffices(to_make, to_decode, capsys):
+    sizes = []
+
+    def make(size):
+        sizes.append(size)
+        if size > to_make:
+            raise torch.OutOfMemoryError("no memory for the cache")
+        return FakeGenerator(size, to_decode)
+
+    decoder = BatchDecoder(make, 8)
+    assert decoder.decode(PROMPTS, 0, ["a", "b", "c"]) == [1, 2, 1]
+    fitting = max(size for size in (1, 2, 4, 8) if size <= min(to_make, to_decode))
+    assert decoder.size == sizes[-1] == fitting
+    lines = capsys.readouterr().err.splitlines()
+    halves = [(size, size // 2) for size in (8, 4, 2) if size > fitting]
+    assert lines == [
+        f"warning: --batch_size {size}: out of memory; {half} at a time from now on"
+        for size, half in halves
+    ]
+
+
+def test_one_prompt_without_memory_and_other_errors_are_raised():
+    with pytest.raises(torch.OutOfMemoryError):
+        BatchDecoder(lambda size: FakeGenerator(size, 0), 4).decode(PROMPTS, 0, ["a", "b", "c"])
+    with pytest.raises(ZeroDivisionError):
+        BatchDecoder(lambda size: 1 / 0, 4)
+
+
+def test_calls_hold_prompts_of_similar_lengths():
+    lengths = [5, 1, 4, 2, 3, 9, 8, 7, 6, 10]
+    calls = list(calls_of([0, 1, 2, 3, 4, 5, 6, 8], lengths, size=1))
+    assert [[lengths[index] for index in call] for call in calls] == [[1, 2, 3, 4], [5, 6, 8, 9]]
+    assert list(calls_of([], lengths, size=4)) == []
