@@ -46,7 +46,7 @@ def print_summary(run: dict[str, Any], path: Path) -> None:
     )
     print(
         f"speed     {shown(run['tokens_per_second']['token_weighted'], '.1f')} tokens/s, "
-        f"{shown(run['time_per_token']['mean'], '.4f')} s/token after a prefill of "
+        f"{shown(run['time_per_token']['mean'], '.4f')} s/token; first token after "
         f"{shown(run['prefill_seconds']['mean'], '.3f')} s"
     )
     together = run.get("throughput")
@@ -57,10 +57,12 @@ def print_summary(run: dict[str, Any], path: Path) -> None:
         )
     if counts["drafted_tokens"]:
         speedup = run["speedup_over_full_steps"]
+        length = run.get("acceptance_length") or {}  # logs of earlier releases have none
         print(
             f"drafts    {shown(run['acceptance_rate']['token_weighted'], '.1%')} of "
-            f"{counts['drafted_tokens']} accepted; against full steps "
-            f"{shown(speedup['measured'], '.2f')}x, "
+            f"{counts['drafted_tokens']} accepted, "
+            f"{shown(length.get('token_weighted'), '.2f')} tokens per verification; "
+            f"against full steps {shown(speedup['measured'], '.2f')}x, "
             f"predicted {shown(speedup['predicted'], '.2f')}x, "
             f"at most {shown(speedup['bound'], '.2f')}x"
         )

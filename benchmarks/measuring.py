@@ -9,7 +9,7 @@ import torch
 from arguments.prompts import DataArguments
 from benchmarks.order import in_turn
 from data import get_data
-from runs.metrics import predicted_speedup
+from runs.speed_metrics import predicted_speedup
 from self_speculation.timing import now
 
 SEED = 42

@@ -16,9 +16,10 @@ from runs.definition import RunDefinition
 from runs.encoding import EncodedExample
 from runs.fitting import fitted_to_memory, within_memory
 from runs.loop import Job
-from runs.metrics import summarize, text_scores, throughput
+from runs.metrics import summarize, text_scores
 from runs.preparation import exit_layer_facts, make_generator, model_facts, positions_for
 from runs.record import RunRecord, SampleRecord
+from runs.speed_metrics import throughput
 from self_speculation.generator_base import Generation
 from self_speculation.text_generator import TextGenerator
 

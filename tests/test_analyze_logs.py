@@ -13,8 +13,8 @@ import analyze_logs
 import benchmark
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan, random_plan
 from command_line.script import run_script
-from runs.metrics import predicted_speedup
 from runs.reader import find_runs, read_record
+from runs.speed_metrics import predicted_speedup
 from tests.analysis.test_older_logs import GENERATION, console, four
 from tests.conftest import ROOT, rewritten
 from tests.made_up import AUTOREGRESSIVE, SPECULATIVE

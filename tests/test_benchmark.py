@@ -33,7 +33,7 @@ def test_both_strategies_log_equal_outputs(run, plan, capsys):
     assert spoken.exit_layer["original"] == 5
     text = capsys.readouterr().out
     assert "tokens/s" in text
-    assert "accepted; against full steps" in text
+    assert "tokens per verification; against full steps" in text
 
 
 def test_the_file_is_one_json_object_with_the_keys_of_older_tools(run, tmp_path):
@@ -49,6 +49,8 @@ def test_the_file_is_one_json_object_with_the_keys_of_older_tools(run, tmp_path)
         "exact_match",
         "edit_distance",
     }
+    assert log["time_to_first_token"]["p95"] > 0
+    assert 1 <= log["acceptance_length"]["mean"] <= 4
     for key in ("acceptance_rate", "total_time", "time_per_token", "tokens_per_second"):
         assert log[key]["mean"] > 0 or key == "acceptance_rate"
     assert log["status"] == "complete"

@@ -18,7 +18,7 @@ from benchmarks.turns import Turns
 from command_line.errors import EXIT_USAGE
 from command_line.script import run_script
 from pruned_model import weight_bytes
-from runs.metrics import predicted_speedup
+from runs.speed_metrics import predicted_speedup
 from tests.conftest import END, random_prompt, tiny_config
 
 STEPS = 12
