@@ -118,10 +118,14 @@ def _read(path: Path) -> tuple[FinishedRun | None, list[str]]:
 
 
 def _unfinished(path: Path, record: RunRecord) -> str:
-    done = len(read_samples(path))
+    samples = read_samples(path)
+    done = sum(sample.repeat == 0 for sample in samples)
+    later = f" and {len(samples) - done} in later passes" if len(samples) > done else ""
     state = _UNFINISHED[record.status]
     total = record.data["evaluation"]["examples"]
-    return f"{state}, {done} of {total} prompts done, and is left out; its command resumes it"
+    return (
+        f"{state}, {done} of {total} prompts done{later}, and is left out; its command resumes it"
+    )
 
 
 def _run(path: Path, record: RunRecord, examples: Examples | None) -> LoggedRun:

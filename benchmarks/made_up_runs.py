@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class MadeUpRun:
     exit_layer: int | None = None
     num_speculations: int | None = None
     examples: int = 20
+    repeats: int = 1
     tokens: int = 32
     seconds: float = 1.0
     full_step_seconds: float = 1 / 31
@@ -63,8 +64,9 @@ class MadeUpRun:
         """Write the run's two files; return the path of the first."""
         writer: LogWriter[SampleRecord] = LogWriter(str(folder), self._record())
         draws = random.Random(f"{self.dataset} {self.plan.approach} {self.num_speculations}")
-        for sample in self._samples(draws):
-            writer.add(sample)
+        for repeat in range(self.repeats):
+            for sample in self._samples(draws):
+                writer.add(_of_pass(sample, repeat))
         writer.finish(status, summarize(writer.samples))
         return writer.path
 
@@ -151,3 +153,10 @@ class MadeUpRun:
             rounds.append((drafts, draws.randint(0, drafts)))
             made += rounds[-1][1] + 1
         return rounds
+
+
+def _of_pass(sample: SampleRecord, repeat: int) -> SampleRecord:
+    """Return the sample as a timed pass logs it: later passes leave the text out."""
+    if repeat == 0:
+        return sample
+    return replace(sample, repeat=repeat, reference="", prediction=None, scores={})

@@ -1,15 +1,16 @@
 """One run: plan, prompts and decoder in, samples and a log out."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from command_line.errors import FailedError
+from command_line.errors import FailedError, reject
 from models.loading import LoadedModel, load_model
 from pruned_model import PruneModel, is_saved
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample, encode_examples
-from runs.loop import Job, fill_log
+from runs.loop import Job, Turn, fill_log
 from runs.measuring import measurement
 from runs.preparation import decide_plan, prune, save_as_asked
 from runs.record import RUN, LogKind, RunRecord
@@ -20,14 +21,37 @@ Begin = Callable[[LoadedModel, PruneModel, list[EncodedExample]], Job]
 
 
 def perform_run(
-    definition: RunDefinition, command: str, prepare: Prepare | None = None
+    definition: RunDefinition,
+    command: str,
+    prepare: Prepare | None = None,
+    turn: Turn | None = None,
 ) -> tuple[RunRecord, Path]:
     """Load, prune, decode, measure and log; return the run's record and its file.
 
-    `prepare` returns the model; by default the run loads its own.
+    `prepare` returns the model; by default the run loads its own. `turn` says which passes over
+    the prompts to do; by default all. Raises `UsageError` for a run that is complete with fewer
+    passes than `--repeats`.
     """
-    begin = partial(measurement, definition, command)
-    return work_once(definition, RUN, prepare or load_and_prune, begin)
+    turn = turn or Turn(definition.arguments.measure.repeats)
+
+    def begin(loaded: LoadedModel, pruned: PruneModel, encoded: list[EncodedExample]) -> Job:
+        job = measurement(definition, command, loaded, pruned, encoded)
+        return dataclasses.replace(job, turn=turn)
+
+    check_left = partial(check_repeats, definition)
+    return work_once(definition, RUN, prepare or load_and_prune, begin, check_left)
+
+
+def check_repeats(definition: RunDefinition, left: RunRecord) -> None:
+    """Raise `UsageError` if the run is complete with fewer passes than the flags ask for.
+
+    Passes that are added on another day would not tell how much the speed varies on one.
+    """
+    asked = definition.arguments.measure.repeats
+    if left.is_complete and left.passes < asked:
+        passes = "1 pass" if left.passes == 1 else f"{left.passes} passes"
+        allowed = f"run {left.run_id} was finished with {passes}; use another --output_dir"
+        reject("repeats", asked, allowed)
 
 
 def work_once(
@@ -60,7 +84,7 @@ def work_once(
             encoded = encode_examples(definition)
             job = begin(loaded, pruned, encoded)  # refuses flags that do not fit the model
             save_as_asked(definition.arguments.prune, loaded, pruned, ranks)
-            record = resume(left, job.record) if left else job.record
+            record = resume(left, job.record, job.turn.continues) if left else job.record
             definition.runtime.reset_peak_memory()
             writer: LogWriter = LogWriter(output_dir, record, ranks, kind)
             fill_log(writer, ranks, len(encoded), job)

@@ -1,5 +1,6 @@
 """The loop over a run's examples, and the status in which it ends."""
 
+import itertools
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -9,20 +10,35 @@ from typing import Any, Generic
 from command_line.errors import InterruptedRunError
 from processes.progress import progress
 from processes.ranks import Ranks
-from runs.record import Line, RunRecord
+from runs.record import Key, Line, RunRecord
 from runs.writer import LogWriter
 
 
 @dataclass(frozen=True)
-class Job(Generic[Line]):
-    """The work that fills a log: the record, the line of each example by index, and the summary.
+class Turn:
+    """A visit to a log that has done its first `passes` at the end.
 
-    `summarize` gets all lines, the indices that this start was to add, and the seconds it took.
+    `is_last`: the log is complete then. `continues`: this process made an earlier visit.
+    """
+
+    passes: int = 1
+    is_last: bool = True
+    continues: bool = False
+
+
+@dataclass(frozen=True)
+class Job(Generic[Line]):
+    """The work that fills a log: the record, the line of each key, and the summary.
+
+    `summarize` gets all lines, the keys that this start was to add, and the seconds it took.
+    The log has a line for each example in each of `passes`. `turn` says which visit to the log
+    this is, where its passes are spread over several.
     """
 
     record: RunRecord
-    examine: Callable[[int], Line]
-    summarize: Callable[[list[Line], Collection[int], float], dict[str, Any]]
+    examine: Callable[[Key], Line]
+    summarize: Callable[[list[Line], Collection[Key], float], dict[str, Any]]
+    turn: Turn = Turn()
 
 
 @contextmanager
@@ -44,23 +60,30 @@ def settled(finish: Callable[[str], None], keeps_quiet: bool) -> Iterator[None]:
 
 
 def fill_log(writer: LogWriter[Line], ranks: Ranks, total: int, job: Job[Line]) -> None:
-    """Add a line for every one of `total` examples that the log lacks, then the summary.
+    """Add a line for each of `total` examples and each pass that the log lacks, then the summary.
 
-    An interruption leaves the lines that exist; with several processes it is raised in all.
+    A pass begins after the one before it, in this process. An interruption leaves the lines that
+    exist; with several processes it is raised in all.
     """
-    missing = [index for index in range(total) if index not in writer.done]
-    if writer.done:
-        print(f"{writer.path.name} goes on: {len(writer.done)} of {total} prompts are done")
+    turn, lines_wanted = job.turn, job.turn.passes * total
+    passes = [[Key(repeat, index) for index in range(total)] for repeat in range(turn.passes)]
+    to_do = [[key for key in keys if key not in writer.done] for keys in passes]
+    missing = list(itertools.chain(*to_do))
+    done = lines_wanted - len(missing)
+    if writer.done and not turn.continues:
+        in_passes = f" in {turn.passes} passes" if turn.passes > 1 else ""
+        print(f"{writer.path.name} goes on: {done} of {lines_wanted} prompts{in_passes} are done")
     started = time.perf_counter()
 
     def finish(status: str) -> None:
         seconds = time.perf_counter() - started
         lines = writer.samples if status == "complete" else writer.finished()
-        writer.finish(status, job.summarize(lines, missing, seconds))
+        waits = status == "complete" and not turn.is_last
+        writer.finish("running" if waits else status, job.summarize(lines, missing, seconds))
 
-    with settled(finish, ranks.count == 1), progress(ranks, total, len(writer.done)) as advance:
-        for index in ranks.share(missing):
+    with settled(finish, ranks.count == 1), progress(ranks, lines_wanted, done) as advance:
+        for key in itertools.chain(*map(ranks.share, to_do)):
             ranks.check()
-            writer.add(job.examine(index))
+            writer.add(job.examine(key))
             advance(1)
         writer.merge(advance)

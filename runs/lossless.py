@@ -21,7 +21,7 @@ from runs.fitting import fitted_to_memory, within_memory
 from runs.loop import Job
 from runs.measuring import make_record
 from runs.preparation import make_generator, positions_for
-from runs.record import CHECK, RunRecord, VerdictRecord
+from runs.record import CHECK, Key, RunRecord, VerdictRecord
 from self_speculation.distribution import ALPHA, chi_square, needed_tokens, sample_sequences
 from self_speculation.equality import TIE_GAPS, first_difference, ties_allowed, verdict
 from self_speculation.output_text import OutputText
@@ -84,12 +84,12 @@ class DecoderPair:
         self._flags = flags
         self._plain, self._spoken = fitted_to_memory(definition, encoded, flags, self._make)
 
-    def compare(self, index: int) -> VerdictRecord:
-        """Compare both decoders on the prompt of this index."""
-        return VerdictRecord(index, self._compared(self._encoded[index]))
+    def compare(self, key: Key) -> VerdictRecord:
+        """Compare both decoders on the prompt of this key."""
+        return VerdictRecord(key.index, self._compared(self._encoded[key.index]))
 
     def summarize(
-        self, verdicts: list[VerdictRecord], new: Collection[int], seconds: float
+        self, verdicts: list[VerdictRecord], new: Collection[Key], seconds: float
     ) -> dict[str, Any]:
         """Return the summary of all verdicts, and the results that it summarizes."""
         results, dtype = [one.result for one in verdicts], self._definition.runtime.dtype

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from command_line.messages import warn
 from data import EvaluationExample
 from files.commit import current_commit
 from models.loading import LoadedModel
@@ -16,9 +17,9 @@ from runs.definition import RunDefinition
 from runs.encoding import EncodedExample
 from runs.fitting import fitted_to_memory, within_memory
 from runs.loop import Job
-from runs.metrics import summarize, text_scores
+from runs.metrics import differing_outputs, summarize, text_scores
 from runs.preparation import exit_layer_facts, make_generator, model_facts, positions_for
-from runs.record import RunRecord, SampleRecord
+from runs.record import Key, RunRecord, SampleRecord
 from runs.speed_metrics import throughput
 from self_speculation.generator_base import Generation
 from self_speculation.text_generator import TextGenerator
@@ -71,31 +72,44 @@ def measurement(
     record = make_record(definition, loaded, pruned.plan, command)
     record.runtime["compile_seconds"] = generator.engine.compile_seconds
 
-    def examine(index: int) -> SampleRecord:
-        return measure_example(definition, generator, index, encoded[index])
+    def examine(key: Key) -> SampleRecord:
+        return measure_example(definition, generator, key, encoded[key.index])
 
     def summarized(
-        samples: list[SampleRecord], new: Collection[int], seconds: float
+        samples: list[SampleRecord], new: Collection[Key], seconds: float
     ) -> dict[str, Any]:
-        together = throughput(samples, new, seconds, definition.runtime.ranks.count)
+        ranks = definition.runtime.ranks
+        together = throughput(samples, new, seconds, ranks.count)
+        if ranks.leads:
+            _warn_of_differing_outputs(samples)
         summary = summarize(samples, definition.scoring["bleu_tokenizer"])
         return summary | {"throughput": together}
 
     return Job(record, examine, summarized)
 
 
+def _warn_of_differing_outputs(samples: list[SampleRecord]) -> None:
+    differing = differing_outputs(samples)
+    if differing:
+        which = "1 output of a later pass differs"
+        if differing > 1:
+            which = f"{differing} outputs of later passes differ"
+        warn(f"--repeats: {which} from the first pass's: this device is not deterministic")
+
+
 def measure_example(
-    definition: RunDefinition, generator: TextGenerator, index: int, item: EncodedExample
+    definition: RunDefinition, generator: TextGenerator, key: Key, item: EncodedExample
 ) -> SampleRecord:
-    """Decode one example and score its text."""
+    """Decode one example, and score its text in the first pass."""
     skipped = SampleRecord(
-        index,
+        key.index,
         item.example.example_id,
         item.full_length,
-        item.example.reference,
+        "" if key.repeat else item.example.reference,
         status="prompt_too_long",
         ranks=definition.runtime.ranks.count,
         threads=torch.get_num_threads(),
+        repeat=key.repeat,
     )
     ids, decoded = item.prompt_ids, None
     if ids is None:
@@ -104,6 +118,10 @@ def measure_example(
     if positions_for(config, flags, len(ids)) <= generator.engine.capacity:
         decoded = within_memory(partial(_decode, definition, generator, item.example, ids))
     values = decoded or {"status": "out_of_memory"}
+    if decoded and key.repeat:
+        values |= {"prediction": None}
+    elif decoded:
+        values |= {"scores": _scores(definition, item.example, decoded["prediction"])}
     peak = definition.runtime.peak_memory_bytes()
     return dataclasses.replace(skipped, **values, peak_memory_bytes=peak)
 
@@ -114,9 +132,6 @@ def _decode(
     """Return the fields of the example's record that decoding determines."""
     made = generator.generate(ids, definition.arguments.generation.seed, example.example_id)
     full_step = _time_full_step(generator, ids, made)
-    scores = text_scores(made.text, example.reference, definition.scoring["bleu_tokenizer"])
-    if example.tests is not None:
-        scores["pass@1"] = float(passes(f"{example.content}{made.text}\n{example.tests}"))
     return {
         "status": "done",
         "prompt_tokens": made.prompt_tokens,
@@ -128,8 +143,16 @@ def _decode(
         "steps": {name: dataclasses.asdict(step) for name, step in made.steps.items()},
         "full_step": full_step,
         "rounds": made.rounds,
-        "scores": scores,
     }
+
+
+def _scores(
+    definition: RunDefinition, example: EvaluationExample, prediction: str
+) -> dict[str, float]:
+    scores = text_scores(prediction, example.reference, definition.scoring["bleu_tokenizer"])
+    if example.tests is not None:
+        scores["pass@1"] = float(passes(f"{example.content}{prediction}\n{example.tests}"))
+    return scores
 
 
 def _time_full_step(

@@ -96,17 +96,32 @@ def text_scores(
 def summarize(samples: list[SampleRecord], bleu_tokenizer: str | None = None) -> dict[str, Any]:
     """Return a run's metrics, computed from its samples alone; docs/logs.md explains the keys.
 
+    Speed comes from all passes over the prompts; everything else comes from the first.
     `measurement` adds `throughput`.
     """
-    done = [sample for sample in samples if is_done(sample)]
+    first = [sample for sample in samples if sample.repeat == 0]
+    done = list(filter(is_done, first))
     return {
         "predicted_text": _text_summary(done, bleu_tokenizer),
         "acceptance_rate": acceptance_rate(done),
         "acceptance_length": acceptance_length(done),
-        **speed(done),
-        "counts": _counts(samples, done),
+        **speed(list(filter(is_done, samples))),
+        "counts": _counts(first, done) | {"passes": _full_passes(samples)},
         "peak_memory_bytes": max((s.peak_memory_bytes or 0 for s in samples), default=0) or None,
     }
+
+
+def differing_outputs(samples: list[SampleRecord]) -> int:
+    """Return how many outputs of later passes differ from the first pass's of the same prompt."""
+    first = {one.index: one.output_ids for one in samples if one.repeat == 0 and is_done(one)}
+    later = (one for one in samples if one.repeat and is_done(one) and one.index in first)
+    return sum(one.output_ids != first[one.index] for one in later)
+
+
+def _full_passes(samples: list[SampleRecord]) -> int:
+    """Return the number of passes that have a line for every prompt of the first."""
+    lines = Counter(sample.repeat for sample in samples)
+    return sum(count == lines[0] for count in lines.values())
 
 
 def _text_summary(done: list[DoneSample], bleu_tokenizer: str | None) -> dict[str, float | None]:

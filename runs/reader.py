@@ -10,6 +10,7 @@ from runs.record import (
     RUN,
     SCHEMA_VERSION,
     STATUSES,
+    Key,
     Line,
     LogKind,
     RunRecord,
@@ -69,16 +70,16 @@ def read_samples(path: Path) -> list[SampleRecord]:
 
 
 def read_lines(path: Path, kind: LogKind[Line]) -> list[Line]:
-    """Return the lines that the log with this JSON file has so far, in the order of examples.
+    """Return the lines that the log with this JSON file has so far, pass by pass, in order.
 
     They include the lines that several processes hold in parts. Raises ValueError for damage that
     `whole_lines` refuses.
     """
-    lines: dict[int, Line] = {}
+    lines: dict[Key, Line] = {}
     for file_path in (samples_path(path), *part_paths(path)):
         for line in whole_lines(file_path, kind)[0]:
-            lines.setdefault(line.index, line)
-    return [lines[index] for index in sorted(lines)]
+            lines.setdefault(line.key, line)
+    return [lines[key] for key in sorted(lines)]
 
 
 def whole_lines(file_path: Path, kind: LogKind[Line]) -> tuple[list[Line], int]:

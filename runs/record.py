@@ -4,7 +4,7 @@ import dataclasses
 import glob
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeGuard, TypeVar
 
 from files.hashes import identity_hash
 
@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 STATUSES = ("running", "complete", "interrupted", "failed")
+
+
+class Key(NamedTuple):
+    """What names a line in its file: the pass over the examples, and the example's index."""
+
+    repeat: int
+    index: int
 
 
 @dataclass
@@ -25,7 +32,8 @@ class SampleRecord:
     steps timed as a yardstick after a speculative output. `peak_memory_bytes` is the process's peak
     so far. `ranks` and `threads` count the processes of the run and the threads of this one.
 
-    `repeat` numbers the timed passes over the prompts, from 0. `batch` tells which prompts were
+    `repeat` numbers the timed passes over the prompts, from 0. Later passes leave out `reference`,
+    `prediction` and `scores`, which are those of the first. `batch` tells which prompts were
     decoded together (`first`, the index of the first of them, and `size`) and the `seconds` that
     took; their own seconds and steps are then unknown. `turns` has an entry for each turn of a
     conversation. `copied_tokens` counts output tokens in matches of 3 and more with the prompt.
@@ -57,6 +65,10 @@ class SampleRecord:
     teacher_forced: dict[str, float] | None = None
 
     @property
+    def key(self) -> Key:
+        return Key(self.repeat, self.index)
+
+    @property
     def drafted_tokens(self) -> int:
         return sum(drafted for drafted, _ in self.rounds)
 
@@ -66,7 +78,7 @@ class SampleRecord:
 
 
 class DoneSample(SampleRecord):
-    """A sample whose status is done, for type checkers: it has text and times."""
+    """A sample that is done, for type checkers: it has times, and in the first pass a text."""
 
     prediction: str
     prefill_seconds: float
@@ -83,6 +95,10 @@ class VerdictRecord:
 
     index: int
     result: dict[str, Any]
+
+    @property
+    def key(self) -> Key:
+        return Key(0, self.index)
 
 
 Line = TypeVar("Line", SampleRecord, VerdictRecord)
@@ -137,6 +153,11 @@ class RunRecord:
     def failed_prompts(self) -> int:
         """Prompts of a finished run that ran out of memory."""
         return self.metrics.get("counts", {}).get("failed_prompts", 0)
+
+    @property
+    def passes(self) -> int:
+        """Timed passes over all prompts of a finished run; earlier releases knew only one."""
+        return self.metrics.get("counts", {}).get("passes", 1)
 
     @property
     def scoring(self) -> str | None:

@@ -5,13 +5,13 @@ import statistics
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from runs.record import DoneSample, SampleRecord
+from runs.record import DoneSample, Key, SampleRecord
 
 Steps = dict[str, dict[str, float]]
 
 
 def speed(done: list[DoneSample]) -> dict[str, Any]:
-    """Return the metrics of speed, computed from examples that are done.
+    """Return the metrics of speed, computed from the lines of all passes that are done.
 
     All seconds come from the largest group of examples with one rank and thread count. Examples
     without seconds of their own, as in a batch, are left out.
@@ -34,20 +34,22 @@ def speed(done: list[DoneSample]) -> dict[str, Any]:
         "timed": {
             "ranks": timed[0].ranks if timed else None,
             "threads": timed[0].threads if timed else None,
-            "prompts": len(timed),
+            "prompts": len({sample.index for sample in timed}),
+            "passes": len({sample.repeat for sample in timed}),
         },
     }
 
 
 def throughput(
-    samples: list[SampleRecord], indices: Collection[int], seconds: float, ranks: int
+    samples: list[SampleRecord], keys: Collection[Key], seconds: float, ranks: int
 ) -> dict[str, float]:
-    """Return the joint speed of the latest start's processes, which decoded these `indices`.
+    """Return the joint speed of the latest start's processes, which decoded these `keys`.
 
-    The seconds include scores, files and the wait for the last process.
+    A prompt counts once per pass. The seconds include scores, files and the wait for the last
+    process.
     """
-    chosen = set(indices)
-    new = [sample for sample in samples if sample.index in chosen]
+    chosen = set(keys)
+    new = [sample for sample in samples if sample.key in chosen]
     tokens = sum(len(sample.output_ids) for sample in new)
     return {
         "ranks": ranks,

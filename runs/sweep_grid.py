@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from arguments.generation import GenerationArguments
+from arguments.measuring import MeasureArguments
 from arguments.model import ModelArguments
 from arguments.prompts import DataArguments
 from arguments.pruning import PRUNE_METHODS, CalibrationArguments, PruneArguments
@@ -100,6 +101,7 @@ class SweepArguments:
     generation: GenerationArguments
     log: LogArguments
     grid: GridArguments
+    measure: MeasureArguments = field(default_factory=MeasureArguments)
 
     def __post_init__(self) -> None:
         for name, default in (
@@ -110,6 +112,9 @@ class SweepArguments:
             value = getattr(self.generation, name)
             if value != default:
                 reject(name, value, "the grid sets it; see --exit_layer_first and its kin")
+        if self.measure.batch_size > 1:
+            allowed = "the drafting runs of a sweep decode one prompt at a time"
+            reject("batch_size", self.measure.batch_size, allowed)
         for name in ("calibration_dataset", "calibration_path"):
             value = getattr(self.calibration, name)
             if value is not None and "angular" not in self.grid.prune_methods:
@@ -129,7 +134,9 @@ class SweepArguments:
             path = self.data.data_path or self._rows_of(dataset)
             data = dataclasses.replace(self.data, dataset=dataset, data_path=path)
             for pruning in self._plans():
-                yield RunArguments(self.model, data, pruning, self.generation, self.log)
+                yield RunArguments(
+                    self.model, data, pruning, self.generation, self.log, self.measure
+                )
 
     def check_run(self, run: RunArguments) -> None:
         """Raise `UsageError` for flags that the run's data set or plan does not allow."""

@@ -1,7 +1,6 @@
 """Performs the runs of a sweep with one model, loaded once and pruned plan by plan."""
 
 import dataclasses
-import itertools
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from runs.experiment import Prepare, perform_run
 from runs.preparation import decide_plan
 from runs.record import RunRecord
 from runs.sweep_grid import GridArguments, SweepArguments
-from runs.sweep_states import RunState, paced, run_name, state_of
+from runs.sweep_states import Pace, RunState, Visit, run_name, state_of, visits
 from runs.sweep_tries import MOST_TRIES, Tries, ends_the_device
 from runs.writer import lock_name
 
@@ -111,6 +110,8 @@ class Sweep:
     def __init__(self, arguments: SweepArguments, ranks: Ranks) -> None:
         self._arguments, self._ranks = arguments, ranks
         self._outcome, self._tries = Outcome(), Tries(writes=False)
+        self._begun: set[str] = set()  # runs that this process will visit again
+        self._over: set[str] = set()  # runs that it will not
         with ranks.together():
             start(arguments.model, parallel=True)
             self._layers = find_checkpoint(arguments.model).config.num_hidden_layers
@@ -127,7 +128,7 @@ class Sweep:
         """Return what is left of each run. The plans come from logs: no weights are read."""
         failed = self._outcome.failed
         return self._all_states() + [
-            RunState(name, "error", remark=str(error)) for name, error in failed
+            RunState(name, "error", [], remark=str(error)) for name, error in failed
         ]
 
     def run(self, command: str) -> Outcome:
@@ -243,10 +244,11 @@ class Sweep:
         return results
 
     def _perform_all(self, loaded: LoadedModel, studies: list[Study], command: str) -> None:
-        runs = [run for study in studies for run in study.runs]
-        paced_runs = paced(runs)
-        self._outcome.count = len(runs) + len(self._outcome.failed)
-        for study in studies:
+        visits_of = self._visits(studies)
+        count = sum(len(study.runs) for study in studies)
+        self._outcome.count = count + len(self._outcome.failed)
+        pace = Pace(count, sum(visit.left for one in visits_of for visit in one))
+        for study, to_do in zip(studies, visits_of, strict=True):
             pruned = PruneModel(loaded.model, study.plan)
 
             def prepare(
@@ -257,26 +259,51 @@ class Sweep:
 
             with pruned.for_a_while():
                 print(pruned.report())
-                for run in itertools.islice(paced_runs, len(study.runs)):
-                    self._perform(_placed(run, pruned), prepare, command)
+                for visit in to_do:
+                    if visit.run.run_id in self._over:
+                        pace.skip(visit)
+                        continue
+                    with pace.told(visit):
+                        placed = dataclasses.replace(visit, run=_placed(visit.run, pruned))
+                        self._perform(placed, prepare, command)
                     if self._outcome.interrupted:
                         return
 
-    def _perform(self, run: RunDefinition, prepare: Prepare, command: str) -> None:
+    def _visits(self, studies: list[Study]) -> list[list[Visit]]:
+        """Return the visits to the runs of each study, the same in all processes."""
+        runs = [run for study in studies for run in study.runs]
+        with self._ranks.together():
+            left = self._ranks.first([state_of(run).left_by_pass for run in runs])
+        found, first = [], 0
+        for study in studies:
+            end = first + len(study.runs)
+            found.append(list(visits(study.runs, left[first:end], first)))
+            first = end
+        return found
+
+    def _perform(self, visit: Visit, prepare: Prepare, command: str) -> None:
+        run = visit.run
         if self._tries.exhausted(run.run_id):
+            self._over.add(run.run_id)
             self._outcome.fail(run.arguments, _given_up())
             return
+        turn = dataclasses.replace(visit.turn, continues=run.run_id in self._begun)
         self._tries.begin(run.run_id)
         try:
-            record, path = perform_run(run, command, prepare)
+            record, path = perform_run(run, command, prepare, turn)
         except (InterruptedRunError, LostError):
             raise  # not all processes will go on
         except Exception as error:
+            self._over.add(run.run_id)
             self._note(run.arguments, error)
             print(f"failed: {self._outcome.failed[-1][1]}")
         else:
             self._tries.end()
-            self._outcome.add(record, path)
+            if record.status == "running":
+                self._begun.add(run.run_id)
+            else:
+                self._over.add(run.run_id)
+                self._outcome.add(record, path)
 
     def _note(self, run: RunArguments, error: Exception) -> None:
         """Note that a run failed, or raise an error after which no other run can go on."""

@@ -1,13 +1,18 @@
 """The states of a sweep's runs in an output folder, and the prompts that are left."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 from arguments.run import RunArguments
+from command_line.errors import UsageError
 from pruned_model import PrunePlan
 from runs.definition import RunDefinition
+from runs.experiment import check_repeats
+from runs.loop import Turn
 from runs.reader import read_record, read_samples
 from runs.record import RunRecord
 from runs.writer import find_run
@@ -15,18 +20,23 @@ from runs.writer import find_run
 
 @dataclass(frozen=True)
 class RunState:
-    """A run of the grid: complete, partial, missing or error, and how many prompts are left.
+    """A run of the grid: complete, partial, missing or error, and the prompts left in each pass.
 
     `remark` is the run's file, or the error. `plan` and `record` are those of the file.
     """
 
     name: str
     state: str
-    left: int = 0
+    left_by_pass: list[int]
     run_id: str | None = None
     remark: str = ""
     plan: PrunePlan | None = None
     record: RunRecord | None = None
+
+    @property
+    def left(self) -> int:
+        """Prompts that are left; each counts once per pass."""
+        return sum(self.left_by_pass)
 
 
 def run_name(run: RunArguments) -> str:
@@ -43,19 +53,24 @@ def run_name(run: RunArguments) -> str:
 def state_of(run: RunDefinition) -> RunState:
     """Return what the run's output folder holds of it."""
     state = partial(RunState, run_name(run.arguments), run_id=run.run_id)
-    count = len(run.evaluated.examples)
+    count, repeats = len(run.evaluated.examples), run.arguments.measure.repeats
+    nothing = [0] * repeats
     path = find_run(run.arguments.log.output_dir, run.run_id)
     if path is None:
-        return state("missing", count)
+        return state("missing", [count] * repeats)
     try:
         record = read_record(path)
         plan = record.prune_plan()
-        is_over = record.status == "complete"
-        left = 0 if is_over else count - len(read_samples(path))
+        check_repeats(run, record)
+        if record.is_complete:
+            return state("complete", nothing, remark=str(path), plan=plan, record=record)
+        done = Counter(sample.repeat for sample in read_samples(path))
+    except UsageError as error:
+        return state("error", nothing, remark=str(error), plan=plan)
     except (OSError, ValueError) as error:
-        return state("error", remark=f"{path}: {error}")
-    word = "complete" if is_over else "partial"
-    return state(word, left, remark=str(path), plan=plan, record=record)
+        return state("error", nothing, remark=f"{path}: {error}")
+    left = [count - done[repeat] for repeat in range(repeats)]
+    return state("partial", left, remark=str(path), plan=plan, record=record)
 
 
 def listing(states: list[RunState]) -> Iterator[str]:
@@ -67,19 +82,58 @@ def listing(states: list[RunState]) -> Iterator[str]:
     yield f"{len(left)} of {len(states)} runs and {sum(one.left for one in left)} prompts are left"
 
 
-def paced(runs: list[RunDefinition]) -> Iterator[RunDefinition]:
-    """Yield each run after a line that tells how many prompts are left, and for how long."""
-    left = [state_of(run).left for run in runs]
-    prompts, seconds = 0, 0.0
-    for number, run in enumerate(runs):
-        rest = sum(left[number:])
-        line = f"run {number + 1} of {len(runs)}: {run_name(run.arguments)}; {rest} prompts left"
-        if prompts:
-            hours, minutes = divmod(round(rest * seconds / prompts / 60), 60)
+@dataclass(frozen=True)
+class Visit:
+    """A visit to a run for one of its passes. `number` counts the sweep's runs from 0."""
+
+    number: int
+    run: RunDefinition
+    turn: Turn
+    left: int  # prompts of this pass
+
+
+def visits(runs: list[RunDefinition], left: list[list[int]], first: int) -> Iterator[Visit]:
+    """Yield the visits to these runs, whose first number is `first`, pass by pass.
+
+    Each pass goes through all runs before the next begins, and every second one backwards: a
+    machine that grows slower or faster then slows all of them alike. `left` holds the prompts left
+    of each run and pass. A pass without any is left out, except the last, which completes the run.
+    """
+    repeats = runs[0].arguments.measure.repeats
+    for repeat in range(repeats):
+        turn = Turn(repeat + 1, is_last=repeat == repeats - 1)
+        order = range(len(runs))
+        for place in reversed(order) if repeat % 2 else order:
+            if turn.is_last or left[place][repeat]:
+                yield Visit(first + place, runs[place], turn, left[place][repeat])
+
+
+class Pace:
+    """Tells before each visit how many prompts are left of `left`, and for how long."""
+
+    def __init__(self, runs: int, left: int) -> None:
+        self._runs, self._left = runs, left
+        self._prompts, self._seconds = 0, 0.0
+
+    @contextmanager
+    def told(self, visit: Visit) -> Iterator[None]:
+        """Print the line before the visit, and measure the visit."""
+        measure = visit.run.arguments.measure
+        place = f"run {visit.number + 1} of {self._runs}"
+        if measure.repeats > 1:
+            place += f", pass {visit.turn.passes} of {measure.repeats}"
+        line = f"{place}: {run_name(visit.run.arguments)}; {self._left} prompts left"
+        if self._prompts:
+            hours, minutes = divmod(round(self._left * self._seconds / self._prompts / 60), 60)
             line += f", about {hours}:{minutes:02} h"
         print(line)
         started = time.monotonic()
-        yield run
-        if left[number]:
-            prompts += left[number]
-            seconds += time.monotonic() - started
+        yield
+        self.skip(visit)
+        if visit.left:
+            self._prompts += visit.left
+            self._seconds += time.monotonic() - started
+
+    def skip(self, visit: Visit) -> None:
+        """Count the prompts of the visit as left no more."""
+        self._left -= visit.left

@@ -23,6 +23,7 @@ from processes.ranks import ALONE, Ranks
 from runs.reader import read_lines, read_record, record_of, whole_lines
 from runs.record import (
     RUN,
+    Key,
     Line,
     LogKind,
     RunRecord,
@@ -75,7 +76,7 @@ class LogWriter(Generic[Line]):
 
     The JSON file is replaced as a whole whenever it changes; a line is on its way to the disk as
     soon as its example is done. A log of an earlier start is continued: `samples` are its lines,
-    and `done` their indices. With several processes, the leading one writes these two files, and
+    and `done` their keys. With several processes, the leading one writes these two files, and
     every other a part, until `merge` brings all lines together.
 
     Raises `UsageError` if the folder cannot be written at the start, and `FailedError` if it cannot
@@ -103,23 +104,26 @@ class LogWriter(Generic[Line]):
         self.samples.append(sample)
 
     def merge(self, while_waiting: Callable[[], None] | None = None) -> None:
-        """Give the leading process the lines of all, in the order of the examples."""
+        """Give the leading process the lines of all, pass by pass in the order of the examples."""
         if self._ranks.count > 1:
             own = [] if self._ranks.leads else list(map(dataclasses.asdict, self.samples))
             for share in self._ranks.collect(own, while_waiting):
-                self.samples += [self._kind.line(**values) for values in share]
-        indices = [sample.index for sample in self.samples]
-        if self._ranks.leads and (self._ranks.count > 1 or indices != sorted(indices)):
-            self.samples.sort(key=lambda sample: sample.index)
+                self.samples += self._lines(share)
+        keys = [sample.key for sample in self.samples]
+        if self._ranks.leads and (self._ranks.count > 1 or keys != sorted(keys)):
+            self.samples.sort(key=lambda sample: sample.key)
             with kept_from_errors(self._output_dir, self._write_again):
                 replace_lines(samples_path(self.path), map(dataclasses.asdict, self.samples))
 
     def finish(self, status: str, metrics: dict[str, Any]) -> None:
-        """Close the log with its final status and metrics; a complete one is known to all ranks."""
+        """Close the log with its status and metrics; a complete one is known to all ranks.
+
+        The status "running" leaves the log to a later pass of this process.
+        """
         try:
             if self._ranks.leads:
                 self.record.status = status
-                self.record.ended = timestamp()
+                self.record.ended = None if status == "running" else timestamp()
                 self.record.metrics = metrics
                 with kept_from_errors(self._output_dir, self._write_again):
                     self._replace()
@@ -138,10 +142,10 @@ class LogWriter(Generic[Line]):
         if not self._file.is_there():
             with suppress(OSError):
                 self._write_again()
-        known = {sample.index: sample for sample in self.samples}
+        known = {sample.key: sample for sample in self.samples}
         with suppress(OSError, ValueError):
-            known |= {line.index: line for line in read_lines(self.path, self._kind)}
-        return [known[index] for index in sorted(known)]
+            known |= {line.key: line for line in read_lines(self.path, self._kind)}
+        return [known[key] for key in sorted(known)]
 
     def close(self) -> None:
         """Close the file of lines; the log keeps its status."""
@@ -151,7 +155,8 @@ class LogWriter(Generic[Line]):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._ranks.leads:
             self._begin_run(found)
-        self.done = set(self._ranks.first([sample.index for sample in self.samples]))
+        keys = self._ranks.first([sample.key for sample in self.samples])
+        self.done = {Key(*key) for key in keys}
         self._include_what_others_see()
         self._ranks.exchange(None)  # from now on the log's own files hold all lines
         if not self._ranks.leads:
@@ -176,14 +181,18 @@ class LogWriter(Generic[Line]):
     def _include_what_others_see(self) -> None:
         """Include the parts of an earlier start that lie on the disks of other machines."""
         seen = [] if self._ranks.leads else self._readable(self.path)
-        unknown = [one for one in map(dataclasses.asdict, seen) if one["index"] not in self.done]
+        unknown = [dataclasses.asdict(line) for line in seen if line.key not in self.done]
         for share in self._ranks.exchange(unknown):
-            new = [values for values in share if values["index"] not in self.done]
-            self.done |= {values["index"] for values in new}
+            new = [line for line in self._lines(share) if line.key not in self.done]
+            self.done |= {line.key for line in new}
             if self._ranks.leads:
-                for values in new:
-                    self._file.add(json_text(values))
-                self.samples += [self._kind.line(**values) for values in new]
+                for line in new:
+                    self._file.add(_text(line))
+                self.samples += new
+
+    def _lines(self, share: list[dict[str, Any]]) -> list[Line]:
+        """Return the lines that another process sent as values."""
+        return [self._kind.line(**values) for values in share]
 
     def _recovered(self, path: Path) -> list[Line]:
         """Move all complete lines to the log's own file, and return them.
@@ -241,8 +250,14 @@ def begin_log(output_dir: str, kind: str, record: RunRecord, ranks: Ranks = ALON
     return Path(output_dir) / ranks.first(log_path(output_dir, kind, record).name)
 
 
-def resume(left: RunRecord, new: RunRecord) -> RunRecord:
-    """Return the record of an earlier start with this start added to `resumed`."""
+def resume(left: RunRecord, new: RunRecord, same_start: bool = False) -> RunRecord:
+    """Return the record of an earlier start with this start added to `resumed`.
+
+    `same_start`: this process wrote the record itself, in an earlier pass; nothing is added.
+    """
+    running = dataclasses.replace(left, status="running", ended=None, metrics={})
+    if same_start:
+        return running
     changed = ["commit"] if left.commit != new.commit else []
     if left.runtime.get("versions") != new.runtime.get("versions"):
         changed.append("versions")
@@ -255,9 +270,7 @@ def resume(left: RunRecord, new: RunRecord) -> RunRecord:
         "commit": new.commit,
         "runtime": new.runtime,
     }
-    return dataclasses.replace(
-        left, status="running", ended=None, metrics={}, resumed=[*left.resumed, start]
-    )
+    return dataclasses.replace(running, resumed=[*left.resumed, start])
 
 
 def timestamp() -> str:

@@ -218,7 +218,8 @@ def outputs(folder):
 OF_THE_START = {
     *("started", "ended", "command", "arguments", "resumed", "peak_memory_bytes", "throughput"),
     *("prefill_seconds", "decode_seconds", "step_seconds", "seconds", "total_time"),
-    *("time_per_token", "tokens_per_second", "speedup_over_full_steps", "round_overhead"),
+    *("time_to_first_token", "time_per_token", "tokens_per_second"),
+    *("speedup_over_full_steps", "round_overhead"),
 }
 
 
@@ -270,14 +271,14 @@ def chats(path, conversations):
     return write(path, [{"data": conversation} for conversation in turns])
 
 
-def before_example(monkeypatch, number, act):
-    """Make runs call `act` before they measure the example at this index."""
+def before_example(monkeypatch, number, act, repeat=0):
+    """Make runs call `act` before they measure the example at this index in this pass."""
     ordinary = measuring.measure_example
 
-    def measured(definition, generator, index, item):
-        if index == number:
+    def measured(definition, generator, key, item):
+        if key == (repeat, number):
             act()
-        return ordinary(definition, generator, index, item)
+        return ordinary(definition, generator, key, item)
 
     monkeypatch.setattr(measuring, "measure_example", measured)
 
@@ -287,11 +288,11 @@ def stop_at(monkeypatch):
     """Make runs stop with an error after so many examples; return a function that undoes it."""
     ordinary = measuring.measure_example
 
-    def stop(count, error):
+    def stop(count, error, repeat=0):
         def fail():
             raise error
 
-        before_example(monkeypatch, count, fail)
+        before_example(monkeypatch, count, fail, repeat)
         return lambda: monkeypatch.setattr(measuring, "measure_example", ordinary)
 
     return stop

@@ -143,16 +143,16 @@ def test_a_folder_removed_under_two_processes_is_written_again_by_both(
     ordinary, folder = measuring.measure_example, tmp_path / "logs"
     begun, removed = threading.Barrier(2), threading.Event()
 
-    def removing(definition, generator, index, item):
-        if index in (2, 3):
+    def removing(definition, generator, key, item):
+        if key.index in (2, 3):
             begun.wait(timeout=30)  # both have added an example
-            if index == notices:
+            if key.index == notices:
                 shutil.rmtree(folder)
                 removed.set()
             else:
                 assert removed.wait(timeout=30)
                 time.sleep(0.5)  # so that the other process notices first
-        return ordinary(definition, generator, index, item)
+        return ordinary(definition, generator, key, item)
 
     with monkeypatch.context() as patch:
         patch.setattr(measuring, "measure_example", removing)
@@ -185,7 +185,7 @@ def test_a_process_of_an_earlier_start_spoils_nothing(tmp_path):
     old[1].add(sample(1))
     old[0].close()
     new = begin(tmp_path)
-    assert new[0].done == new[1].done == {0, 1}
+    assert new[0].done == new[1].done == {(0, 0), (0, 1)}
     new[1].add(sample(3))
     with pytest.raises(FailedError, match="was removed during the run"):
         old[1].add(sample(5))
@@ -215,7 +215,7 @@ def test_a_torn_line_in_a_part_costs_only_its_own_example(tmp_path, monkeypatch)
 
     monkeypatch.setattr(LogWriter, "_begin_run", hidden)
     second = begin(tmp_path)
-    assert second[0].done == {1}
+    assert second[0].done == {(0, 1)}
     second[1].add(sample(3))
     second[1].add(sample(5))
     assert [one.index for one in read_samples(second[0].path)] == [1, 3, 5]

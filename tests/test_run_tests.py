@@ -228,11 +228,11 @@ from runs import measuring
 
 ordinary = measuring.measure_example
 
-def fatal(run, generator, index, item):
+def fatal(run, generator, key, item):
     flags = run.arguments
-    if index == 1 and flags.prune.prune_method == "random" and flags.generation.exit_layer > 0:
+    if key.index == 1 and flags.prune.prune_method == "random" and flags.generation.exit_layer > 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    return ordinary(run, generator, index, item)
+    return ordinary(run, generator, key, item)
 
 measuring.measure_example = fatal
 sys.exit(run_script(sweep.main, sys.argv[1:]))

@@ -44,6 +44,34 @@ def test_a_run_and_its_examples_are_read(tmp_path):
     assert half.scores["rouge-l"].tolist() == [s.scores["rouge-l"] for s in samples[1:4:2]]
 
 
+def test_scores_come_from_the_first_of_several_passes_and_times_from_all(tmp_path):
+    path = MadeUpRun(examples=4, repeats=3, **SPECULATIVE).write(tmp_path)
+    with changed_samples(path) as lines:
+        lines[4]["threads"] = 7  # the second pass of the first prompt
+        del lines[-1]
+    (run,) = find_logged_runs([tmp_path]).runs
+    examples, samples = run.examples, read_samples(path)
+    assert examples.scores["rouge-l"].tolist() == [s.scores["rouge-l"] for s in samples[:4]]
+    seconds = numpy.full(12, numpy.nan)
+    seconds[:11] = [s.decode_seconds for s in samples]
+    seconds[4] = numpy.nan
+    expected = seconds.reshape(3, 4).T
+    numpy.testing.assert_array_equal(examples.seconds_by_pass, expected)
+    numpy.testing.assert_array_equal(examples.tokens_by_pass, expected * 0 + 31)
+    assert examples.decode_seconds == pytest.approx(numpy.nansum(expected, axis=1))
+    assert examples.decoded_tokens.tolist() == [62, 93, 93, 62]
+    assert examples.timed.all()
+    assert examples.at(numpy.array([1, 3])).seconds_by_pass.shape == (2, 3)
+
+
+def test_the_examples_of_several_passes_give_the_speed_that_the_run_logged(tmp_path):
+    MadeUpRun(examples=4, repeats=3).write(tmp_path)
+    (run,) = find_logged_runs([tmp_path]).runs
+    speed = run.examples.decoded_tokens.sum() / run.examples.decode_seconds.sum()
+    assert speed == pytest.approx(run.speed)
+    assert run.num_samples == 4
+
+
 def test_both_tools_logs_stand_side_by_side(tmp_path):
     MadeUpRun(plan=random_plan(0.1, 7)).write(tmp_path)
     (tmp_path / "benchmark_20250427_222420.json").write_text(four())

@@ -76,12 +76,12 @@ def interrupt_at(monkeypatch, stop):
     """Interrupt a rank at this example, once another one is done."""
     measured, ordinary = set(), measuring.measure_example
 
-    def stopped(definition, generator, index, item):
-        if index == stop:
+    def stopped(definition, generator, key, item):
+        if key.index == stop:
             wait_for(lambda: measured)
             raise KeyboardInterrupt
-        measured.add(index)
-        return ordinary(definition, generator, index, item)
+        measured.add(key)
+        return ordinary(definition, generator, key, item)
 
     monkeypatch.setattr(measuring, "measure_example", stopped)
 

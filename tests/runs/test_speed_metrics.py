@@ -96,7 +96,7 @@ def test_seconds_of_other_threads_are_not_averaged():
     fast = [speculative(index=2 + index, threads=4, decode_seconds=1.0) for index in range(3)]
     found = summarize(slow + fast)
     alone = summarize(fast)
-    assert found["timed"] == {"ranks": 1, "threads": 4, "prompts": 3}
+    assert found["timed"] == {"ranks": 1, "threads": 4, "prompts": 3, "passes": 1}
     for key in ("tokens_per_second", "time_per_token", "decode_seconds", "step_seconds"):
         assert found[key] == alone[key]
     assert found["counts"]["prompts"] == 5
