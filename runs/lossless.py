@@ -86,7 +86,7 @@ class DecoderPair:
 
     def compare(self, key: Key) -> VerdictRecord:
         """Compare both decoders on the prompt of this key."""
-        return VerdictRecord(key.index, self._compared(self._encoded[key.index]))
+        return VerdictRecord(key.example, self._compared(self._encoded[key.example]))
 
     def summarize(
         self, verdicts: list[VerdictRecord], new: Collection[Key], seconds: float

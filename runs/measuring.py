@@ -73,7 +73,7 @@ def measurement(
     record.runtime["compile_seconds"] = generator.engine.compile_seconds
 
     def examine(key: Key) -> SampleRecord:
-        return measure_example(definition, generator, key, encoded[key.index])
+        return measure_example(definition, generator, key, encoded[key.example])
 
     def summarized(
         samples: list[SampleRecord], new: Collection[Key], seconds: float
@@ -102,7 +102,7 @@ def measure_example(
 ) -> SampleRecord:
     """Decode one example, and score its text in the first pass."""
     skipped = SampleRecord(
-        key.index,
+        key.example,
         item.example.example_id,
         item.full_length,
         "" if key.repeat else item.example.reference,

@@ -16,10 +16,10 @@ STATUSES = ("running", "complete", "interrupted", "failed")
 
 
 class Key(NamedTuple):
-    """What names a line in its file: the pass over the examples, and the example's index."""
+    """What names a line in its file: the pass over the examples, and the index of the example."""
 
     repeat: int
-    index: int
+    example: int
 
 
 @dataclass

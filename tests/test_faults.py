@@ -144,9 +144,9 @@ def test_a_folder_removed_under_two_processes_is_written_again_by_both(
     begun, removed = threading.Barrier(2), threading.Event()
 
     def removing(definition, generator, key, item):
-        if key.index in (2, 3):
+        if key.example in (2, 3):
             begun.wait(timeout=30)  # both have added an example
-            if key.index == notices:
+            if key.example == notices:
                 shutil.rmtree(folder)
                 removed.set()
             else:

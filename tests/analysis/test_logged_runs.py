@@ -46,7 +46,7 @@ def test_a_run_and_its_examples_are_read(tmp_path):
 
 def test_scores_come_from_the_first_of_several_passes_and_times_from_all(tmp_path):
     path = MadeUpRun(examples=4, repeats=3, **SPECULATIVE).write(tmp_path)
-    with changed_samples(path) as lines:
+    with samples_of(path) as lines:
         lines[4]["threads"] = 7  # the second pass of the first prompt
         del lines[-1]
     (run,) = find_logged_runs([tmp_path]).runs

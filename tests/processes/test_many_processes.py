@@ -77,7 +77,7 @@ def interrupt_at(monkeypatch, stop):
     measured, ordinary = set(), measuring.measure_example
 
     def stopped(definition, generator, key, item):
-        if key.index == stop:
+        if key.example == stop:
             wait_for(lambda: measured)
             raise KeyboardInterrupt
         measured.add(key)

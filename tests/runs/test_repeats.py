@@ -74,10 +74,10 @@ def test_a_pass_that_lacks_prompts_is_not_counted_as_done():
 @pytest.mark.parametrize("place", [Key(0, 1), Key(1, 0), Key(1, 2)])
 def test_a_run_that_stopped_in_a_pass_ends_as_an_unbroken_one(start, stop_at, capsys, place):
     unbroken = told(*start("--repeats", "2", folder="unbroken")[1:])
-    undo = stop_at(place.index, KeyboardInterrupt, place.repeat)
+    undo = stop_at(place.example, KeyboardInterrupt, place.repeat)
     code, record, samples = start("--repeats", "2")
     assert (code, record.status) == (EXIT_INTERRUPTED, "interrupted")
-    done = 3 * place.repeat + place.index
+    done = 3 * place.repeat + place.example
     assert (len(samples), record.metrics["counts"]["prompts"]) == (done, min(done, 3))
     undo()
     capsys.readouterr()
