@@ -30,7 +30,7 @@ class Selection:
 
     def facts(self) -> dict[str, Any]:
         """Return what a log says of the examples, with a fingerprint of their texts."""
-        texts = ((one.example_id, one.prompt, one.reference) for one in self.examples)
+        texts = ((e.example_id, e.prompt, e.reference, *e.turns) for e in self.examples)
         return {
             "source": self.source,
             "split": self.split,
@@ -169,8 +169,13 @@ def check_renamed(arguments: PromptArguments, datasets: list[DataSet]) -> None:
 
 
 def _evaluation_reader(arguments: DataArguments) -> Reader:
-    fields, executes = arguments.renamed_fields(), arguments.execute_code
-    return Reader(arguments.dataset, arguments.data_path, fields, executes=executes)
+    return Reader(
+        arguments.dataset,
+        arguments.data_path,
+        arguments.renamed_fields(),
+        executes=arguments.execute_code,
+        numeric=arguments.compares_numbers,
+    )
 
 
 def _calibration_reader(arguments: DataArguments, pruning: PruneArguments) -> Reader:
@@ -221,7 +226,13 @@ def _framed(
     arguments: DataArguments,
     shots: list[EvaluationExample],
 ) -> EvaluationExample:
-    """Return the example with solved examples before the prompt, and the template around both."""
+    """Return the example with solved examples before the prompt, and the template around both.
+
+    The template is around each later turn of a conversation too, and around no plain text.
+    """
+    if dataset.plain_text:
+        return example
     solved = "".join(dataset.shot(shot.prompt, shot.reference) for shot in shots)
     message = f"{solved}\n{example.prompt}" if shots else example.prompt
-    return dataclasses.replace(example, prompt=arguments.filled_template(message))
+    turns = tuple(map(arguments.filled_template, example.turns))
+    return dataclasses.replace(example, prompt=arguments.filled_template(message), turns=turns)

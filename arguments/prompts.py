@@ -85,8 +85,13 @@ class DataArguments(PromptArguments):
     )
     execute_code: bool = flag(
         False,
-        "human_eval: run the data set's tests on each completion, which is code that a model "
-        "wrote, each in a separate process; measures pass@1",
+        "human_eval, mbpp: run the data set's tests on each completion, which is code that a "
+        "model wrote, each in a separate process; measures pass@1",
+    )
+
+    numeric_match: bool = flag(
+        False,
+        "also compare the numbers that text and reference give as answers, as gsm8k always does",
     )
 
     def check(self) -> None:
@@ -96,4 +101,15 @@ class DataArguments(PromptArguments):
             reject("data_path", "''", "must not be empty")
         if self.execute_code and DATASETS[self.dataset].tests is None:
             having = ", ".join(name for name, dataset in DATASETS.items() if dataset.tests)
-            reject("execute_code", "true", f"--dataset {self.dataset} has no tests; {having} has")
+            reject("execute_code", "true", f"--dataset {self.dataset} has no tests; {having} have")
+        if not DATASETS[self.dataset].references:
+            has_no = f"--dataset {self.dataset} has no answers to"
+            if self.n_shot:
+                reject("n_shot", self.n_shot, f"{has_no} show")
+            if self.numeric_match:
+                reject("numeric_match", "true", f"{has_no} compare with")
+
+    @property
+    def compares_numbers(self) -> bool:
+        """Whether data set or flag asks for the score `numeric_match`."""
+        return self.numeric_match or DATASETS[self.dataset].numeric

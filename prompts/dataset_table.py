@@ -10,9 +10,11 @@ To add a data set, add an entry to `DATASETS` at the end of this file:
     ),
 
 The flags, few-shot examples, calibration and metrics of all scripts then work with it. The
-prompts of the entries below are those of LayerSkip (Elhoushi et al. 2024).
+prompts of the entries up to `chat_format` are those of LayerSkip (Elhoushi et al. 2024), that of
+`mbpp` is from Austin et al. 2021.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +23,24 @@ from prompts.row_formats import RowsError, field_names
 from prompts.sources import HubSource, PackageSource, Source
 
 PREFIX_WORDS = 100
+_FENCED = re.compile(r"^```[^\n`]*\n(.*?)(?:^```|\Z)", re.MULTILINE | re.DOTALL)
 
 
 def plain_shot(prompt: str, reference: str) -> str:
     """Return a solved example as separate lines."""
     glued = prompt[-1:].isspace() or reference[:1].isspace()
     return f"{prompt}{'' if glued else ' '}{reference}\n"
+
+
+def joined(content: str, completion: str) -> str:
+    """Return the program of a completion that continues its prompt."""
+    return content + completion
+
+
+def fenced_code(completion: str) -> str:
+    """Return the code of the first block between ``` fences; without a fence, all of the text."""
+    block = _FENCED.search(completion)
+    return block[1] if block else completion
 
 
 @dataclass(frozen=True)
@@ -39,8 +53,15 @@ class DataSet:
     stop_words: texts that end an answer, unless `--stop_words` is given.
     shot: writes a solved example into a few-shot prompt.
     id_field: the field with the example's id; rows without it are counted from 1.
-    tests: makes the program that, run after prompt and completion, fails for a wrong completion.
+    tests: makes the program that, run after a completion's program, fails for a wrong completion.
+    program: makes the program of a row's content and a completion.
     renamable: the flags `--prompt_field` and `--response_field` rename the fields.
+    references: rows say what is right; otherwise references are empty, and texts get no scores.
+    numeric: references give a number, with which that of the text is compared.
+    category_field: the field with the row's category, if rows have categories.
+    turns: the user's messages of a conversation after the first; may raise `RowsError`.
+    plain_text: rows are texts to read, and no prompts to answer.
+    found_at: names the file for `--data_path`, in errors about its absence.
     """
 
     fields: tuple[str, ...]
@@ -50,7 +71,14 @@ class DataSet:
     shot: Callable[[str, str], str] = plain_shot
     id_field: str | None = None
     tests: Callable[[dict[str, Any]], str] | None = None
+    program: Callable[[str, str], str] = joined
     renamable: bool = False
+    references: bool = True
+    numeric: bool = False
+    category_field: str | None = None
+    turns: Callable[[dict[str, Any]], tuple[str, ...]] | None = None
+    plain_text: bool = False
+    found_at: str = ""
 
 
 def _summary(article: str, summary: str) -> list[tuple[str, str]]:
@@ -92,6 +120,46 @@ def _unit_tests(row: dict[str, Any]) -> str:
         if not isinstance(row.get(name), str):
             raise RowsError(f"has no text field {name!r} to execute; it has: {field_names(row)}")
     return f"{row['test']}\ncheck({row['entry_point']})\n"
+
+
+def _programming_task(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """Show the tests, which tell the function's name."""
+    tests = "\n".join(_texts(row, "test_list"))
+    task = f"You are an expert Python programmer, and here is your task: {row['text']}"
+    prompt = f"{task} Your code should pass these tests:\n\n{tests}\n[BEGIN]\n"
+    return [(prompt.replace("\r\n", "\n"), row["code"].replace("\r\n", "\n"))]
+
+
+def _assertions(row: dict[str, Any]) -> str:
+    setup = row.get("test_setup_code") or ""
+    if not isinstance(setup, str):
+        raise RowsError(f"must have a text in 'test_setup_code', not {type(setup).__name__}")
+    return "\n".join([setup, *_texts(row, "test_list"), ""])
+
+
+def _conversation(row: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(_texts(row, "turns")[0], "")]
+
+
+def _later_turns(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(_texts(row, "turns")[1:])
+
+
+def _texts(row: dict[str, Any], name: str) -> list[str]:
+    """Return the texts in a field of the row: at least one, none empty."""
+    texts = row.get(name)
+    if not isinstance(texts, list) or not texts:
+        raise RowsError(f"has no list of texts {name!r}; it has: {field_names(row)}")
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str) or not text.strip():
+            raise RowsError(f"has no text at place {number} of {name!r}")
+    return texts
+
+
+def _whole_text(text: str) -> list[tuple[str, str]]:
+    if not text.strip():
+        raise RowsError("holds an empty text")
+    return [(text, "")]
 
 
 _CNN_DAILYMAIL = HubSource("abisee/cnn_dailymail", "3.0.0")
@@ -136,11 +204,44 @@ DATASETS: dict[str, DataSet] = {
         fields=("prompt", "response"),
         examples=lambda row: [(row["prompt"], row["response"])],
         renamable=True,
+        category_field="category",
     ),
     "chat_format": DataSet(
         fields=(),
         examples=_chat,
         stop_words=("\n[/PARSER]",),
         shot=lambda prompt, reference: f"{prompt}{reference}\n[/PARSER]\n",
+    ),
+    "gsm8k": DataSet(
+        fields=("question", "answer"),
+        examples=lambda row: [(f"Question: {row['question']}\nAnswer:", f" {row['answer']}")],
+        source=HubSource("openai/gsm8k", "main"),
+        stop_words=("Question:",),
+        numeric=True,
+    ),
+    "mbpp": DataSet(
+        fields=("text", "code"),
+        examples=_programming_task,
+        source=HubSource("google-research-datasets/mbpp", "full"),
+        stop_words=("[DONE]",),
+        shot=lambda prompt, reference: f"{prompt}{reference}\n[DONE]\n",
+        id_field="task_id",
+        tests=_assertions,
+        program=lambda _, completion: fenced_code(completion),
+    ),
+    "spec_bench": DataSet(
+        fields=(),
+        examples=_conversation,
+        id_field="question_id",
+        references=False,
+        category_field="category",
+        turns=_later_turns,
+        found_at="data/spec_bench/question.jsonl of github.com/hemingkx/Spec-Bench",
+    ),
+    "text": DataSet(
+        fields=("text",),
+        examples=lambda row: _whole_text(row["text"]),
+        references=False,
+        plain_text=True,
     ),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from command_line.errors import reject
+from prompts.answer_numbers import answer_number
 from prompts.dataset_table import DATASETS, DataSet
 from prompts.row_formats import RowsError, field_names
 from prompts.sources import PathSource, Rows, Source
@@ -38,7 +39,7 @@ class Reader:
     """A data set in a source, and the flags to name in errors.
 
     `path` replaces the data set's own source, `renamed` maps the names of its fields to those in
-    the rows. `executes`: examples carry their tests.
+    the rows. `executes`: examples carry their tests. `numeric`: references must give a number.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Reader:
     name_flag: str = "dataset"
     path_flag: str = "data_path"
     executes: bool = False
+    numeric: bool = False
 
     @property
     def dataset(self) -> DataSet:
@@ -58,7 +60,8 @@ class Reader:
         if self.path is not None:
             return PathSource(Path(self.path))
         if self.dataset.source is None:
-            allowed = f"--{self.name_flag} {self.name} needs a file or a folder"
+            named = f": {self.dataset.found_at}" if self.dataset.found_at else ""
+            allowed = f"--{self.name_flag} {self.name} needs a file or a folder{named}"
             reject(self.path_flag, None, allowed)
         return self.dataset.source
 
@@ -105,21 +108,28 @@ class Split:
 
     def __getitem__(self, index: int) -> list[EvaluationExample]:
         """Return the examples of a row: several if the row holds a conversation."""
-        row, dataset = self.rows[index], self.reader.dataset
+        row = self.rows[index]
         try:
-            values = row.values | self._texts(row.values)
-            pairs = dataset.examples(values)
-            named = values.get(dataset.id_field) if dataset.id_field else None
-            row_id = str(index + 1) if named in (None, "") else str(named)
-            check_characters(row_id, *itertools.chain(*pairs))
+            return self._examples(index, row.values | self._texts(row.values))
         except RowsError as error:
             self.reader.reject(f"{row.place} {error}")
+
+    def _examples(self, index: int, values: dict[str, Any]) -> list[EvaluationExample]:
+        dataset = self.reader.dataset
+        pairs = dataset.examples(values)
+        turns = dataset.turns(values) if dataset.turns else ()
+        row_id = _named(values, dataset.id_field) or str(index + 1)
+        category = _named(values, dataset.category_field)
+        check_characters(row_id, category or "", *turns, *itertools.chain(*pairs))
         examples = []
         for number, (prompt, reference) in enumerate(pairs, start=1):
+            if self.reader.numeric and answer_number(reference) is None:
+                raise RowsError("has an answer without a number to match")
             example_id = row_id if len(pairs) == 1 else f"{row_id}.{number}"
             # Later prompts of a conversation contain the first.
             content = values[dataset.fields[0]] if dataset.fields else pairs[0][0]
-            examples.append(EvaluationExample(example_id, prompt, reference, content))
+            made = EvaluationExample(example_id, prompt, reference, content, None, category, turns)
+            examples.append(made)
         return examples
 
     def evaluated(self, index: int) -> list[EvaluationExample]:
@@ -160,6 +170,12 @@ class Split:
                 kind = "null" if values[name] is None else type(values[name]).__name__
                 raise RowsError(f"must have a text in the field {name!r}, not {kind}")
         return {field: values[name] for field, name in names.items()}
+
+
+def _named(values: dict[str, Any], field: str | None) -> str | None:
+    """Return what a field names, an id or a category; None if the row lacks it."""
+    name = values.get(field) if field else None
+    return None if name in (None, "") else str(name)
 
 
 def shuffled(count: int, seed: int, purpose: str) -> list[int]:

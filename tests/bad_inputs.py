@@ -110,6 +110,31 @@ BENCHMARK = [
         ("an unknown flag", "--tempreature 1", "--tempreature: no such flag; did you mean"),
         ("a flag without its value", "--max_steps", "--max_steps"),
     ),
+    *cases_of(
+        "benchmark",
+        (
+            "an answer without a number",
+            "--dataset gsm8k --data_path rows.jsonl",
+            "--data_path rows.jsonl: line 1 has an answer without a number to match",
+            {ROWS: '{"question": "How many?", "answer": "some"}'},
+        ),
+        (
+            "a data set that nobody serves",
+            "--dataset spec_bench",
+            "--data_path: --dataset spec_bench needs a file or a folder: data/spec_bench/",
+        ),
+        (
+            "an empty text",
+            "--dataset text --data_path rows.jsonl",
+            "--data_path rows.jsonl: line 1 holds an empty text",
+            {ROWS: '{"text": ""}'},
+        ),
+        (
+            "solved examples of conversations",
+            "--dataset spec_bench --n_shot 1",
+            "--n_shot 1: --dataset spec_bench has no answers to show",
+        ),
+    ),
     BadInput("benchmark", "a null in a path", "--data_path", r"a\x00b", more=("a\0b.jsonl",)),
     BadInput(
         "benchmark",

@@ -11,6 +11,19 @@ UTTERANCES = [
     {"utterance": f"wake me at {n}", "semantic_parse": f"[IN:WAKE {n} ]"} for n in "123456"
 ]
 
+QUESTIONS = [{"question": f"How many are {n}?", "answer": f"#### {n}"} for n in "123456"]
+TASKS = [
+    {
+        "task_id": n,
+        "text": f"Return {n}.",
+        "code": f"def f(): return {n}",
+        "test_list": [f"assert f() == {n}"],
+        "test_setup_code": "",
+        "challenge_test_list": [],
+    }
+    for n in range(1, 9)
+]
+
 
 def rows_file(rows):
     file = io.BytesIO()
@@ -50,8 +63,36 @@ def converted():
     return {"main": main, "refs/convert/parquet": files}
 
 
+def questions():
+    """Return files in GSM8K's layout: a file per split in a folder for each configuration."""
+    return configured(
+        ("main", {"train": QUESTIONS[:4], "test": QUESTIONS[4:]}),
+        ("socratic", {"train": QUESTIONS[:1], "test": QUESTIONS[:1]}),
+    )
+
+
+def tasks():
+    """Return files in MBPP's layout: four splits, and a second configuration of other fields."""
+    full = {"prompt": TASKS[:1], "test": TASKS[1:4], "validation": TASKS[4:5], "train": TASKS[5:]}
+    sanitized = [{"task_id": 1, "prompt": "Return 1.", "code": "", "test_list": ["True"]}]
+    return configured(("full", full), ("sanitized", dict.fromkeys(full, sanitized)))
+
+
+def configured(*configurations):
+    """Return files of several configurations, which the card names."""
+    files, named = {}, ""
+    for name, splits in configurations:
+        named += f"- config_name: {name}\n  data_files:\n"
+        for split, rows in splits.items():
+            named += f"  - split: {split}\n    path: {name}/{split}-*\n"
+            files[f"{name}/{split}-00000-of-00001.parquet"] = rows_file(rows)
+    return files | {"README.md": f"---\nconfigs:\n{named}---\n".encode()}
+
+
 DATA_SETS = {
     "cnn_dm_lm": ("abisee/cnn_dailymail", lambda: {"main": articles()}, ARTICLES),
     "xsum_summarization": ("EdinburghNLP/xsum", converted, BODIES),
     "top_v2": ("WillHeld/top_v2", lambda: {"main": utterances()}, UTTERANCES),
+    "gsm8k": ("openai/gsm8k", lambda: {"main": questions()}, QUESTIONS),
+    "mbpp": ("google-research-datasets/mbpp", lambda: {"main": tasks()}, TASKS),
 }

@@ -152,6 +152,81 @@ def test_a_bad_row_is_found_even_if_it_is_not_drawn(tmp_path, folder):
         calibration(custom(folder), calibration_path=str(path))
 
 
+BAD_ROWS_OF = {
+    "gsm8k": ({"question": "Q", "answer": "#### none"}, "has an answer without a number to match"),
+    "spec_bench": ({"turns": []}, "has no list of texts 'turns'; it has: turns"),
+    "text": ({"text": " "}, "holds an empty text"),
+    "mbpp": (
+        {"text": "T", "code": "c"},
+        "has no list of texts 'test_list'; it has: text, code",
+    ),
+}
+
+
+@pytest.mark.parametrize("dataset", BAD_ROWS_OF)
+def test_rows_that_a_data_set_cannot_use_are_one_line(tmp_path, dataset):
+    row, message = BAD_ROWS_OF[dataset]
+    path = write(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(UsageError) as caught:
+        get_data(custom(path, dataset=dataset), 42)
+    assert str(caught.value) == f"--data_path {path}: line 1 {message}"
+
+
+def test_own_rows_may_ask_for_numbers_too(tmp_path, rows):
+    assert get_data(custom(rows, numeric_match=True), 42) == get_data(custom(rows), 42)
+    path = write(tmp_path / "rows.jsonl", [{"prompt": "a", "response": "b"}])
+    with pytest.raises(UsageError, match="line 1 has an answer without a number to match"):
+        get_data(custom(path, numeric_match=True), 42)
+    assert len(get_data(custom(path), 42).examples) == 1
+
+
+SPOKEN = [
+    {"question_id": 81, "category": "writing", "turns": ["Write.", "Again."]},
+    {"question_id": 201, "category": "qa", "turns": ["Who?"]},
+]
+
+
+def test_examples_have_the_category_and_the_turns_of_their_row(tmp_path):
+    path = write(tmp_path / "rows.jsonl", SPOKEN)
+    found = get_data(custom(path, dataset="spec_bench", template="<{message}>"), 42)
+    assert [(e.example_id, e.category, e.prompt, e.reference) for e in found.examples] == [
+        ("81", "writing", "<Write.>", ""),
+        ("201", "qa", "<Who?>", ""),
+    ]
+    assert [e.turns for e in found.examples] == [("<Again.>",), ()]
+    changed = [SPOKEN[0] | {"turns": ["Write.", "Once more."]}, SPOKEN[1]]
+    other = custom(write(tmp_path / "other.jsonl", changed), dataset="spec_bench")
+    same = custom(path, dataset="spec_bench")
+    assert get_data(other, 42).facts()["fingerprint"] != get_data(same, 42).facts()["fingerprint"]
+
+
+def test_own_rows_may_have_a_category(tmp_path):
+    rows = [{"prompt": "a", "response": "", "category": name} for name in ("x", 3, None, "")]
+    rows.append({"prompt": "a", "response": ""})
+    found = get_data(custom(write(tmp_path / "rows.jsonl", rows)), 42)
+    assert [e.category for e in found.examples] == ["x", "3", None, None, None]
+
+
+@pytest.mark.parametrize("dataset", ["spec_bench", "text"])
+def test_data_sets_without_answers_refuse_flags_that_need_them(rows, dataset):
+    for changes in ({"n_shot": 1}, {"numeric_match": True}):
+        with pytest.raises(UsageError, match=f"--dataset {dataset} has no answers to "):
+            custom(rows, dataset=dataset, **changes).check()
+
+
+def test_a_file_that_has_to_be_fetched_is_named():
+    with pytest.raises(UsageError) as caught:
+        get_data(DataArguments(dataset="spec_bench"), 42)
+    line = "--data_path: --dataset spec_bench needs a file or a folder: data/spec_bench/question"
+    assert str(caught.value).startswith(line)
+
+
+def test_no_template_goes_around_plain_texts(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"text": "One."}])
+    (example,) = get_data(custom(path, dataset="text", template="<{message}>"), 42).examples
+    assert (example.prompt, example.reference) == ("One.", "")
+
+
 def test_chats_in_which_no_parser_speaks_are_no_examples(tmp_path):
     path = write(tmp_path / "chat.jsonl", [{"data": [{"role": "USER", "message": "hi"}]}])
     with pytest.raises(UsageError, match=rf"--data_path {path}: holds no examples"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from prompts.dataset_table import DATASETS
 from runs.reader import find_runs, read_record, read_samples
 from tests.conftest import ANGULAR, GREEDY
 from tests.hub_layouts import DATA_SETS, articles, converted
@@ -262,11 +263,13 @@ def test_a_data_set_of_the_hub_evaluates_and_calibrates(hub, benchmark, checkpoi
     assert data["evaluation"]["source"].startswith(name)
     assert (data["evaluation"]["split"], data["calibration"]["split"]) == ("test", "train")
     numbers = {"cnn_dm_lm": (4, 5), "xsum_summarization": (3, 5), "top_v2": (2, 3)}
+    numbers |= {"gsm8k": (2, 4), "mbpp": (3, 3)}
     assert numbers[dataset] == (
         data["evaluation"]["available_rows"],
         data["calibration"]["available_rows"],
     )
-    references = {next(reversed(row.values())) for row in rows}
+    field = DATASETS[dataset].fields[-1]
+    references = {row[field] for row in rows}
     if dataset != "cnn_dm_lm":
         assert {one.reference.strip() for one in read_samples(path)} <= references
     with hub.gone():

@@ -290,6 +290,7 @@ def test_a_folder_that_another_training_holds_is_left_alone(train_anew, out, cap
         (["--seed", str(2**70)], "--seed 1180591620717411303424: must be 0 to"),
         (["--teacher", ""], "--teacher '': must not be empty"),
         (["--dataset", "top_v2", "--prompt_field", "q"], "--prompt_field q: only with"),
+        (["--dataset", "text"], "--dataset text: has no answers to learn; texts need no --dataset"),
         (["--data_path", "nowhere.jsonl"], "--data_path nowhere.jsonl: cannot be read"),
     ],
 )

@@ -117,6 +117,8 @@ class TrainingDataArguments(PromptArguments):
                 reject("template", repr(self.template), "only with --dataset")
             if self.apply_chat_template:
                 reject("apply_chat_template", "true", "only with --dataset")
+        if self.dataset is not None and not DATASETS[self.dataset].references:
+            reject("dataset", self.dataset, "has no answers to learn; texts need no --dataset")
         check_renamed(self, [] if self.dataset is None else [DATASETS[self.dataset]])
 
 
