@@ -37,13 +37,28 @@ def main(argv: list[str] | None = None) -> int:
 
 def print_summary(run: dict[str, Any], path: Path) -> None:
     """Print the run in a few lines."""
-    counts, text = run["counts"], run["predicted_text"]
+    counts = run["counts"]
     skipped, failed = counts["skipped_prompts"], counts.get("failed_prompts", 0)
     print(
         f"{run['status']}: {counts['prompts']} prompts, {counts['generated_tokens']} tokens"
         + (f"; {skipped} skipped, longer than the model's positions" if skipped else "")
         + (f"; {failed} FAILED for want of memory" if failed else "")
     )
+    if "window" not in run.get("teacher_forced", {}):  # plain texts are not decoded
+        print_decoding(run)
+    if "teacher_forced" in run:
+        print_likelihood(run["teacher_forced"])
+    peak, weights = run["peak_memory_bytes"], run["model"]["weight_bytes"]
+    print(
+        f"memory    {shown(peak and peak / 1e9, '.2f')} GB at peak, "
+        f"{weights / 1e9:.2f} GB of weights"
+    )
+    print(f"log       {path}")
+
+
+def print_decoding(run: dict[str, Any]) -> None:
+    """Print speed, drafts and the quality of the texts."""
+    counts, text = run["counts"], run["predicted_text"]
     print(
         f"speed     {shown(run['tokens_per_second']['token_weighted'], '.1f')} tokens/s, "
         f"{shown(run['time_per_token']['mean'], '.4f')} s/token; first token after "
@@ -72,12 +87,25 @@ def print_summary(run: dict[str, Any], path: Path) -> None:
         f"exact match {shown(text['exact_match'], '.3f')}"
         + (f", pass@1 {text['pass@1']:.3f}" if "pass@1" in text else "")
     )
-    peak, weights = run["peak_memory_bytes"], run["model"]["weight_bytes"]
+
+
+def print_likelihood(forced: dict[str, Any]) -> None:
+    """Print the perplexity of given texts, and the distance from the unpruned model."""
+    windows = ""
+    if "window" in forced:
+        windows = (
+            f" (window {forced['window']}, stride {forced['stride']}, "
+            f"first token {forced['first_token']})"
+        )
     print(
-        f"memory    {shown(peak and peak / 1e9, '.2f')} GB at peak, "
-        f"{weights / 1e9:.2f} GB of weights"
+        f"texts     perplexity {shown(forced['perplexity'], '.3f')}, "
+        f"{shown(forced['bits_per_byte'], '.4f')} bits per byte of {forced['tokens']} tokens"
+        + windows
     )
-    print(f"log       {path}")
+    print(
+        f"unpruned  KL {shown(forced['kl'], '.4f')} nats per token, "
+        f"top-1 agreement {shown(forced['agreement'], '.1%')}"
+    )
 
 
 if __name__ == "__main__":

@@ -103,11 +103,41 @@ class PruneModel:
         self._decoder = decoder_of(model)
         self.parameters_before = count_parameters(model)
         self.parameters_after = self.parameters_before
+        self._unpruned: list[nn.Module] | None = None
+        self._is_for_a_while = False
 
-    def prune(self) -> None:
-        """Remove the layers, renumber the kept layers and free the memory."""
-        forget_offloaded(self._decoder.layers[index] for index in self.plan.removed_layers)
+    def prune(self, releases: bool = True) -> None:
+        """Remove the layers, renumber the kept layers and free the memory.
+
+        Without `releases`, `unpruned` can yield the removed layers until `release` is called.
+        """
+        self._unpruned = list(self._decoder.layers)
         self._remove()
+        if releases:
+            self.release()
+
+    def release(self) -> None:
+        """Free the memory of removed layers, unless the model is pruned for a while only."""
+        if self._unpruned is None or self._is_for_a_while:
+            return
+        forget_offloaded(self._unpruned[index] for index in self.plan.removed_layers)
+        self._unpruned = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def unpruned(self) -> Iterator[list[nn.Module]]:
+        """Yield the layers of the unpruned model, on its device; they must not be released yet."""
+        assert self._unpruned is not None
+        is_away = self._is_for_a_while and self.frees_memory
+        away = [self._unpruned[index] for index in self.plan.removed_layers if is_away]
+        try:
+            for layer in away:
+                layer.to(self.model.device)
+            yield self._unpruned
+        finally:
+            for layer in away:
+                layer.to("cpu")
 
     def _remove(self) -> None:
         layers, plan = self._decoder.layers, self.plan
@@ -124,12 +154,14 @@ class PruneModel:
         """Prune the model for the block; move removed layers to the host if `frees_memory`."""
         layers, types, device = list(self._decoder.layers), self._layer_types, self.model.device
         removed = self.plan.removed_layers if self.frees_memory else ()
+        self._unpruned, self._is_for_a_while = layers, True
         try:
             for index in removed:
                 layers[index].to("cpu")
             self._remove()
             yield
         finally:
+            self._unpruned, self._is_for_a_while = None, False
             for index in removed:
                 layers[index].to(device)
             self._hold(layers, range(len(layers)), types)

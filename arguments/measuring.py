@@ -43,6 +43,11 @@ class MeasureArguments:
             allowed = f"must be at most --window {self.window}, or tokens are left out"
             reject("stride", self.stride, allowed)
 
+    def windows(self) -> dict[str, Any]:
+        """Return how plain texts are divided into passes; the stride is never None."""
+        stride = self.window if self.stride is None else self.stride
+        return {"window": self.window, "stride": stride, "first_token": self.first_token}
+
     def identity(self) -> dict[str, Any]:
         """Return the flags that decide what a run measures, without those at their defaults.
 

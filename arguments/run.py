@@ -2,6 +2,7 @@
 
 import typing
 from dataclasses import dataclass, field
+from typing import Any
 
 from arguments.generation import GenerationArguments
 from arguments.measuring import MeasureArguments
@@ -39,13 +40,51 @@ class RunArguments:
         if size > 1 and strategy != "autoregressive":
             allowed = f"--generation_strategy {strategy} decodes one prompt at a time"
             reject("batch_size", size, allowed)
+        if self.is_plain_text:
+            self._check_plain_text()
+            return
         self.data = with_stored_template(self.data, self.model.model, self.data.dataset)
+
+    @property
+    def is_plain_text(self) -> bool:
+        """Whether the run measures whole texts and decodes nothing."""
+        return DATASETS[self.data.dataset].plain_text
+
+    @property
+    def is_teacher_forced(self) -> bool:
+        """Whether the run measures the likelihood of texts that are given to the model."""
+        return self.measure.teacher_forced or self.is_plain_text
+
+    def identity_of_measuring(self) -> dict[str, Any]:
+        """Return the flags that decide what is measured; see `MeasureArguments.identity`."""
+        return self.measure.identity() | (self.measure.windows() if self.is_plain_text else {})
 
     @property
     def stop_words(self) -> tuple[str, ...]:
         """Return the words of `--stop_words`; without the flag, the data set's own."""
         chosen = self.generation.chosen_stop_words()
         return DATASETS[self.data.dataset].stop_words if chosen is None else chosen
+
+    def _check_plain_text(self) -> None:
+        """Refuse flags of decoding and prompting, for texts that are read as they are."""
+        name = f"--dataset {self.data.dataset}"
+        strategy, repeats = self.generation.generation_strategy, self.measure.repeats
+        if strategy != "autoregressive":
+            allowed = f"{name} decodes nothing, and perplexity does not depend on the decoder"
+            reject("generation_strategy", strategy, allowed)
+        if repeats > 1:
+            reject("repeats", repeats, f"{name} times no decoding; one pass measures all")
+        for flag_name, default in (
+            ("template", None),
+            ("apply_chat_template", False),
+            ("n_shot", 0),
+            ("truncate_prompt", False),
+            ("max_prompt_tokens", None),
+        ):
+            value = getattr(self.data, flag_name)
+            if value != default:
+                shown = str(value).lower() if isinstance(value, bool) else value
+                reject(flag_name, shown, f"{name} measures each text as it is")
 
 
 MEASURED_GROUPS = tuple(typing.get_type_hints(RunArguments).values())

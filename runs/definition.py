@@ -20,8 +20,10 @@ from files.hashes import content_hash, identity_hash, tokens_hash
 from models.checkpoint import Checkpoint, find_checkpoint
 from models.quantised import check_can_be_saved
 from models.runtime import Runtime, start
+from prompts.dataset_table import DATASETS
 from runs import code_execution
 from runs.metrics import scoring
+from runs.passages import check_windows, encode_texts
 from runs.prompt_encoding import check_chat_template, encode_all
 from self_speculation.generator_base import ENGINE_VERSION
 
@@ -51,6 +53,8 @@ class RunDefinition:
         }
         if self.arguments.data.execute_code:
             facts["execution"] = code_execution.isolation()
+        if self.arguments.is_plain_text:
+            facts |= self.arguments.measure.windows()
         return facts
 
     @cached_property
@@ -73,12 +77,19 @@ class RunDefinition:
             "apply_chat_template": data.apply_chat_template,
             "truncate_prompt": data.truncate_prompt,
             "plan": plan_identity(arguments.prune, self.calibration_ids),
-            "generation": decoding_identity(arguments.generation, arguments.stop_words),
+            "generation": self._decoding_identity(),
         } | engine_identity(arguments.model, self.runtime, self.checkpoint)
         if data.execute_code:  # otherwise no key, so that the ids of other runs stay the same
             tests = (example.tests or "" for example in self.evaluated.examples)
             identity["tests_fingerprint"] = content_hash(*tests)
-        return identity | arguments.measure.identity()
+        return identity | arguments.identity_of_measuring()
+
+    def _decoding_identity(self) -> dict[str, Any]:
+        """Return the flags of decoding; of those, plain texts depend on the exit layer alone."""
+        flags = self.arguments.generation
+        if self.arguments.is_plain_text:
+            flags = GenerationArguments(exit_layer=flags.exit_layer, sample=False)
+        return decoding_identity(flags, self.arguments.stop_words)
 
     @property
     def run_id(self) -> str:
@@ -141,13 +152,17 @@ def run_definer(
     ) -> tuple[list[list[int]], list[list[int]] | None]:
         evaluated, calibrating = prompts_of(data, calibration, seed)
         encoded = partial(encode_all, data, checkpoint_of(model))
-        return encoded(evaluated), None if calibrating is None else encoded(calibrating)
+        calibration_ids = None if calibrating is None else encoded(calibrating)
+        if DATASETS[data.dataset].plain_text:
+            return encode_texts(checkpoint_of(model), evaluated), calibration_ids
+        return encoded(evaluated), calibration_ids
 
     def define(arguments: RunArguments) -> RunDefinition:
         runtime = start(arguments.model, parallel=True)
         checkpoint, folder = checkpoint_of(arguments.model), arguments.prune.save_pruned
         check_can_be_saved("save_pruned", folder, checkpoint.name, checkpoint.config)
         check_chat_template(arguments.data, checkpoint)
+        check_windows(arguments, checkpoint)
         calibration = _calibration_flags(arguments.prune)
         drawn_by = arguments.data, calibration, arguments.generation.seed
         found, ids = prompts_of(*drawn_by), ids_of(arguments.model, *drawn_by)

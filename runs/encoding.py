@@ -14,7 +14,7 @@ from self_speculation.llama_model_utils import position_limit
 class EncodedExample:
     """An example with its prompt's tokens; None if they exceed the model's positions.
 
-    `full_length` counts the prompt's tokens before it was cut.
+    `full_length` counts the prompt's tokens before it was cut. A plain text may have any length.
     """
 
     example: EvaluationExample
@@ -29,9 +29,11 @@ def encode_examples(definition: RunDefinition) -> list[EncodedExample]:
     `UsageError` if every prompt exceeds the model's positions.
     """
     data, steps = definition.arguments.data, definition.arguments.generation.max_steps
+    pairs = list(zip(definition.evaluated.examples, definition.prompt_ids, strict=True))
+    if definition.arguments.is_plain_text:
+        return [EncodedExample(one, len(ids), ids) for one, ids in pairs]
     limit = position_limit(definition.checkpoint.config)
     longest = longest_prompt(data, steps, limit)
-    pairs = zip(definition.evaluated.examples, definition.prompt_ids, strict=True)
     encoded = [EncodedExample(one, len(ids), fitted(data, ids, longest)) for one, ids in pairs]
     _warn_of_changing_factors(definition, encoded, limit)
     if all(item.prompt_ids is None for item in encoded):

@@ -1,7 +1,7 @@
 """One run: plan, prompts and decoder in, samples and a log out."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -10,14 +10,15 @@ from models.loading import LoadedModel, load_model
 from pruned_model import PruneModel, is_saved
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample, encode_examples
+from runs.forced_runs import PlainTextJob, measure_references
 from runs.loop import Job, Turn, fill_log
 from runs.measuring import measurement
-from runs.preparation import decide_plan, prune, save_as_asked
-from runs.record import RUN, LogKind, RunRecord
-from runs.writer import LogWriter, claimed, resume
+from runs.preparation import check_stop_token_ids, decide_plan, prune, save_as_asked
+from runs.record import RUN, LogKind, RunRecord, SampleRecord
+from runs.writer import LogWriter, claimed, done_indices, resume
 
 Prepare = Callable[[RunDefinition, RunRecord | None], tuple[LoadedModel, PruneModel]]
-Begin = Callable[[LoadedModel, PruneModel, list[EncodedExample]], Job]
+Begin = Callable[[LoadedModel, PruneModel, list[EncodedExample], Collection[int]], Job]
 
 
 def perform_run(
@@ -34,8 +35,13 @@ def perform_run(
     """
     turn = turn or Turn(definition.arguments.measure.repeats)
 
-    def begin(loaded: LoadedModel, pruned: PruneModel, encoded: list[EncodedExample]) -> Job:
-        job = measurement(definition, command, loaded, pruned, encoded)
+    def begin(
+        loaded: LoadedModel,
+        pruned: PruneModel,
+        encoded: list[EncodedExample],
+        done: Collection[int],
+    ) -> Job:
+        job = _begin(definition, command, loaded, pruned, encoded, done)
         return dataclasses.replace(job, turn=turn)
 
     check_left = partial(check_repeats, definition)
@@ -54,6 +60,26 @@ def check_repeats(definition: RunDefinition, left: RunRecord) -> None:
         reject("repeats", asked, allowed)
 
 
+def _begin(
+    definition: RunDefinition,
+    command: str,
+    loaded: LoadedModel,
+    pruned: PruneModel,
+    encoded: list[EncodedExample],
+    done: Collection[int],
+) -> Job[SampleRecord]:
+    """Return the run's job, after the teacher-forced passes that need the unpruned model."""
+    arguments = definition.arguments
+    if arguments.is_plain_text:
+        return PlainTextJob(definition, command, loaded, pruned, encoded).job()
+    forced = None
+    if arguments.is_teacher_forced:
+        check_stop_token_ids(arguments.generation, loaded.config.vocab_size)
+        forced = measure_references(definition, loaded, pruned, encoded, done)
+        pruned.release()
+    return measurement(definition, command, loaded, pruned, encoded, forced)
+
+
 def work_once(
     definition: RunDefinition,
     kind: LogKind,
@@ -63,9 +89,10 @@ def work_once(
 ) -> tuple[RunRecord, Path]:
     """Prepare the model, begin the job, obey `--save_pruned`, and fill the job's log.
 
-    Returns the log's record and its file. A log that an earlier start left is continued; a
-    complete log is returned as it is. Several processes share the examples, and an error in one is
-    raised in all. `check_left` raises for a log that this start must not continue.
+    Returns the log's record and its file. A log that an earlier start left is continued, and
+    `begin` gets the indices of its lines; a complete log is returned as it is. Several processes
+    share the examples, and an error in one is raised in all. `check_left` raises for a log that
+    this start must not continue.
     """
     ranks, output_dir = definition.runtime.ranks, definition.arguments.log.output_dir
     with ranks.together():
@@ -82,7 +109,8 @@ def work_once(
                 return found
             loaded, pruned = prepare(definition, left)
             encoded = encode_examples(definition)
-            job = begin(loaded, pruned, encoded)  # refuses flags that do not fit the model
+            done = ranks.first(done_indices(found[1], kind) if found and ranks.leads else [])
+            job = begin(loaded, pruned, encoded, done)  # refuses flags that do not fit the model
             save_as_asked(definition.arguments.prune, loaded, pruned, ranks)
             record = resume(left, job.record, job.turn.continues) if left else job.record
             definition.runtime.reset_peak_memory()
@@ -120,6 +148,7 @@ def load_and_prune(
     else:
         ranks = definition.runtime.ranks
         plan = decide_plan(arguments.prune, loaded, definition.calibration_ids, ranks)
-    pruned = prune(arguments.prune, arguments.generation, loaded, plan)
+    releases = not arguments.is_teacher_forced
+    pruned = prune(arguments.prune, arguments.generation, loaded, plan, releases)
     print(pruned.report())
     return loaded, pruned

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -26,18 +26,25 @@ class Turn:
     continues: bool = False
 
 
+def one_by_one(keys: Sequence[Key]) -> Iterator[list[Key]]:
+    """Yield each key as a group of its own."""
+    return ([key] for key in keys)
+
+
 @dataclass(frozen=True)
 class Job(Generic[Line]):
-    """The work that fills a log: the record, the line of each key, and the summary.
+    """The work that fills a log: the record, the lines of a group of keys, and the summary.
 
-    `summarize` gets all lines, the keys that this start was to add, and the seconds it took.
-    The log has a line for each example in each of `passes`. `turn` says which visit to the log
-    this is, where its passes are spread over several.
+    `groups` divides the keys of a pass into those that are examined together. `summarize` gets
+    all lines, the keys that this start was to add, and the seconds it took. The log has a line for
+    each example in each of `passes`. `turn` says which visit to the log this is, where its passes
+    are spread over several.
     """
 
     record: RunRecord
-    examine: Callable[[Key], Line]
+    examine: Callable[[list[Key]], list[Line]]
     summarize: Callable[[list[Line], Collection[Key], float], dict[str, Any]]
+    groups: Callable[[Sequence[Key]], Iterable[list[Key]]] = one_by_one
     turn: Turn = Turn()
 
 
@@ -82,8 +89,9 @@ def fill_log(writer: LogWriter[Line], ranks: Ranks, total: int, job: Job[Line]) 
         writer.finish("running" if waits else status, job.summarize(lines, missing, seconds))
 
     with settled(finish, ranks.count == 1), progress(ranks, lines_wanted, done) as advance:
-        for key in itertools.chain(*map(ranks.share, to_do)):
+        for group in itertools.chain(*map(job.groups, map(ranks.share, to_do))):
             ranks.check()
-            writer.add(job.examine(key))
-            advance(1)
+            for line in job.examine(group):
+                writer.add(line)
+            advance(len(group))
         writer.merge(advance)

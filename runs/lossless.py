@@ -38,7 +38,9 @@ def check_run(definition: RunDefinition, draws: int, command: str) -> tuple[RunR
     if the flags ask for sampling.
     """
 
-    def begin(loaded: LoadedModel, pruned: PruneModel, encoded: list[EncodedExample]) -> Job:
+    def begin(
+        loaded: LoadedModel, pruned: PruneModel, encoded: list[EncodedExample], _: Collection[int]
+    ) -> Job:
         pair = DecoderPair(definition, loaded, pruned.plan, encoded, draws)
         record = make_record(definition, loaded, pruned.plan, command)
         record.arguments["correctness"] = {"num_draws": draws}
@@ -84,9 +86,11 @@ class DecoderPair:
         self._flags = flags
         self._plain, self._spoken = fitted_to_memory(definition, encoded, flags, self._make)
 
-    def compare(self, key: Key) -> VerdictRecord:
-        """Compare both decoders on the prompt of this key."""
-        return VerdictRecord(key.example, self._compared(self._encoded[key.example]))
+    def compare(self, keys: list[Key]) -> list[VerdictRecord]:
+        """Compare both decoders on the prompts of these keys."""
+        return [
+            VerdictRecord(key.example, self._compared(self._encoded[key.example])) for key in keys
+        ]
 
     def summarize(
         self, verdicts: list[VerdictRecord], new: Collection[Key], seconds: float

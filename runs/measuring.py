@@ -16,6 +16,7 @@ from runs.code_execution import passes
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample
 from runs.fitting import fitted_to_memory, within_memory
+from runs.likelihood import likelihood
 from runs.loop import Job
 from runs.metrics import differing_outputs, summarize, text_scores
 from runs.preparation import exit_layer_facts, make_generator, model_facts, positions_for
@@ -66,14 +67,21 @@ def measurement(
     loaded: LoadedModel,
     pruned: PruneModel,
     encoded: list[EncodedExample],
+    forced: dict[int, dict[str, float]] | None = None,
 ) -> Job[SampleRecord]:
-    """Return the job that decodes, times and scores the examples with a warm decoder."""
+    """Return the job that decodes, times and scores the examples with a warm decoder.
+
+    `forced` holds what teacher-forced passes have measured, by index; None without such passes.
+    """
     generator = generator_for(definition, loaded, pruned.plan, encoded)
     record = make_record(definition, loaded, pruned.plan, command)
     record.runtime["compile_seconds"] = generator.engine.compile_seconds
 
-    def examine(key: Key) -> SampleRecord:
-        return measure_example(definition, generator, key, encoded[key.example])
+    def examine(keys: list[Key]) -> list[SampleRecord]:
+        samples = [
+            measure_example(definition, generator, key, encoded[key.example]) for key in keys
+        ]
+        return [with_likelihood(sample, forced) for sample in samples]
 
     def summarized(
         samples: list[SampleRecord], new: Collection[Key], seconds: float
@@ -83,9 +91,18 @@ def measurement(
         if ranks.leads:
             _warn_of_differing_outputs(samples)
         summary = summarize(samples, definition.scoring["bleu_tokenizer"])
+        if forced is not None:
+            summary["teacher_forced"] = likelihood(one.teacher_forced for one in samples)
         return summary | {"throughput": together}
 
     return Job(record, examine, summarized)
+
+
+def with_likelihood(
+    sample: SampleRecord, forced: dict[int, dict[str, float]] | None
+) -> SampleRecord:
+    values = None if sample.repeat else (forced or {}).get(sample.index)
+    return dataclasses.replace(sample, teacher_forced=values)
 
 
 def _warn_of_differing_outputs(samples: list[SampleRecord]) -> None:

@@ -50,14 +50,21 @@ def decide_plan(
 
 
 def prune(
-    pruning: PruneArguments, generation: GenerationArguments, loaded: LoadedModel, plan: PrunePlan
+    pruning: PruneArguments,
+    generation: GenerationArguments,
+    loaded: LoadedModel,
+    plan: PrunePlan,
+    releases: bool = True,
 ) -> PruneModel:
-    """Remove the layers, after checking that exit layer and `--save_pruned` fit the plan."""
+    """Remove the layers, after checking that exit layer and `--save_pruned` fit the plan.
+
+    `releases`: free the memory of removed layers at once.
+    """
     plan.kept_exit_layer(generation.exit_layer)  # raises if no layer would draft, or none verify
     if pruning.save_pruned:
         is_saved(pruning.save_pruned, plan, loaded.fingerprint)  # raises for another model's folder
     pruned = PruneModel(loaded.model, plan)
-    pruned.prune()
+    pruned.prune(releases)
     return pruned
 
 
@@ -124,7 +131,7 @@ def takes_batches(loaded: LoadedModel) -> bool:
 def _decoding(
     flags: GenerationArguments, loaded: LoadedModel, plan: PrunePlan, stop_words: tuple[str, ...]
 ) -> GenerationConfig:
-    _check_stop_token_ids(flags, loaded.config.vocab_size)
+    check_stop_token_ids(flags, loaded.config.vocab_size)
     return GenerationConfig(
         max_steps=flags.max_steps,
         kept_exit_layer=plan.kept_exit_layer(flags.exit_layer),
@@ -149,7 +156,8 @@ def _compile_failures() -> Iterator[None]:
         raise FailedError(f"--compile true: {error}; --compile false decodes without") from error
 
 
-def _check_stop_token_ids(flags: GenerationArguments, vocabulary: int) -> None:
+def check_stop_token_ids(flags: GenerationArguments, vocabulary: int) -> None:
+    """Refuse a token id that ends the output and that the model does not have."""
     if max(flags.stop_token_ids, default=0) >= vocabulary:
         reject("stop_token_ids", max(flags.stop_token_ids), f"must be below {vocabulary}")
 
@@ -259,7 +267,7 @@ def load_pruned(
     runtime, checkpoint = start(model, parallel), find_checkpoint(model)
     check_can_be_saved("save_pruned", pruning.save_pruned, checkpoint.name, checkpoint.config)
     check_chat_template(prompting, checkpoint)
-    _check_stop_token_ids(generation, checkpoint.config.vocab_size)
+    check_stop_token_ids(generation, checkpoint.config.vocab_size)
     loaded = load_model(model, runtime, checkpoint)
     ids = None if calibration is None else encode_all(prompting, checkpoint, calibration)
     plan = decide_plan(pruning, loaded, ids, runtime.ranks)

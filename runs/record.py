@@ -26,7 +26,8 @@ class Key(NamedTuple):
 class SampleRecord:
     """The line of one decoded example. Times are seconds; a number not measured is None.
 
-    `status` is done, prompt_too_long, or out_of_memory. `rounds` lists (drafted, accepted) tokens.
+    `status` is done, prompt_too_long, out_of_memory, or measured: a plain text, which is not
+    decoded. `rounds` lists (drafted, accepted) tokens.
     `steps` holds calls and seconds of draft, verify, full and early_exit passes. It and
     `decode_seconds` exclude the first token, which belongs to the prefill. `full_step` are the full
     steps timed as a yardstick after a speculative output. `peak_memory_bytes` is the process's peak
@@ -37,7 +38,8 @@ class SampleRecord:
     decoded together (`first`, the index of the first of them, and `size`) and the `seconds` that
     took; their own seconds and steps are then unknown. `turns` has an entry for each turn of a
     conversation. `copied_tokens` counts output tokens in matches of 3 and more with the prompt.
-    `teacher_forced` holds sums over the reference's tokens.
+    `teacher_forced` holds sums over the tokens of the reference, or of a plain text: `tokens`,
+    `bytes` and `nats`, and beside an unpruned model `kl_nats` and `agreeing` (runs/likelihood.py).
     """
 
     index: int

@@ -191,6 +191,8 @@ class Sweep:
         """Return the runs that draft, and why the other exit layers of the grid cannot."""
         runs: list[RunDefinition] = []
         skipped: list[str] = []
+        if baseline.is_plain_text:  # nothing is decoded
+            return runs, skipped
         for exit_layer in self._arguments.grid.exit_layers(self._layers):
             try:
                 plan.kept_exit_layer(exit_layer)
@@ -215,10 +217,11 @@ class Sweep:
         for one in studies:
             for reason in one.skipped:
                 print(f"skipped: {one.name}, {reason}")
+        skipped = [reason for one in studies for reason in one.skipped]
         with self._ranks.together():
-            if not any(one.runs[1:] for one in studies):
+            if skipped and not any(one.runs[1:] for one in studies):
                 first = self._arguments.grid.exit_layer_first
-                reject("exit_layer_first", first, studies[0].skipped[0])
+                reject("exit_layer_first", first, skipped[0])
         return studies
 
     def _each(

@@ -210,11 +210,7 @@ class LogWriter(Generic[Line]):
         return samples
 
     def _readable(self, path: Path) -> list[Line]:
-        try:
-            return read_lines(path, self._kind)
-        except ValueError as error:
-            allowed = f"{error}; move the run's two files away to begin anew"
-            reject("output_dir", self._output_dir, allowed)
+        return _readable(self._output_dir, path, self._kind)
 
     def _write_again(self, *more: Line) -> None:
         """Write what this process has written, and `more`, once more after it was removed."""
@@ -232,6 +228,15 @@ class LogWriter(Generic[Line]):
 
     def _replace(self) -> None:
         replace_json(self.path, self.record.to_dict())
+
+
+def done_indices(path: Path, kind: LogKind) -> list[int]:
+    """Return the indices of the examples that a log on this machine has, in its first pass.
+
+    Raises `UsageError` for a damaged log.
+    """
+    lines = _readable(str(path.parent), path, kind)
+    return [line.index for line in lines if not line.key.repeat]
 
 
 def log_path(output_dir: str, kind: str, record: RunRecord) -> Path:
@@ -289,6 +294,13 @@ def _left_over(output_dir: str, run_id: str, kind: LogKind) -> tuple[RunRecord, 
     except (OSError, ValueError) as error:
         reject("output_dir", output_dir, f"{path.name} cannot be taken up: {error}; move it away")
     return left, path
+
+
+def _readable(output_dir: str, path: Path, kind: LogKind[Line]) -> list[Line]:
+    try:
+        return read_lines(path, kind)
+    except ValueError as error:
+        reject("output_dir", output_dir, f"{error}; move the run's two files away to begin anew")
 
 
 def _is_complete(path: Path) -> bool:
