@@ -39,9 +39,11 @@ def print_summary(run: dict[str, Any], path: Path) -> None:
     """Print the run in a few lines."""
     counts = run["counts"]
     skipped, failed = counts["skipped_prompts"], counts.get("failed_prompts", 0)
+    turns = counts.get("skipped_turns", 0)
     print(
         f"{run['status']}: {counts['prompts']} prompts, {counts['generated_tokens']} tokens"
         + (f"; {skipped} skipped, longer than the model's positions" if skipped else "")
+        + (f"; {turns} turns skipped, longer than the model's positions" if turns else "")
         + (f"; {failed} FAILED for want of memory" if failed else "")
     )
     if "window" not in run.get("teacher_forced", {}):  # plain texts are not decoded
@@ -85,6 +87,7 @@ def print_decoding(run: dict[str, Any]) -> None:
         f"quality   ROUGE-L {shown(text['rouge-l'], '.3f')}, "
         f"BLEU {shown(text['bleu_score'], '.3f')}, "
         f"exact match {shown(text['exact_match'], '.3f')}"
+        + (f", numeric match {text['numeric_match']:.3f}" if "numeric_match" in text else "")
         + (f", pass@1 {text['pass@1']:.3f}" if "pass@1" in text else "")
     )
 

@@ -32,6 +32,7 @@ QUALITIES = {
     "rouge-3": "ROUGE-3 (F-measure)",
     "exact_match": "exact match (share of prompts)",
     "pass@1": "pass@1 (share of prompts)",
+    "numeric_match": "numeric match (share of prompts)",
     "edit_distance": "edit distance (characters)",
 }
 LESS_IS_BETTER = ("edit_distance",)
@@ -137,6 +138,8 @@ def quality_intervals(run: LoggedRun) -> dict[str, Interval]:
 
 
 def _intervals(columns: dict[str, numpy.ndarray]) -> dict[str, Interval]:
+    if not columns:  # a data set without references
+        return {}
     values_EC = numpy.stack(list(columns.values()), axis=1)
     return dict(zip(columns, mean_intervals(values_EC), strict=True))
 

@@ -86,7 +86,7 @@ def _arrays(
     return Examples(
         indices=numpy.array([sample.index for sample in done]),
         scores={name: numbers(sample.scores[name] for sample in done) for name in done[0].scores},
-        decoded_tokens=sums(tokens_ER, (len(sample.output_ids) - 1 for sample in done)),
+        decoded_tokens=sums(tokens_ER, (sample.decoded_tokens for sample in done)),
         decode_seconds=sums(seconds_ER, (sample.decode_seconds for sample in done)),
         outputs=numpy.array([hash(tuple(sample.output_ids)) for sample in done]),
         timed=is_timed,

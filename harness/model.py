@@ -144,7 +144,8 @@ class HarnessModel(HFLM):
             return made
 
         if size > 1:
-            return BatchDecoder(make, size).decode, calls_of(range(len(prompts)), lengths, size)
+            calls = calls_of(range(len(prompts)), lengths.__getitem__, size)
+            return BatchDecoder(make, size).decode, calls
         generator = make_generator(flags, loaded, plan, stop_words, max(lengths))
         generator.warm_up(prompts[0])
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TypeVar
 
 from command_line.messages import warn
 from runs.fitting import within_memory
 from self_speculation.batched_generator import BatchedTextGenerator
 from self_speculation.generator_base import Generation
+
+_Item = TypeVar("_Item")
 
 # An ended output leaves its place to a waiting prompt, so that a call takes more prompts than
 # places. What a call decoded is lost if the process is killed before its end.
@@ -18,11 +21,11 @@ class BatchDecoder:
 
     `make` returns a warm decoder of so many prompts at a time. Where memory runs out, the size is
     halved with a warning, and the prompts are decoded again: outputs do not depend on the size.
-    Errors of `make(1)` are raised.
+    Errors of `make(1)` are raised. `seconds` is the time of all calls that succeeded.
     """
 
     def __init__(self, make: Callable[[int], BatchedTextGenerator], size: int) -> None:
-        self._make, self.size = make, size
+        self._make, self.size, self.seconds = make, size, 0.0
         self._generator = self._made()
 
     @property
@@ -39,6 +42,11 @@ class BatchDecoder:
 
         Raises the error of memory that does not suffice for one prompt at a time.
         """
+        made = self._decoded(prompts, seed, names)
+        self.seconds += made[0].seconds if made else 0.0
+        return made
+
+    def _decoded(self, prompts: list[list[int]], seed: int, names: list[str]) -> list[Generation]:
         while self.size > 1:
             made = within_memory(partial(self._generator.generate, prompts, seed, names))
             if made is not None:
@@ -62,11 +70,13 @@ class BatchDecoder:
         self.size = half
 
 
-def calls_of(indices: Sequence[int], lengths: list[int], size: int) -> Iterator[list[int]]:
-    """Divide prompts among calls of `BatchDecoder.decode`; `lengths` are those of all prompts.
+def calls_of(
+    items: Sequence[_Item], length: Callable[[_Item], int], size: int
+) -> Iterator[list[_Item]]:
+    """Divide the items whose prompts have these lengths among calls of `BatchDecoder.decode`.
 
     Prompts of a call have similar lengths, because each step costs as much as its longest sequence.
     """
-    ordered = sorted(indices, key=lengths.__getitem__)
+    ordered = sorted(items, key=length)
     count = size * _PROMPTS_PER_PLACE
     return (ordered[at : at + count] for at in range(0, len(ordered), count))

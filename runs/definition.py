@@ -82,6 +82,8 @@ class RunDefinition:
         if data.execute_code:  # otherwise no key, so that the ids of other runs stay the same
             tests = (example.tests or "" for example in self.evaluated.examples)
             identity["tests_fingerprint"] = content_hash(*tests)
+        if data.numeric_match and not DATASETS[data.dataset].numeric:
+            identity["numeric_match"] = True
         return identity | arguments.identity_of_measuring()
 
     def _decoding_identity(self) -> dict[str, Any]:
@@ -161,7 +163,8 @@ def run_definer(
         runtime = start(arguments.model, parallel=True)
         checkpoint, folder = checkpoint_of(arguments.model), arguments.prune.save_pruned
         check_can_be_saved("save_pruned", folder, checkpoint.name, checkpoint.config)
-        check_chat_template(arguments.data, checkpoint)
+        converses = DATASETS[arguments.data.dataset].turns is not None
+        check_chat_template(arguments.data, checkpoint, converses)
         check_windows(arguments, checkpoint)
         calibration = _calibration_flags(arguments.prune)
         drawn_by = arguments.data, calibration, arguments.generation.seed

@@ -55,14 +55,17 @@ def fitted_to_memory(
     encoded: list[EncodedExample],
     flags: GenerationArguments,
     make: Callable[[int, list[int]], _Made],
+    needed: Callable[[EncodedExample], int] | None = None,
 ) -> _Made:
     """Call `make` with the tokens of the longest prompt that fits, and a prompt to warm up with.
 
-    Raises `FailedError` if memory suffices for no prompt.
+    `needed` returns the tokens of an example's longest prompt; by default its only one. Raises
+    `FailedError` if memory suffices for no prompt.
     """
     prompts = [item.prompt_ids for item in encoded if item.prompt_ids]
+    lengths = map(needed or _prompt_tokens, (item for item in encoded if item.prompt_ids))
     needs = partial(positions_for, definition.checkpoint.config, flags)
-    longest = {needs(length): length for length in sorted(map(len, prompts))}
+    longest = {needs(length): length for length in sorted(lengths)}
 
     def make_for(positions: int) -> _Made:
         fitting = (ids for ids in prompts if needs(len(ids)) <= positions)
@@ -74,3 +77,7 @@ def fitted_to_memory(
             f"--model {definition.arguments.model.model}: out of memory with any prompt"
         )
     return made
+
+
+def _prompt_tokens(item: EncodedExample) -> int:
+    return len(item.prompt_ids or [])

@@ -2,46 +2,27 @@
 
 import dataclasses
 from collections.abc import Collection
-from functools import partial
 from typing import Any
 
 import torch
 
 from command_line.messages import warn
-from data import EvaluationExample
 from files.commit import current_commit
 from models.loading import LoadedModel
 from pruned_model import PruneModel, PrunePlan
-from runs.code_execution import passes
+from runs.conversations import TOO_LONG, Conversation
+from runs.decoders import Decoder, make_decoder
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample
-from runs.fitting import fitted_to_memory, within_memory
 from runs.likelihood import likelihood
 from runs.loop import Job
-from runs.metrics import differing_outputs, summarize, text_scores
-from runs.preparation import exit_layer_facts, make_generator, model_facts, positions_for
+from runs.metrics import differing_outputs, summarize
+from runs.preparation import exit_layer_facts, model_facts
 from runs.record import Key, RunRecord, SampleRecord
+from runs.scoring import scores_of
 from runs.speed_metrics import throughput
-from self_speculation.generator_base import Generation
-from self_speculation.text_generator import TextGenerator
 
-
-def generator_for(
-    definition: RunDefinition, loaded: LoadedModel, plan: PrunePlan, encoded: list[EncodedExample]
-) -> TextGenerator:
-    """Return a warm decoder with room for the longest prompt that memory allows.
-
-    Raises `FailedError` if memory suffices for no prompt.
-    """
-    flags, words = definition.arguments.generation, definition.arguments.stop_words
-
-    def make(longest: int, prompt: list[int]) -> TextGenerator:
-        generator = make_generator(flags, loaded, plan, words, longest)
-        made = generator.warm_up(prompt)  # allocates the cache
-        _time_full_step(generator, prompt, made)
-        return generator
-
-    return fitted_to_memory(definition, encoded, flags, make)
+Forced = dict[int, dict[str, float]]  # what teacher-forced passes have measured, by index
 
 
 def make_record(
@@ -67,21 +48,19 @@ def measurement(
     loaded: LoadedModel,
     pruned: PruneModel,
     encoded: list[EncodedExample],
-    forced: dict[int, dict[str, float]] | None = None,
+    forced: Forced | None = None,
 ) -> Job[SampleRecord]:
     """Return the job that decodes, times and scores the examples with a warm decoder.
 
-    `forced` holds what teacher-forced passes have measured, by index; None without such passes.
+    `forced` is None without teacher-forced passes.
     """
-    generator = generator_for(definition, loaded, pruned.plan, encoded)
+    decoder = make_decoder(definition, loaded, pruned.plan, encoded)
     record = make_record(definition, loaded, pruned.plan, command)
-    record.runtime["compile_seconds"] = generator.engine.compile_seconds
+    record.runtime["compile_seconds"] = decoder.compile_seconds
 
     def examine(keys: list[Key]) -> list[SampleRecord]:
-        samples = [
-            measure_example(definition, generator, key, encoded[key.example]) for key in keys
-        ]
-        return [with_likelihood(sample, forced) for sample in samples]
+        samples = measure_examples(definition, decoder, keys, encoded)
+        return [_with_likelihood(sample, forced) for sample in samples]
 
     def summarized(
         samples: list[SampleRecord], new: Collection[Key], seconds: float
@@ -95,12 +74,69 @@ def measurement(
             summary["teacher_forced"] = likelihood(one.teacher_forced for one in samples)
         return summary | {"throughput": together}
 
-    return Job(record, examine, summarized)
+    return Job(record, examine, summarized, decoder.groups)
 
 
-def with_likelihood(
-    sample: SampleRecord, forced: dict[int, dict[str, float]] | None
+def measure_examples(
+    definition: RunDefinition, decoder: Decoder, keys: list[Key], encoded: list[EncodedExample]
+) -> list[SampleRecord]:
+    """Decode examples, with all turns of their conversations, and score their texts.
+
+    Turns of several conversations are decoded together.
+    """
+    talks = {
+        key: Conversation(definition, encoded[key.example])
+        for key in keys
+        if encoded[key.example].prompt_ids is not None
+    }
+    before = decoder.joint_seconds
+    while asking := [talk for talk in talks.values() if talk.request]:
+        answers = decoder.answers([talk.request for talk in asking if talk.request])
+        for talk, answer in zip(asking, answers, strict=True):
+            talk.receive(answer)
+    batch = None
+    if decoder.batch_size is not None:
+        seconds = decoder.joint_seconds - before
+        batch = {"first": keys[0].example, "size": decoder.batch_size, "seconds": seconds}
+    return [_recorded(definition, key, encoded[key.example], talks.get(key), batch) for key in keys]
+
+
+def _recorded(
+    definition: RunDefinition,
+    key: Key,
+    item: EncodedExample,
+    talk: Conversation | None,
+    batch: dict[str, float] | None,
 ) -> SampleRecord:
+    """Return the line of an example; `talk` is None for a prompt that is too long.
+
+    Later passes leave out what the first pass has said of the example.
+    """
+    sample = SampleRecord(
+        key.example,
+        item.example.example_id,
+        item.full_length,
+        "" if key.repeat else item.example.reference,
+        status=TOO_LONG,
+        ranks=definition.runtime.ranks.count,
+        threads=torch.get_num_threads(),
+        repeat=key.repeat,
+        category=item.example.category,
+    )
+    if talk is None:
+        return sample
+    values: dict[str, Any] = {"status": "out_of_memory"}
+    if talk.is_answered:
+        values = talk.values(is_timed=batch is None) | {"status": "done", "batch": batch}
+        if key.repeat:
+            values["prediction"] = None
+        else:
+            values["scores"] = scores_of(definition, item.example, values["prediction"])
+    peak = definition.runtime.peak_memory_bytes()
+    return dataclasses.replace(sample, **values, peak_memory_bytes=peak)
+
+
+def _with_likelihood(sample: SampleRecord, forced: Forced | None) -> SampleRecord:
     values = None if sample.repeat else (forced or {}).get(sample.index)
     return dataclasses.replace(sample, teacher_forced=values)
 
@@ -112,72 +148,3 @@ def _warn_of_differing_outputs(samples: list[SampleRecord]) -> None:
         if differing > 1:
             which = f"{differing} outputs of later passes differ"
         warn(f"--repeats: {which} from the first pass's: this device is not deterministic")
-
-
-def measure_example(
-    definition: RunDefinition, generator: TextGenerator, key: Key, item: EncodedExample
-) -> SampleRecord:
-    """Decode one example, and score its text in the first pass."""
-    skipped = SampleRecord(
-        key.example,
-        item.example.example_id,
-        item.full_length,
-        "" if key.repeat else item.example.reference,
-        status="prompt_too_long",
-        ranks=definition.runtime.ranks.count,
-        threads=torch.get_num_threads(),
-        repeat=key.repeat,
-    )
-    ids, decoded = item.prompt_ids, None
-    if ids is None:
-        return skipped
-    config, flags = definition.checkpoint.config, definition.arguments.generation
-    if positions_for(config, flags, len(ids)) <= generator.engine.capacity:
-        decoded = within_memory(partial(_decode, definition, generator, item.example, ids))
-    values = decoded or {"status": "out_of_memory"}
-    if decoded and key.repeat:
-        values |= {"prediction": None}
-    elif decoded:
-        values |= {"scores": _scores(definition, item.example, decoded["prediction"])}
-    peak = definition.runtime.peak_memory_bytes()
-    return dataclasses.replace(skipped, **values, peak_memory_bytes=peak)
-
-
-def _decode(
-    definition: RunDefinition, generator: TextGenerator, example: EvaluationExample, ids: list[int]
-) -> dict[str, Any]:
-    """Return the fields of the example's record that decoding determines."""
-    made = generator.generate(ids, definition.arguments.generation.seed, example.example_id)
-    full_step = _time_full_step(generator, ids, made)
-    return {
-        "status": "done",
-        "prompt_tokens": made.prompt_tokens,
-        "prediction": made.text,
-        "output_ids": made.output_ids,
-        "stop_reason": made.stop_reason,
-        "prefill_seconds": made.prefill_seconds,
-        "decode_seconds": made.decode_seconds,
-        "steps": {name: dataclasses.asdict(step) for name, step in made.steps.items()},
-        "full_step": full_step,
-        "rounds": made.rounds,
-    }
-
-
-def _scores(
-    definition: RunDefinition, example: EvaluationExample, prediction: str
-) -> dict[str, float]:
-    scores = text_scores(prediction, example.reference, definition.scoring["bleu_tokenizer"])
-    if example.tests is not None:
-        scores["pass@1"] = float(passes(f"{example.content}{prediction}\n{example.tests}"))
-    return scores
-
-
-def _time_full_step(
-    generator: TextGenerator, ids: list[int], made: Generation
-) -> dict[str, float] | None:
-    """Time full steps as a yardstick for speculative rounds; return None for other outputs.
-
-    Plain outputs consist of steps. After early exit, the last layers have cached nothing that a
-    full step could attend to.
-    """
-    return dataclasses.asdict(generator.time_full_step(ids[-1])) if made.rounds else None

@@ -14,10 +14,11 @@ from sacrebleu import corpus_bleu, sentence_bleu
 
 from runs.record import DoneSample, SampleRecord, is_done
 from runs.speculation_metrics import acceptance_length, acceptance_rate
-from runs.speed_metrics import speed, total_steps
+from runs.speed_metrics import batched, ratio, speed, total_steps
 
 ROUGE_TOKENIZER = "unicode-words"  # `words`; a change of its rule needs another name
 _ROUGE = {"rouge-l": "rougeL", "rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-3": "rouge3"}
+_TEXT_SCORES = (*_ROUGE, "bleu_score", "exact_match", "edit_distance")
 # Scripts without spaces between words; only a dictionary could separate their words.
 _SCRIPTS = ("Hani", "Hira", "Kana", "Thai", "Laoo", "Khmr", "Mymr")
 _UNSPACED = "[" + "".join(rf"\p{{scx={script}}}" for script in _SCRIPTS) + "]"
@@ -106,6 +107,8 @@ def summarize(samples: list[SampleRecord], bleu_tokenizer: str | None = None) ->
         "acceptance_rate": acceptance_rate(done),
         "acceptance_length": acceptance_length(done),
         **speed(list(filter(is_done, samples))),
+        **batched(list(filter(is_done, samples))),
+        "copied_share": _copied_share(done),
         "counts": _counts(first, done) | {"passes": _full_passes(samples)},
         "peak_memory_bytes": max((s.peak_memory_bytes or 0 for s in samples), default=0) or None,
     }
@@ -125,20 +128,35 @@ def _full_passes(samples: list[SampleRecord]) -> int:
 
 
 def _text_summary(done: list[DoneSample], bleu_tokenizer: str | None) -> dict[str, float | None]:
+    missing: dict[str, float | None] = dict.fromkeys(_TEXT_SCORES)
     if not done:
-        return dict.fromkeys([*_ROUGE, "bleu_score", "exact_match", "edit_distance"])
-    means: dict[str, float | None] = {
-        key: statistics.fmean(s.scores[key] for s in done) for key in done[0].scores
-    }
+        return missing
+    means = missing | {key: statistics.fmean(s.scores[key] for s in done) for key in done[0].scores}
+    if means["bleu_score"] is None:  # the data set has no references
+        return means
     predictions, references = [s.prediction for s in done], [s.reference for s in done]
     tokenize = bleu_tokenizer or scoring(references)["bleu_tokenizer"]
     bleu = corpus_bleu(predictions, [references], tokenize=tokenize)
     return means | {"bleu_score": bleu.score / 100}
 
 
+def _copied_share(done: list[DoneSample]) -> dict[str, float | None]:
+    """Return the share of output tokens that the prompt holds; None for logs without counts."""
+    counted = [(s.copied_tokens, len(s.output_ids)) for s in done if s.copied_tokens is not None]
+    shares = [copied / tokens for copied, tokens in counted]
+    copied, tokens = (sum(pair[place] for pair in counted) for place in (0, 1))
+    return {
+        "mean": statistics.fmean(shares) if shares else None,
+        "token_weighted": ratio(copied, tokens),
+    }
+
+
 def _counts(samples: list[SampleRecord], done: list[DoneSample]) -> dict[str, int]:
     calls = {name: int(step["calls"]) for name, step in total_steps(done).items()}
-    return {
+    turns = [turn for sample in done for turn in sample.turns]
+    unanswered = sum(not turn["generated_tokens"] for turn in turns)
+    in_turns = {"turns": len(turns), "skipped_turns": unanswered} if turns else {}
+    return in_turns | {
         "prompts": len(samples),
         "skipped_prompts": sum(sample.status == "prompt_too_long" for sample in samples),
         "failed_prompts": sum(sample.status == "out_of_memory" for sample in samples),

@@ -1,5 +1,7 @@
 """From a prompt's text to the tokens that the model reads."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -12,16 +14,24 @@ from models.loading import LoadedModel
 from models.tokens import text_ids
 
 
-def encode(arguments: PromptArguments, named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
+def encode(
+    arguments: PromptArguments,
+    named: Checkpoint | LoadedModel,
+    prompt: str,
+    later: Sequence[tuple[str, str]] = (),
+) -> list[int]:
     """Return the prompt's tokens; with `--apply_chat_template`, those of a chat that asks it.
 
-    With `--max_prompt_tokens`, return only the last of them. Raises `UsageError` if there is no
-    token, or the chat template fails.
+    `later` goes on with a conversation: each answer of the model, and the user's next message.
+    Without a chat template, the answer directly follows the prompt, and a blank line parts it from
+    the next message. With `--max_prompt_tokens`, return only the last tokens. Raises `UsageError`
+    if there is no token, or the chat template fails.
     """
     if arguments.apply_chat_template:
-        ids = _chat_prompt_ids(named, prompt)
+        ids = _chat_prompt_ids(named, prompt, later)
     else:
-        ids = text_ids(named.tokenizer, prompt)
+        whole = prompt + "".join(f"{answer}\n\n{message}" for answer, message in later)
+        ids = text_ids(named.tokenizer, whole)
     if not ids:
         raise UsageError(f"--model {named.name}: its tokenizer makes no token of {prompt[:40]!r}")
     check_embedded(named, ids)
@@ -69,10 +79,15 @@ def fitted(arguments: PromptArguments, ids: list[int], longest: int) -> list[int
     return ids[-longest:] if len(ids) <= longest or arguments.truncate_prompt else None
 
 
-def check_chat_template(arguments: PromptArguments, checkpoint: Checkpoint) -> None:
-    """Refuse `--apply_chat_template` if the tokenizer's template does not work."""
+def check_chat_template(
+    arguments: PromptArguments, checkpoint: Checkpoint, converses: bool = False
+) -> None:
+    """Refuse `--apply_chat_template` if the tokenizer's template does not work.
+
+    `converses`: it must also work for a further message after an answer.
+    """
     if arguments.apply_chat_template:
-        encode(arguments, checkpoint, "Hello")
+        encode(arguments, checkpoint, "Hello", [("Hello", "Hello")] if converses else [])
 
 
 class TemplateError(ValueError):
@@ -94,10 +109,15 @@ def chat_ids(tokenizer: Any, turns: list[dict[str, str]], asks: bool) -> list[in
     return chat["input_ids"]
 
 
-def _chat_prompt_ids(named: Checkpoint | LoadedModel, prompt: str) -> list[int]:
+def _chat_prompt_ids(
+    named: Checkpoint | LoadedModel, prompt: str, later: Sequence[tuple[str, str]]
+) -> list[int]:
     if named.tokenizer.chat_template is None:
         reject("apply_chat_template", "true", f"the tokenizer of {named.name} has no template")
+    contents = itertools.chain([prompt], *later)
+    roles = itertools.cycle(("user", "assistant"))
+    chat = [{"role": role, "content": text} for text, role in zip(contents, roles, strict=False)]
     try:
-        return chat_ids(named.tokenizer, [{"role": "user", "content": prompt}], True)
+        return chat_ids(named.tokenizer, chat, True)
     except TemplateError as error:
         reject("apply_chat_template", "true", f"the template of {named.name} {error}")

@@ -21,8 +21,8 @@ from runs.record import (
 
 # Metrics that are several numbers, each under its name.
 _NAMED_NUMBERS = (
-    *("predicted_text", "acceptance_rate", "acceptance_length", "total_time"),
-    *("time_to_first_token", "time_per_token", "tokens_per_second"),
+    *("predicted_text", "acceptance_rate", "acceptance_length", "total_time", "copied_share"),
+    *("time_to_first_token", "time_per_token", "tokens_per_second", "batched"),
     *("step_seconds", "speedup_over_full_steps", "counts", "timed", "teacher_forced"),
 )
 _NAMED_WORDS = ("first_token",)  # words among these numbers

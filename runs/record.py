@@ -35,9 +35,10 @@ class SampleRecord:
 
     `repeat` numbers the timed passes over the prompts, from 0. Later passes leave out `reference`,
     `prediction` and `scores`, which are those of the first. `batch` tells which prompts were
-    decoded together (`first`, the index of the first of them, and `size`) and the `seconds` that
-    took; their own seconds and steps are then unknown. `turns` has an entry for each turn of a
-    conversation. `copied_tokens` counts output tokens in matches of 3 and more with the prompt.
+    decoded in one call (`first`, the index of one of them), how many at a time (`size`), and the
+    `seconds` of the call; their own seconds and steps are then unknown. `turns` has an entry for each turn of a
+    conversation, over which the other fields are sums; it is empty for a single prompt.
+    `copied_tokens` counts output tokens in matches of 3 and more with the prompt.
     `teacher_forced` holds sums over the tokens of the reference, or of a plain text: `tokens`,
     `bytes` and `nats`, and beside an unpruned model `kl_nats` and `agreeing` (runs/likelihood.py).
     """
@@ -77,6 +78,12 @@ class SampleRecord:
     @property
     def accepted_tokens(self) -> int:
         return sum(accepted for _, accepted in self.rounds)
+
+    @property
+    def decoded_tokens(self) -> int:
+        """Tokens of a finished example that decoding yielded: all but the first of each answer."""
+        answered = sum(turn["generated_tokens"] > 0 for turn in self.turns)
+        return len(self.output_ids) - (answered or 1)
 
 
 class DoneSample(SampleRecord):

@@ -19,12 +19,13 @@ def speed(done: list[DoneSample]) -> dict[str, Any]:
     timed = _timed_alike(done)
     steps = total_steps(timed)
     step_seconds = _step_seconds(timed, steps)
-    decoded, seconds = sum(map(_decoded, timed)), sum(s.decode_seconds for s in timed)
+    decoded = sum(sample.decoded_tokens for sample in timed)
+    seconds = sum(sample.decode_seconds for sample in timed)
     return {
         "total_time": spread(s.prefill_seconds + s.decode_seconds for s in timed),
         "time_to_first_token": spread(s.prefill_seconds for s in timed),
-        "time_per_token": spread(_seconds_per_token(s) for s in timed if _decoded(s)),
-        "tokens_per_second": spread(1 / _seconds_per_token(s) for s in timed if _decoded(s))
+        "time_per_token": spread(_seconds_per_token(s) for s in timed if s.decoded_tokens),
+        "tokens_per_second": spread(1 / _seconds_per_token(s) for s in timed if s.decoded_tokens)
         | {"token_weighted": ratio(decoded, seconds) if decoded else None},
         "prefill_seconds": spread(s.prefill_seconds for s in timed),
         "decode_seconds": spread(s.decode_seconds for s in timed),
@@ -37,6 +38,28 @@ def speed(done: list[DoneSample]) -> dict[str, Any]:
             "prompts": len({sample.index for sample in timed}),
             "passes": len({sample.repeat for sample in timed}),
         },
+    }
+
+
+def batched(done: list[DoneSample]) -> dict[str, Any]:
+    """Return the throughput of prompts that were decoded together, under `batched`; else nothing.
+
+    Seconds are those of prefills and decoding alone. With several processes, the rate is that of
+    one of them. `batch_size` is the largest in use.
+    """
+    samples = [sample for sample in done if sample.batch]
+    batches = {(one.repeat, one.batch["first"]): one.batch for one in samples if one.batch}
+    if not batches:
+        return {}
+    tokens = sum(len(sample.output_ids) for sample in samples)
+    seconds = sum(batch["seconds"] for batch in batches.values())
+    return {
+        "batched": {
+            "batch_size": max(batch["size"] for batch in batches.values()),
+            "tokens": tokens,
+            "seconds": seconds,
+            "tokens_per_second": ratio(tokens, seconds),
+        }
     }
 
 
@@ -114,13 +137,8 @@ def _timed_alike(done: list[DoneSample]) -> list[DoneSample]:
     return max(groups.values(), key=len, default=[])
 
 
-def _decoded(sample: SampleRecord) -> int:
-    """Return the tokens that decoding yielded: all but the first."""
-    return len(sample.output_ids) - 1
-
-
 def _seconds_per_token(sample: DoneSample) -> float:
-    return sample.decode_seconds / _decoded(sample)
+    return sample.decode_seconds / sample.decoded_tokens
 
 
 def _step_seconds(done: list[DoneSample], steps: Steps) -> dict[str, float | None]:
@@ -141,7 +159,7 @@ def _speedup(
     k = drafted / sum(len(sample.rounds) for sample in done)
     r = sum(sample.accepted_tokens for sample in done) / drafted
     c, v = draft / full, verify / full
-    by_full_steps = sum(map(_decoded, done)) * full
+    by_full_steps = sum(sample.decoded_tokens for sample in done) * full
     return {
         "predicted": predicted_speedup(k, r, c, v),
         "bound": predicted_speedup(k, 1, c, v),

@@ -55,6 +55,10 @@ class Generation:
     rounds: list[tuple[int, int]] = field(default_factory=list)
 
     @property
+    def seconds(self) -> float:
+        return self.prefill_seconds + self.decode_seconds
+
+    @property
     def drafted_tokens(self) -> int:
         return sum(drafted for drafted, _ in self.rounds)
 

@@ -273,27 +273,27 @@ def chats(path, conversations):
 
 def before_example(monkeypatch, number, act, repeat=0):
     """Make runs call `act` before they measure the example at this index in this pass."""
-    ordinary = measuring.measure_example
+    ordinary = measuring.measure_examples
 
-    def measured(definition, generator, key, item):
-        if key == (repeat, number):
+    def measured(definition, decoder, keys, encoded):
+        if (repeat, number) in keys:
             act()
-        return ordinary(definition, generator, key, item)
+        return ordinary(definition, decoder, keys, encoded)
 
-    monkeypatch.setattr(measuring, "measure_example", measured)
+    monkeypatch.setattr(measuring, "measure_examples", measured)
 
 
 @pytest.fixture
 def stop_at(monkeypatch):
     """Make runs stop with an error after so many examples; return a function that undoes it."""
-    ordinary = measuring.measure_example
+    ordinary = measuring.measure_examples
 
     def stop(count, error, repeat=0):
         def fail():
             raise error
 
         before_example(monkeypatch, count, fail, repeat)
-        return lambda: monkeypatch.setattr(measuring, "measure_example", ordinary)
+        return lambda: monkeypatch.setattr(measuring, "measure_examples", ordinary)
 
     return stop
 

@@ -74,16 +74,16 @@ def test_any_number_of_processes_says_the_same(words, tmp_path, monkeypatch, cap
 
 def interrupt_at(monkeypatch, stop):
     """Interrupt a rank at this example, once another one is done."""
-    measured, ordinary = set(), measuring.measure_example
+    measured, ordinary = set(), measuring.measure_examples
 
-    def stopped(definition, generator, key, item):
-        if key.example == stop:
+    def stopped(definition, decoder, keys, encoded):
+        if any(key.example == stop for key in keys):
             wait_for(lambda: measured)
             raise KeyboardInterrupt
-        measured.add(key)
-        return ordinary(definition, generator, key, item)
+        measured.update(keys)
+        return ordinary(definition, decoder, keys, encoded)
 
-    monkeypatch.setattr(measuring, "measure_example", stopped)
+    monkeypatch.setattr(measuring, "measure_examples", stopped)
 
 
 @pytest.mark.parametrize("counts", [(3, 2, 1), (1, 2, 3)])

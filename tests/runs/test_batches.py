@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from runs.batches import BatchDecoder, calls_of
+from self_speculation.generator_base import Generation
 
 PROMPTS = [[1], [2, 3], [4]]
 
@@ -23,7 +24,7 @@ class FakeGenerator:
     def generate(self, prompts, seed, names):
         if self.size > self.fitting:
             raise torch.OutOfMemoryError("no memory to decode")
-        return list(map(len, prompts))
+        return [Generation([0] * len(ids), "", "length", len(ids), 1.0, 2.0) for ids in prompts]
 
 
 @pytest.mark.parametrize("to_make", [1, 2, 3, 8])
@@ -38,7 +39,9 @@ def test_the_batch_is_halved_until_memory_suffices(to_make, to_decode, capsys):
         return FakeGenerator(size, to_decode)
 
     decoder = BatchDecoder(make, 8)
-    assert decoder.decode(PROMPTS, 0, ["a", "b", "c"]) == [1, 2, 1]
+    made = decoder.decode(PROMPTS, 0, ["a", "b", "c"])
+    assert [one.prompt_tokens for one in made] == [1, 2, 1]
+    assert decoder.seconds == 3.0
     fitting = max(size for size in (1, 2, 4, 8) if size <= min(to_make, to_decode))
     assert decoder.size == sizes[-1] == fitting
     lines = capsys.readouterr().err.splitlines()
@@ -58,6 +61,6 @@ def test_one_prompt_without_memory_and_other_errors_are_raised():
 
 def test_calls_hold_prompts_of_similar_lengths():
     lengths = [5, 1, 4, 2, 3, 9, 8, 7, 6, 10]
-    calls = list(calls_of([0, 1, 2, 3, 4, 5, 6, 8], lengths, size=1))
+    calls = list(calls_of([0, 1, 2, 3, 4, 5, 6, 8], lengths.__getitem__, size=1))
     assert [[lengths[index] for index in call] for call in calls] == [[1, 2, 3, 4], [5, 6, 8, 9]]
-    assert list(calls_of([], lengths, size=4)) == []
+    assert list(calls_of([], len, size=4)) == []

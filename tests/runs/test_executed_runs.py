@@ -118,6 +118,26 @@ def test_an_interrupted_run_goes_on_with_its_scores(run, problems, answer, stop_
     assert read_record(path).metrics["predicted_text"]["pass@1"] == pytest.approx(2 / 3)
 
 
+TASK = {
+    "task_id": 11,
+    "text": "Write a function to double.",
+    "code": "def f(x): return 2 * x",
+    "test_list": ["assert f(2) == two * 2", "assert f(0) == 0"],
+    "test_setup_code": "two = 2",
+}
+
+
+def test_a_task_in_words_is_no_part_of_the_program(run, tmp_path, answer):
+    path = write(tmp_path / "tasks.jsonl", [TASK | {"task_id": n} for n in (11, 12, 13)])
+    fenced = "Here it is:\n```python\ndef f(x):\n    return x + x\n```\nIt doubles."
+    answer({"11": TASK["code"], "12": fenced, "13": "def f(x): return x"})
+    code, record, samples = run(*EXECUTED, "--dataset", "mbpp", path=path)
+    assert code == 0
+    assert [sample.scores["pass@1"] for sample in samples] == [1.0, 1.0, 0.0]
+    assert record.identity["tests_fingerprint"]
+    assert samples[0].scores["exact_match"] == 1
+
+
 def test_prompts_that_are_not_read_are_not_executed(run, tmp_path):
     rows = [CHECKED | {"prompt": "#" * 300}, CHECKED | {"task_id": "T/1"}]
     _, record, samples = run(*EXECUTED, path=write(tmp_path / "long.jsonl", rows))
@@ -131,7 +151,7 @@ def test_data_sets_without_tests_are_refused(run, dataset, capsys):
     assert run(*EXECUTED, "--dataset", dataset)[:2] == (2, None)
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert f"--execute_code true: --dataset {dataset} has no tests; human_eval has" in err
+    assert f"--execute_code true: --dataset {dataset} has no tests; human_eval, mbpp have" in err
 
 
 @pytest.mark.parametrize(
@@ -209,7 +229,7 @@ def test_a_run_that_executed_is_compared_in_speed_with_one_that_did_not(tmp_path
     Executed(plan=angular_plan(2), **AUTOREGRESSIVE).write(tmp_path)
     pruned = next(one for one in compare(read(tmp_path)) if one.run.method == "angular")
     assert pruned.speedups[SAME_DECODER]
-    assert set(pruned.quality_changes) == set(QUALITIES) - {"pass@1"}
+    assert set(pruned.quality_changes) == set(QUALITIES) - {"pass@1", "numeric_match"}
     assert quality_intervals(pruned.run)["pass@1"].value == 0
 
 

@@ -183,3 +183,30 @@ def test_the_peak_of_memory_is_the_highest_sample():
     samples = [sample(peak_memory_bytes=size) for size in (None, 5, 3)]
     assert summarize(samples)["peak_memory_bytes"] == 5
     assert summarize([])["peak_memory_bytes"] is None
+
+
+def test_copied_tokens_are_shares_of_the_output():
+    samples = [sample(tokens=4, copied_tokens=3), sample(tokens=12, copied_tokens=0)]
+    found = summarize(samples)["copied_share"]
+    assert found == {"mean": pytest.approx(3 / 8), "token_weighted": pytest.approx(3 / 16)}
+    older = {"mean": None, "token_weighted": None}
+    assert summarize([sample()])["copied_share"] == summarize([])["copied_share"] == older
+
+
+def test_texts_without_references_have_no_scores():
+    """An empty reference of a data set that has none made every score 0."""
+    found = summarize([sample(scores={}), sample(scores={})])
+    assert found["predicted_text"] == dict.fromkeys(SCORED)
+    assert found["tokens_per_second"]["mean"] == pytest.approx(4)
+    executed = summarize([sample(scores={"pass@1": 1.0})])["predicted_text"]
+    assert executed == dict.fromkeys(SCORED) | {"pass@1": 1}
+
+
+def test_the_first_token_of_every_turn_belongs_to_its_prefill():
+    turns = [{"generated_tokens": count} for count in (5, 4, 0)]
+    spoken = sample(tokens=9, decode=1.0, turns=turns)
+    assert spoken.decoded_tokens == 7
+    summary = summarize([spoken, sample(tokens=3, decode=2.0)])
+    assert summary["tokens_per_second"]["token_weighted"] == pytest.approx((7 + 2) / 3)
+    assert (summary["counts"]["turns"], summary["counts"]["skipped_turns"]) == (3, 1)
+    assert "turns" not in summarize([sample()])["counts"]
