@@ -36,9 +36,9 @@ class SampleRecord:
     `repeat` numbers the timed passes over the prompts, from 0. Later passes leave out `reference`,
     `prediction` and `scores`, which are those of the first. `batch` tells which prompts were
     decoded in one call (`first`, the index of one of them), how many at a time (`size`), and the
-    `seconds` of the call; their own seconds and steps are then unknown. `turns` has an entry for each turn of a
-    conversation, over which the other fields are sums; it is empty for a single prompt.
-    `copied_tokens` counts output tokens in matches of 3 and more with the prompt.
+    `seconds` of the call; their own seconds and steps are then unknown. `turns` has an entry for
+    each turn of a conversation, over which the other fields are sums; it is empty for a single
+    prompt. `copied_tokens` counts output tokens in matches of 3 and more with the prompt.
     `teacher_forced` holds sums over the tokens of the reference, or of a plain text: `tokens`,
     `bytes` and `nats`, and beside an unpruned model `kl_nats` and `agreeing` (runs/likelihood.py).
     """

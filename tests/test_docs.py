@@ -10,7 +10,7 @@ import analyze_logs
 import correctness
 import generate
 import train
-from arguments.run import RUN_GROUPS
+from arguments.run import MEASURED_GROUPS
 from harness.arguments import EvaluationArguments
 from runs.sweep_grid import SweepArguments
 from tests.conftest import ROOT
@@ -25,7 +25,7 @@ def known_flags() -> set[str]:
     """Return the flags of all scripts."""
     nested = [SweepArguments, EvaluationArguments]
     groups = [
-        *RUN_GROUPS,
+        *MEASURED_GROUPS,
         *train.GROUPS,
         *(group for one in nested for group in typing.get_type_hints(one).values()),
         generate.AnswerArguments,

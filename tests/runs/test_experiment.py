@@ -334,9 +334,9 @@ def test_the_peak_of_memory_is_that_of_decoding(run, monkeypatch):
     reset = Runtime.reset_peak_memory
     prune = PruneModel.prune
 
-    def watched_prune(self):
+    def watched_prune(self, releases):
         order.append("prune")
-        prune(self)
+        prune(self, releases)
 
     def watched_reset(self):
         order.append("reset")
