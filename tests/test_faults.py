@@ -140,10 +140,11 @@ def test_a_folder_removed_under_two_processes_is_written_again_by_both(
     words, tmp_path, monkeypatch, capsys, notices
 ):
     """The leading process has examples 0, 2 and 4, the other 1, 3 and 5."""
-    ordinary, folder = measuring.measure_example, tmp_path / "logs"
+    ordinary, folder = measuring.measure_examples, tmp_path / "logs"
     begun, removed = threading.Barrier(2), threading.Event()
 
-    def removing(definition, generator, key, item):
+    def removing(definition, decoder, keys, encoded):
+        (key,) = keys
         if key.example in (2, 3):
             begun.wait(timeout=30)  # both have added an example
             if key.example == notices:
@@ -152,10 +153,10 @@ def test_a_folder_removed_under_two_processes_is_written_again_by_both(
             else:
                 assert removed.wait(timeout=30)
                 time.sleep(0.5)  # so that the other process notices first
-        return ordinary(definition, generator, key, item)
+        return ordinary(definition, decoder, keys, encoded)
 
     with monkeypatch.context() as patch:
-        patch.setattr(measuring, "measure_example", removing)
+        patch.setattr(measuring, "measure_examples", removing)
         codes = scripts_in_ranks(patch, 2, benchmark.main, words(*GREEDY, prompts=6))
     assert codes == [1, 1]
     assert "was removed during the run; what was finished is written" in capsys.readouterr().err

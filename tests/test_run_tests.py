@@ -226,16 +226,16 @@ import sweep
 from command_line.script import run_script
 from runs import measuring
 
-ordinary = measuring.measure_example
+ordinary = measuring.measure_examples
 
-def fatal(run, generator, key, item):
+def fatal(run, decoder, keys, encoded):
     flags = run.arguments
     drafts = flags.generation.exit_layer > 0
-    if key.example == 1 and flags.prune.prune_method == "random" and drafts:
+    if keys[0].example == 1 and flags.prune.prune_method == "random" and drafts:
         os.kill(os.getpid(), signal.SIGKILL)
-    return ordinary(run, generator, key, item)
+    return ordinary(run, decoder, keys, encoded)
 
-measuring.measure_example = fatal
+measuring.measure_examples = fatal
 sys.exit(run_script(sweep.main, sys.argv[1:]))
 """
 

@@ -213,8 +213,9 @@ def test_conversations_may_advance_side_by_side(conversations, tokenizer):
 
 
 def test_a_conversation_without_an_answer_is_not_finished(conversations, tokenizer):
-    def answer(request):
-        return made_up(request, tokenizer) if request.name.endswith("turn 2") else None
-
-    assert not conversations[2].finish(answer)
-    assert conversations[0].finish(lambda request: made_up(request, tokenizer))
+    one, _, three = conversations
+    three.receive(made_up(three.request, tokenizer))
+    three.receive(None)
+    one.receive(made_up(one.request, tokenizer))
+    assert (three.request, three.is_answered) == (None, False)
+    assert (one.request, one.is_answered) == (None, True)

@@ -27,13 +27,13 @@ def without_maps(monkeypatch):
 @pytest.fixture
 def visited(monkeypatch):
     """Return a list that gets the exit layer and key of each example that is measured."""
-    seen, ordinary = [], measuring.measure_example
+    seen, ordinary = [], measuring.measure_examples
 
-    def measured(definition, generator, key, item):
-        seen.append((definition.arguments.generation.exit_layer, *key))
-        return ordinary(definition, generator, key, item)
+    def measured(definition, decoder, keys, encoded):
+        seen.extend((definition.arguments.generation.exit_layer, *key) for key in keys)
+        return ordinary(definition, decoder, keys, encoded)
 
-    monkeypatch.setattr(measuring, "measure_example", measured)
+    monkeypatch.setattr(measuring, "measure_examples", measured)
     return seen
 
 

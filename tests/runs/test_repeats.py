@@ -7,7 +7,7 @@ import pytest
 import benchmark
 from command_line.errors import EXIT_INTERRUPTED
 from command_line.script import run_script
-from runs import measuring
+from runs import measuring, scoring
 from runs.metrics import differing_outputs, summarize
 from runs.reader import find_runs, read_record, read_samples
 from runs.record import Key, samples_path
@@ -138,8 +138,8 @@ def test_any_number_of_processes_makes_the_same_passes(
 
 
 def test_only_the_first_pass_scores_texts_and_executes_code(start, monkeypatch):
-    scored, ordinary = [], measuring.text_scores
-    monkeypatch.setattr(measuring, "text_scores", lambda *all: scored.append(all) or ordinary(*all))
+    scored, ordinary = [], scoring.text_scores
+    monkeypatch.setattr(scoring, "text_scores", lambda *all: scored.append(all) or ordinary(*all))
     assert start("--repeats", "3")[0] == 0
     assert len(scored) == 3
 
@@ -147,15 +147,15 @@ def test_only_the_first_pass_scores_texts_and_executes_code(start, monkeypatch):
 def test_outputs_that_differ_from_the_first_passs_are_counted_in_a_warning(
     start, monkeypatch, capsys
 ):
-    ordinary = measuring.measure_example
+    ordinary = measuring.measure_examples
 
-    def nondeterministic(definition, generator, key, item):
-        made = ordinary(definition, generator, key, item)
-        if key == (1, 2):
-            made.output_ids[-1] += 1
+    def nondeterministic(definition, decoder, keys, encoded):
+        made = ordinary(definition, decoder, keys, encoded)
+        if (1, 2) in keys:
+            made[0].output_ids[-1] += 1
         return made
 
-    monkeypatch.setattr(measuring, "measure_example", nondeterministic)
+    monkeypatch.setattr(measuring, "measure_examples", nondeterministic)
     assert start("--repeats", "2")[0] == 0
     warning = "--repeats: 1 output of a later pass differs from the first pass's"
     assert warning in capsys.readouterr().err

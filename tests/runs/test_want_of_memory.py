@@ -7,7 +7,8 @@ import torch.distributed
 import benchmark
 import correctness
 from command_line.script import run_script
-from runs import experiment, measuring
+from runs import experiment
+from runs.decoders import SingleDecoder
 from runs.reader import find_runs, read_record, read_samples
 from self_speculation.llama_model_utils import KeyValueCache
 from self_speculation.text_generator import TextGenerator
@@ -129,6 +130,6 @@ def test_other_errors_are_not_mistaken_for_lack_of_memory(words, monkeypatch):
     def fails(*_):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(measuring, "_decode", fails)
+    monkeypatch.setattr(SingleDecoder, "_decode", fails)
     with pytest.raises(RuntimeError, match="something else"):
         run_script(benchmark.main, words(*GREEDY))
