@@ -6,12 +6,18 @@ import sys
 from pathlib import Path
 
 from analysis.columns import FORMATS, Table
-from analysis.comparison import QUALITIES, compare, drifting_speedups, missing_baselines
+from analysis.comparison import QUALITIES, Comparison, compare, drifting_speedups, missing_baselines
 from analysis.finished_runs import FinishedRun
 from analysis.logged_runs import Found, find_logged_runs
 from analysis.tables import make_tables
 from command_line.errors import UsageError
-from command_line.flags import OneLineParser, check_new_folder, is_folder
+from command_line.flags import (
+    OneLineParser,
+    check_least,
+    check_new_file,
+    check_new_folder,
+    is_folder,
+)
 from command_line.messages import warn
 from command_line.script import run_script
 from files.writing import refused_unwritable, replace_text
@@ -42,8 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     print(_text(tables, arguments.format))
     left_out = _write(arguments, found.runs, tables)
     remarks = missing_baselines(comparisons) + drifting_speedups(comparisons)
-    for line in [*remarks, *_of_older_logs(found.runs), *left_out]:
+    notes = [*remarks, *_of_older_logs(found.runs), *left_out]
+    for line in notes:
         print(f"note: {line}", file=sys.stderr)
+    if arguments.report is not None:
+        _report(arguments, found, comparisons, tables, notes)
     return 0
 
 
@@ -72,11 +81,23 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no_plots", action="store_true", help="write only tables, which saves a second"
     )
+    parser.add_argument(
+        "--report", metavar="FILE", help="write one page with interactive plots to this .html file"
+    )
+    parser.add_argument(
+        "--most_loss",
+        type=float,
+        default=0.01,
+        help="most loss of --quality by which a pruned plan may lead the report (default: 0.01)",
+    )
     arguments = parser.read(argv)
     for folder in arguments.log_dirs:
         if not is_folder(folder):
             raise UsageError(f"log_dirs {folder}: is no folder")
     check_new_folder("output_dir", arguments.output_dir, may_exist=True)
+    check_least(arguments, most_loss=0)
+    if arguments.report is not None:
+        check_new_file("report", arguments.report, ".html")
     return arguments
 
 
@@ -122,6 +143,30 @@ def _write(
         from analysis.plots import make_plots
 
         return make_plots(runs, arguments.quality, folder)
+
+
+def _report(
+    arguments: argparse.Namespace,
+    found: Found,
+    comparisons: list[Comparison],
+    tables: list[Table],
+    notes: list[str],
+) -> None:
+    """Write the page, which tells warnings and notes too."""
+    # This import takes two seconds, which calls without --report save.
+    from analysis.report import Report, write_report
+
+    report = Report(
+        found.runs,
+        comparisons,
+        tables,
+        notes=[*found.warnings, *notes],
+        folders=arguments.log_dirs,
+        quality=arguments.quality,
+        most_loss=arguments.most_loss,
+    )
+    with refused_unwritable(arguments.report, "report"):
+        write_report(Path(arguments.report), report)
 
 
 if __name__ == "__main__":

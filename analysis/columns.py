@@ -16,6 +16,17 @@ Columns = dict[str, Callable[[Row], str]]  # headings, and how a row is shown un
 
 
 @dataclass(frozen=True)
+class Shown:
+    """Shows a row's number `name`; a page that sorts rows reads the raw number instead."""
+
+    name: str
+    show: Callable[[Row], str]
+
+    def __call__(self, row: Row) -> str:
+        return self.show(row)
+
+
+@dataclass(frozen=True)
 class Table:
     """`rows` hold raw numbers under the names of a CSV file's columns; None is missing."""
 
@@ -35,7 +46,7 @@ class Table:
         return tabulate(cells, list(self.columns), tablefmt=_STYLES[form], disable_numparse=True)
 
 
-def number(name: str, form: str, factor: float = 1) -> Callable[[Row], str]:
+def number(name: str, form: str, factor: float = 1) -> Shown:
     """Show a number, times the factor, and its bounds where the row has them."""
 
     def show(row: Row) -> str:
@@ -45,14 +56,14 @@ def number(name: str, form: str, factor: float = 1) -> Callable[[Row], str]:
         bounds = "" if low is None else f" [{low:{form}}, {high:{form}}]"
         return format(value * factor, form) + bounds
 
-    return show
+    return Shown(name, show)
 
 
-def spread(name: str, form: str) -> Callable[[Row], str]:
+def spread(name: str, form: str) -> Shown:
     """Show a mean and its standard deviation."""
 
     def show(row: Row) -> str:
         mean, deviation = row[f"{name}_mean"], row[f"{name}_standard_deviation"]
         return MISSING if mean is None else f"{mean:{form}} ± {deviation:{form}}"
 
-    return show
+    return Shown(f"{name}_mean", show)

@@ -137,6 +137,11 @@ def quality_intervals(run: LoggedRun) -> dict[str, Interval]:
     return _intervals({name: scores[name] for name in QUALITIES if name in scores})
 
 
+def speedup_over(run: LoggedRun, baseline: LoggedRun) -> Interval | None:
+    """Return the ratio of the runs' speeds, whatever their conditions; None without speeds."""
+    return _speedup(run, baseline, _paired(run.examples, baseline.examples))
+
+
 def _intervals(columns: dict[str, numpy.ndarray]) -> dict[str, Interval]:
     if not columns:  # a data set without references
         return {}

@@ -121,12 +121,12 @@ def _write_numbers(axes: Axes, values: numpy.ndarray, form: str, shades: Normali
         return
     for row, column in numpy.argwhere(numpy.isfinite(values)):
         value = float(values[row, column])
-        shade = _readable_on(shades(value))
+        shade = readable_on(shades(value))
         text = format(value, form)
         axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=size)
 
 
-def _readable_on(place: float) -> str:
+def readable_on(place: float) -> str:
     """Return black or white, whichever contrasts more with the colour here (WCAG's luminance)."""
     return "black" if place >= _LIGHT else "white"
 

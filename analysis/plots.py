@@ -108,7 +108,7 @@ def _quality_panels(study: Study) -> list[Panel]:
     """Quality against layers removed: a line for angular plans, a mark for each random plan."""
     return [
         Panel(title, partial(_draw_quality, runs=group, study=study))
-        for title, group in _settings(study.scored)
+        for title, group in settings(study.scored)
         if any(run.removed_layers for run in group)
     ]
 
@@ -117,7 +117,7 @@ def _draw_quality(axes: Axes, runs: Runs, study: Study) -> None:
     drawn: Counter[int] = Counter()
     trend = []  # from the whole model through the angular plans
     for method, style in _METHOD_STYLES.items():
-        for run in sorted(_texts(runs, method), key=lambda run: run.removed_layers):
+        for run in sorted(texts(runs, method), key=lambda run: run.removed_layers):
             score = quality_intervals(run)[study.quality]
             low = score.value if score.low is None else score.low
             high = score.value if score.high is None else score.high
@@ -140,7 +140,7 @@ def _speed_panels(study: Study) -> list[Panel]:
     """Quality against speed: each plan with each decoder, random plans averaged over seeds."""
     return [
         Panel(title, partial(_draw_speed, runs=group, study=study))
-        for title, group in _settings(study.scored)
+        for title, group in settings(study.scored)
     ]
 
 
@@ -151,9 +151,9 @@ def _draw_speed(axes: Axes, runs: Runs, study: Study) -> list[NamedPoint]:
     for run in runs:
         speed, score = run.speed, run.metric("predicted_text", study.quality)
         if run.decodes_whole_model and speed is not None and score is not None:
-            found[_plan(run), run.decoder].append((speed, score))
+            found[plan_label(run), run.decoder].append((speed, score))
             if run.removed_layers:
-                lossy.add(_plan(run))
+                lossy.add(plan_label(run))
     points = {
         key: (fmean(speed for speed, _ in values), fmean(score for _, score in values))
         for key, values in found.items()
@@ -188,7 +188,7 @@ def _point_name(plan: str, decoder: Decoder) -> str:
 def _acceptance_panels(study: Study) -> list[Panel]:
     """The share of first, second, ... drafts of a round that the model accepted."""
     panels = []
-    for title, group in _settings(study.runs):
+    for title, group in settings(study.runs):
         decoders: dict[tuple, Runs] = defaultdict(list)
         for run in group:
             if run.acceptance_by_position:
@@ -206,7 +206,7 @@ def _acceptance_panels(study: Study) -> list[Panel]:
 def _draw_acceptance(axes: Axes, runs: Runs, styles: dict[str, Style]) -> None:
     by_plan: dict[str, list[list[float]]] = defaultdict(list)
     for run in runs:
-        by_plan[_plan(run)].append(run.acceptance_by_position)
+        by_plan[plan_label(run)].append(run.acceptance_by_position)
     for plan in (plan for plan in styles if plan in by_plan):
         # Another seed of a random plan may have fewer positions.
         means = [fmean(position) for position in zip(*by_plan[plan], strict=False)]
@@ -250,7 +250,7 @@ def _draw_distances(axes: Axes, runs: Runs) -> None:
     bar.set_label("angular distance d(l, n) (multiples of π)")
 
 
-def _settings(runs: Runs) -> list[tuple[str, Runs]]:
+def settings(runs: Runs) -> list[tuple[str, Runs]]:
     """Return the groups of runs that may be compared, with titles that differ."""
     groups: dict[str, Runs] = defaultdict(list)
     for run in runs:
@@ -260,7 +260,7 @@ def _settings(runs: Runs) -> list[tuple[str, Runs]]:
     return sorted(named, key=lambda setting: setting[0])
 
 
-def _texts(runs: Runs, method: str) -> Runs:
+def texts(runs: Runs, method: str) -> Runs:
     """Return one run with examples per plan, the autoregressive run if there is one.
 
     Both decoders write by the same law; greedily, the same text up to rounding.
@@ -274,7 +274,7 @@ def _texts(runs: Runs, method: str) -> Runs:
     return list(chosen.values())
 
 
-def _plan(run: LoggedRun) -> str:
+def plan_label(run: LoggedRun) -> str:
     """Return the plan without its seed."""
     return f"{run.method} {run.param.partition(' ')[0]}".strip()
 
@@ -289,7 +289,7 @@ def _plan_styles(runs: Runs) -> dict[str, Style]:
         strict=False,
     )
     for method, style in _METHOD_STYLES.items():
-        for plan in sorted({_plan(run) for run in runs if run.method == method}):
+        for plan in sorted({plan_label(run) for run in runs if run.method == method}):
             styles[plan] = style | {"linestyle": "-"}
             if method != "base":
                 marker, colour, line = next(looks)
@@ -309,7 +309,7 @@ def _quality_keys(study: Study) -> list[Line2D]:
 
 def _speed_keys(study: Study) -> list[Line2D]:
     key: Style = {"linestyle": "", "marker": "o", "color": "0.3"}
-    named = {_plan(run) for run in study.scored}
+    named = {plan_label(run) for run in study.scored}
     return [
         *(
             Line2D([], [], label=strategy.replace("_", "-"), **key, **style)

@@ -193,6 +193,7 @@ def _facts(run: FinishedRun) -> Row:
         "num_samples": run.num_samples,
         "model": run.model,
         "log": "older",
+        "older_log": run.path.name if run.is_older else None,
     }
     if isinstance(run, LoggedRun):
         row |= {

@@ -1,4 +1,4 @@
-"""Seconds and memory of analyze_logs.py on a thousand long runs.
+"""Seconds and memory of analyze_logs.py on a thousand long runs, and the size of its report.
 
     python -m benchmarks.analysis
 
@@ -51,8 +51,10 @@ def main(argv: list[str] | None = None) -> int:
                 replace(run, data_seed=seed, full_step_seconds=full).write(folder / "logs")
             size = sum(path.stat().st_size for path in (folder / "logs").iterdir())
             print(f"{study}: {arguments.runs} runs, {size / 1e6:.0f} MB of logs")
-            for flags in ([], ["--no_plots"]):
+            page = folder / "report.html"
+            for flags in ([], ["--no_plots"], ["--no_plots", "--report", str(page)]):
                 _measure(folder, flags)
+            print(f"  the page: {page.stat().st_size / 1e6:.2f} MB")
     return 0
 
 
@@ -68,7 +70,8 @@ def _measure(folder: Path, flags: list[str]) -> None:
     seconds = time.perf_counter() - started
     # The largest child so far, in KiB on Linux; all children are alike.
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6 * 1.024
-    print(f"  {' '.join(flags) or 'with plots'}: {seconds:.1f} s, at most {peak:.2f} GB")
+    shown = " ".join(flag for flag in flags if flag.startswith("--")) or "with plots"
+    print(f"  {shown}: {seconds:.1f} s, at most {peak:.2f} GB")
 
 
 def _plans(seeds: int) -> list[PrunePlan]:

@@ -38,6 +38,19 @@ def check_new_folder(name: str, value: str, may_exist: bool) -> None:
         reject(name, value, f"{nearest} is not writable")
 
 
+def check_new_file(name: str, value: str, suffix: str) -> None:
+    """Reject a file that cannot be written, before any computation; an existing one is replaced."""
+    path = Path(value)
+    if path.suffix != suffix:
+        reject(name, value, f"must end in {suffix}")
+    if is_folder(value):
+        reject(name, value, f"is a folder; name a file that ends in {suffix}")
+    try:
+        check_new_folder(name, str(path.parent), may_exist=True)
+    except UsageError as error:
+        reject(name, value, str(error).partition(": ")[2])
+
+
 def unescaped(text: str) -> str:
     r"""Return the text with \n, \t and \\ replaced by the characters they stand for."""
     named = {"n": "\n", "t": "\t", "\\": "\\"}
@@ -98,7 +111,7 @@ def parse(
         section = parser.add_argument_group((group.__doc__ or "").rstrip("."))
         for item in dataclasses.fields(group):
             hint = typing.get_type_hints(group)[item.name]
-            _add_flag(section, item, hint, (defaults or {}).get(item.name, _default(item)))
+            _add_flag(section, item, hint, (defaults or {}).get(item.name, default_of(item)))
     values = parser.read(argv)
     instances = [
         group(**{item.name: getattr(values, item.name) for item in dataclasses.fields(group)})
@@ -116,7 +129,8 @@ def _unknown_message(unknown: str, known: dict[str, Any]) -> str:
     return f"{name}: no such flag{hint}"
 
 
-def _default(item: dataclasses.Field) -> Any:
+def default_of(item: dataclasses.Field) -> Any:
+    """Return the default of a field that `flag` made."""
     if item.default_factory is not dataclasses.MISSING:
         return item.default_factory()
     return item.default

@@ -16,12 +16,12 @@ from command_line.errors import BusyError, FailedError, reject
 
 
 @contextmanager
-def refused_unwritable(output_dir: str) -> Iterator[None]:
-    """Turn an OSError before or at the beginning of a run into a `UsageError`."""
+def refused_unwritable(path: str, flag: str = "output_dir") -> Iterator[None]:
+    """Turn an OSError before or at the beginning of a run into a `UsageError` of the flag."""
     try:
         yield
     except OSError as error:
-        reject("output_dir", output_dir, f"cannot be written ({error.strerror})")
+        reject(flag, path, f"cannot be written ({error.strerror})")
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def test_no_empty_panel_is_drawn_where_the_grid_has_a_place_left():
 def test_numbers_on_a_heat_map_can_be_read():
     for place in numpy.linspace(0, 1, 21):
         colour = numpy.array(colormaps[heat_maps._COLOURS](place))
-        ink = TO_XYZ[1] @ linear(heat_maps._readable_on(place))
+        ink = TO_XYZ[1] @ linear(heat_maps.readable_on(place))
         paper = TO_XYZ[1] @ linear(colour[:3])
         assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5
 
