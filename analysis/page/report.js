@@ -132,7 +132,7 @@ async function drawPlots() {
   if (!report.settings.length) return;
   for (const item of Object.values(report.figures)) await Bokeh.embed.embed_item(item);
   const select = document.getElementById("setting");
-  const titles = report.settings.map(({ title, runs }) => `${title.replace("\n", ", ")} (${runs})`);
+  const titles = report.settings.map(({ title, runs }) => `${title.replaceAll("\n", ", ")} (${runs})`);
   options(select, titles);
   select.addEventListener("change", () => showSetting(Number(select.value)));
   document.getElementById("sweep-plan").addEventListener("change", (event) => {
