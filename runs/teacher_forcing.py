@@ -44,7 +44,6 @@ class TeacherForcing:
         if not self._compares:
             warn(_no_comparison(loaded))
 
-    @torch.inference_mode()
     def measure(
         self, passages: list[Passage], advance: Callable[[int], None] = lambda _: None
     ) -> list[Sums | None]:
@@ -103,17 +102,21 @@ class TeacherForcing:
         parts = (passages[:half], passages[half:])
         return [one for part in parts for one in self._within_memory(work, part)]
 
+    @torch.inference_mode()
     def _read(
         self, measured: list[nn.Module], unpruned: list[nn.Module] | None, passages: list[Passage]
     ) -> list[Sums]:
-        """Return the passages' sums; leading layers that both models share run once."""
+        """Return the passages' sums; leading layers that both models share run once.
+
+        A model that is not pruned agrees with itself by definition.
+        """
         llama, ids_BT, predicted_BT = self._llama, *self._padded(passages)
         shared = _shared(measured, unpruned) if unpruned else 0
         is_pruned = unpruned is not None and not shared == len(measured) == len(unpruned)
         states_BTD = llama.run(llama.embed(ids_BT[:, :-1]), measured[:shared])
-        read_ND = [llama.run(states_BTD, measured[shared:])[predicted_BT]]
+        read_ND = [_picked(llama.run(states_BTD, measured[shared:]), predicted_BT)]
         if is_pruned and unpruned:
-            read_ND.append(llama.run(states_BTD, unpruned[shared:])[predicted_BT])
+            read_ND.append(_picked(llama.run(states_BTD, unpruned[shared:]), predicted_BT))
         del states_BTD
         row_N, targets_N = predicted_BT.nonzero()[:, 0], ids_BT[:, 1:][predicted_BT]
         sums_B3 = torch.zeros(len(passages), 3, dtype=torch.float64, device=ids_BT.device)
@@ -121,11 +124,18 @@ class TeacherForcing:
         places = [row_N, targets_N, *read_ND]
         for rows, targets, *states in zip(*(one.split(size) for one in places), strict=True):
             sums_B3.index_add_(0, rows, self._sums(targets, *states))
-        values = zip(passages, sums_B3.tolist(), strict=True)
-        return [self._as_sums(one, unpruned is not None, is_pruned, *sums) for one, sums in values]
+        found = [
+            Sums(one.predicted, nats, kl, int(agreeing) if is_pruned else one.predicted)
+            for one, (nats, kl, agreeing) in zip(passages, sums_B3.tolist(), strict=True)
+        ]
+        self._check_finite(found)
+        return found if unpruned else [Sums(one.tokens, one.nats) for one in found]
 
     def _sums(self, targets_N: Tensor, states_ND: Tensor, *unpruned_ND: Tensor) -> Tensor:
-        """Return nats, KL in nats and agreement at each position, float64 (N, 3)."""
+        """Return nats, KL in nats and agreement at each position, float64 (N, 3).
+
+        The last two are 0 without the unpruned model's states.
+        """
         said_NV = self._llama.log_probabilities(states_ND)
         nats_N = -said_NV.gather(1, targets_N[:, None])[:, 0]
         found_3N = [nats_N, torch.zeros_like(nats_N), torch.zeros_like(nats_N)]
@@ -146,18 +156,10 @@ class TeacherForcing:
         device = self._llama.device
         return torch.tensor(ids, device=device), torch.tensor(predicts, device=device)
 
-    def _as_sums(
-        self, one: Passage, compares: bool, is_pruned: bool, nats: float, kl: float, agree: float
-    ) -> Sums:
-        if not math.isfinite(nats) or not math.isfinite(kl):
-            raise UsageError(
-                f"--model {self._loaded.name}: its log-likelihoods are not finite; try another "
-                "--dtype"
-            )
-        if not compares:
-            return Sums(one.predicted, nats)
-        # A model agrees with itself by definition.
-        return Sums(one.predicted, nats, kl, int(agree) if is_pruned else one.predicted)
+    def _check_finite(self, found: list[Sums]) -> None:
+        if not all(math.isfinite(one.nats + (one.kl_nats or 0)) for one in found):
+            name = self._loaded.name
+            raise UsageError(f"--model {name}: log-likelihoods are not finite; try another --dtype")
 
 
 def _measured_depth(arguments: RunArguments, pruned: PruneModel) -> int | None:
@@ -166,6 +168,11 @@ def _measured_depth(arguments: RunArguments, pruned: PruneModel) -> int | None:
     if flags.generation_strategy == "self_speculative":
         return None
     return pruned.plan.kept_exit_layer(flags.exit_layer)
+
+
+def _picked(states_BTD: Tensor, predicted_BT: Tensor) -> Tensor:
+    """Return the states that predict, (N, D), on their own device."""
+    return states_BTD[predicted_BT.to(states_BTD.device)]
 
 
 def _shared(measured: list[nn.Module], unpruned: list[nn.Module]) -> int:
