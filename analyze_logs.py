@@ -6,7 +6,13 @@ import sys
 from pathlib import Path
 
 from analysis.columns import FORMATS, Table
-from analysis.comparison import QUALITIES, Comparison, compare, drifting_speedups, missing_baselines
+from analysis.comparison import (
+    QUALITIES,
+    Comparison,
+    compare,
+    drifting_speedups,
+    missing_baselines,
+)
 from analysis.finished_runs import FinishedRun
 from analysis.logged_runs import Found, find_logged_runs
 from analysis.tables import make_tables
@@ -27,8 +33,12 @@ PLOTS = (
     "speed_and_quality",
     "acceptance_by_draft_position",
     "angular_distance",
+    "speedup_by_category",
 )
-TABLES = ("summary_metrics", "summary_timing", "summary_comparison", "summary_seeds")
+TABLES = (
+    *("summary_metrics", "summary_timing", "summary_comparison", "summary_seeds"),
+    *("summary_differences", "summary_categories"),
+)
 WRITTEN = (
     *(f"{name}.csv" for name in TABLES),
     *(f"{name}.{suffix}" for name in PLOTS for suffix in ("png", "pdf")),
@@ -46,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     comparisons = compare(found.runs)
     tables = make_tables(found.runs, comparisons)
     print(_text(tables, arguments.format))
-    left_out = _write(arguments, found.runs, tables)
+    left_out = _write(arguments, found.runs, comparisons, tables)
     remarks = missing_baselines(comparisons) + drifting_speedups(comparisons)
     notes = [*remarks, *_of_older_logs(found.runs), *left_out]
     for line in notes:
@@ -127,7 +137,10 @@ def _of_older_logs(runs: list[FinishedRun]) -> list[str]:
 
 
 def _write(
-    arguments: argparse.Namespace, runs: list[FinishedRun], tables: list[Table]
+    arguments: argparse.Namespace,
+    runs: list[FinishedRun],
+    comparisons: list[Comparison],
+    tables: list[Table],
 ) -> list[str]:
     """Write tables and plots; return notes on what the plots leave out."""
     folder = Path(arguments.output_dir)
@@ -142,7 +155,7 @@ def _write(
         # This import takes a second, which --no_plots saves.
         from analysis.plots import make_plots
 
-        return make_plots(runs, arguments.quality, folder)
+        return make_plots(runs, arguments.quality, folder, comparisons)
 
 
 def _report(

@@ -3,6 +3,7 @@
 A score of each example becomes a metric of quality by an entry of QUALITIES.
 """
 
+import dataclasses
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -12,8 +13,15 @@ from typing import Any
 import numpy
 
 from analysis.finished_runs import Decoder, FinishedRun, LoggedRun
-from analysis.intervals import Interval, mean_intervals, ratio_interval
+from analysis.intervals import (
+    Interval,
+    mean_intervals,
+    ratio_interval,
+    share_change_interval,
+    share_interval,
+)
 from analysis.logged_examples import Examples
+from analysis.quality_runs import quality_runs
 
 # The three meanings of speed-up, with the baseline of each.
 SAME_PLAN = "speculative_over_autoregressive"
@@ -34,8 +42,10 @@ QUALITIES = {
     "pass@1": "pass@1 (share of prompts)",
     "numeric_match": "numeric match (share of prompts)",
     "edit_distance": "edit distance (characters)",
+    "nats_per_token": "surprise of references (nats per token)",
 }
-LESS_IS_BETTER = ("edit_distance",)
+LESS_IS_BETTER = ("edit_distance", "nats_per_token")
+SHARES = ("exact_match", "pass@1", "numeric_match")  # of prompts: a prompt scores 0 or 1
 # Beyond this factor, the machine's other work decides a speed-up more than decoding does.
 _MOST_DRIFT = 1.25
 _WHOLE_MODEL = Decoder("autoregressive", None, None)
@@ -51,7 +61,8 @@ class Comparison:
 
     `speedups` are ratios of tokens per second, decoding alone. `quality_changes` are differences
     of means from the base run of the same decoder. `equal_outputs` is (prompts with the same tokens
-    as the autoregressive run, prompts that both ran).
+    as the autoregressive run, prompts that both ran). `quality` is the comparison of the run that
+    measured the plan's quality on more prompts, in batches, if there is one.
     """
 
     run: LoggedRun
@@ -60,6 +71,7 @@ class Comparison:
     speedups: dict[str, Interval | None]
     quality_changes: dict[str, Interval]
     equal_outputs: tuple[int, int] | None
+    quality: "Comparison | None" = None
 
     def speedup(self, name: str) -> float | None:
         """Return one of the three speed-ups; None without its baseline."""
@@ -84,7 +96,12 @@ def compare(runs: list[FinishedRun]) -> list[Comparison]:
     for run in own:
         for plan in {run.plan_name, run.kept_layers, run.method}:
             index[plan, run.decoder][run.condition_key] = run
-    return [_compared(run, index) for run in own]
+    found = {run.path: _compared(run, index) for run in own}
+    measured = quality_runs(own)
+    return [
+        dataclasses.replace(one, quality=found[measured[path].path]) if path in measured else one
+        for path, one in found.items()
+    ]
 
 
 def spread_over_seeds(comparisons: list[Comparison]) -> list[dict[int, Comparison]]:
@@ -129,24 +146,34 @@ def mean_and_deviation(values: Iterable[float | None]) -> tuple[float, float] | 
     return (statistics.fmean(known), statistics.stdev(known)) if len(known) > 1 else None
 
 
-def quality_intervals(run: LoggedRun) -> dict[str, Interval]:
+def quality_intervals(
+    run: LoggedRun, names: Iterable[str] = tuple(QUALITIES)
+) -> dict[str, Interval]:
     """Return the run's mean scores with intervals over examples; empty without examples."""
     if run.examples is None:
         return {}
     scores = run.examples.scores
-    return _intervals({name: scores[name] for name in QUALITIES if name in scores})
+    known = {name: scores[name] for name in names if name in scores}
+    shares = {name: share_interval(known[name]) for name in known if is_share(name, known[name])}
+    return _in_order(shares, known)
 
 
 def speedup_over(run: LoggedRun, baseline: LoggedRun) -> Interval | None:
     """Return the ratio of the runs' speeds, whatever their conditions; None without speeds."""
-    return _speedup(run, baseline, _paired(run.examples, baseline.examples))
+    return _speedup(run, baseline, paired(run.examples, baseline.examples))
 
 
-def _intervals(columns: dict[str, numpy.ndarray]) -> dict[str, Interval]:
-    if not columns:  # a data set without references
-        return {}
-    values_EC = numpy.stack(list(columns.values()), axis=1)
-    return dict(zip(columns, mean_intervals(values_EC), strict=True))
+def is_share(name: str, *scores: numpy.ndarray) -> bool:
+    """Return whether these are scores of 0 and 1 under the name of one that has no others."""
+    return name in SHARES and all(numpy.isin(one, (0, 1)).all() for one in scores)
+
+
+def _in_order(shares: dict[str, Interval], known: dict[str, numpy.ndarray]) -> dict[str, Interval]:
+    """Return the intervals of all known values: those of shares, and of the other means."""
+    means = {name: values for name, values in known.items() if name not in shares}
+    found = mean_intervals(numpy.stack(list(means.values()), axis=1)) if means else []
+    by_name = shares | dict(zip(means, found, strict=True))
+    return {name: by_name[name] for name in known}
 
 
 def _find(run: LoggedRun, plans: tuple, decoder: Decoder, index: Index) -> LoggedRun | str:
@@ -174,7 +201,7 @@ def _find(run: LoggedRun, plans: tuple, decoder: Decoder, index: Index) -> Logge
 def _compared(run: LoggedRun, index: Index) -> Comparison:
     found = {name: _find(run, *wanted, index) for name, wanted in _wanted(run).items()}
     baselines = {name: one for name, one in found.items() if isinstance(one, LoggedRun)}
-    pairs = {name: _paired(run.examples, one.examples) for name, one in baselines.items()}
+    pairs = {name: paired(run.examples, one.examples) for name, one in baselines.items()}
     return Comparison(
         run,
         baselines,
@@ -227,7 +254,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _paired(mine: Examples | None, its: Examples | None) -> Pair | None:
+def paired(mine: Examples | None, its: Examples | None) -> Pair | None:
+    """Return the examples that both runs finished; None without any."""
     if mine is None or its is None:
         return None
     _, here, there = numpy.intersect1d(
@@ -237,14 +265,36 @@ def _paired(mine: Examples | None, its: Examples | None) -> Pair | None:
 
 
 def _speedup(run: LoggedRun, baseline: LoggedRun, pair: Pair | None) -> Interval | None:
-    """Return the ratio of tokens per second, over examples or, without them, from the metrics."""
+    """Return the ratio of tokens per second, over examples or, without them, from the metrics.
+
+    None for runs that decoded prompts together.
+    """
+    if run.is_batched or baseline.is_batched:
+        return None
     if pair:
-        mine, its = pair
-        timed = mine.timed & its.timed
-        parts = [mine.decoded_tokens, mine.decode_seconds, its.decoded_tokens, its.decode_seconds]
-        return ratio_interval(numpy.stack(parts, axis=1)[timed]) if timed.any() else None
+        return speedup_of(*pair)
     mine_rate, its_rate = run.speed, baseline.speed
     return Interval(mine_rate / its_rate) if mine_rate and its_rate else None
+
+
+def speedup_of(mine: Examples, its: Examples) -> Interval | None:
+    """Return the ratio of tokens per second over the same prompts, and over passes that both had.
+
+    Passes of two runs belong together, as a sweep alternates between its runs from pass to pass.
+    """
+    timed = mine.timed & its.timed
+    if not timed.any():
+        return None
+    parts = [examples.timings(timed) for examples in (mine, its)]
+    passes = min(one.shape[1] for one in parts)
+    return ratio_interval(numpy.concatenate([one[:, :passes] for one in parts], axis=2))
+
+
+def speed_interval(examples: Examples | None) -> Interval | None:
+    """Return all tokens per second of decoding, with bounds over prompts and timed passes."""
+    if examples is None or not examples.timed.any():
+        return None
+    return ratio_interval(examples.timings(examples.timed))
 
 
 def _equal_outputs(run: LoggedRun, pair: Pair | None) -> tuple[int, int] | None:
@@ -259,7 +309,13 @@ def _quality_changes(pair: Pair | None) -> dict[str, Interval]:
     if pair is None:
         return {}
     mine, its = (examples.scores for examples in pair)
-    return _intervals({n: mine[n] - its[n] for n in QUALITIES if n in mine and n in its})
+    changes = {name: mine[name] - its[name] for name in QUALITIES if name in mine and name in its}
+    shares = {
+        name: share_change_interval(change)
+        for name, change in changes.items()
+        if is_share(name, mine[name], its[name])
+    }
+    return _in_order(shares, changes)
 
 
 def pareto_front(points: list[tuple[float, float]], less_is_better: bool) -> list[bool]:

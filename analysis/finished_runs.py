@@ -48,8 +48,13 @@ class FinishedRun:
         """Return a metric by its nested keys; None where it was not measured."""
         value: Any = self.metrics
         for key in keys:
-            value = (value or {}).get(key)
+            value = value.get(key) if isinstance(value, dict) else None
         return value
+
+    def quality(self, name: str) -> float | None:
+        """Return the mean of a score, one of `analysis.comparison.QUALITIES`."""
+        found = self.metric("predicted_text", name)
+        return self.metric("teacher_forced", name) if found is None else found
 
     @property
     def speed(self) -> float | None:
@@ -87,6 +92,11 @@ class LoggedRun(FinishedRun):
         return self.strategy == "self_speculative" or self.exit_layer is None
 
     @property
+    def is_batched(self) -> bool:
+        """Whether prompts were decoded together, which yields throughput and no speed."""
+        return self.conditions["batch_size"] != 1
+
+    @property
     def acceptance_by_position(self) -> list[float]:
         """Acceptance of the first, second, ... draft of a round; empty without drafts."""
         return (self.metrics.get("acceptance_rate") or {}).get("by_position") or []
@@ -116,12 +126,15 @@ class LoggedRun(FinishedRun):
             "device": identity["device"],
             "attention": identity["attention"],
             "compile": identity.get("compile", False),
+            "batch_size": identity.get("batch_size", 1),
             "text scores": record.scoring,
             "threads": timed.get("threads") or record.runtime["threads"],
             "ranks": timed.get("ranks") or record.runtime["ranks"],
             "torch": _versions(record, "torch"),
             "transformers": _versions(record, "transformers"),
             "engine version": identity["engine_version"],
+            # How plain texts are divided into passes, which decides their perplexity.
+            **{name: identity.get(name) for name in ("window", "stride", "first_token")},
         }
 
     @cached_property

@@ -22,7 +22,9 @@ class Examples:
     the examples that count for speed: those with the ranks and threads of the run's seconds in some
     pass. Their `decoded_tokens` and `decode_seconds` are sums over these passes, so that tokens /
     seconds is the run's speed. `tokens_by_pass` and `seconds_by_pass` hold each pass alone, NaN
-    where it does not count.
+    where it does not count, as in a batch. `categories` are texts, empty where there are none.
+    `copied_tokens` is NaN where nothing was counted. `teacher_forced` holds sums over tokens,
+    `scores` also their `nats_per_token`.
     """
 
     indices: numpy.ndarray
@@ -33,11 +35,34 @@ class Examples:
     timed: numpy.ndarray
     tokens_by_pass: numpy.ndarray
     seconds_by_pass: numpy.ndarray
+    categories: numpy.ndarray
+    output_tokens: numpy.ndarray
+    drafted_tokens: numpy.ndarray
+    accepted_tokens: numpy.ndarray
+    rounds: numpy.ndarray
+    copied_tokens: numpy.ndarray
+    teacher_forced: dict[str, numpy.ndarray]
 
     def at(self, places: numpy.ndarray) -> "Examples":
         """Return the examples at these places."""
-        arrays = {name: one[places] for name, one in vars(self).items() if name != "scores"}
-        return Examples(scores={k: v[places] for k, v in self.scores.items()}, **arrays)
+
+        def chosen(held: Any) -> Any:
+            if isinstance(held, dict):
+                return {name: values[places] for name, values in held.items()}
+            return held[places]
+
+        return Examples(**{name: chosen(held) for name, held in vars(self).items()})
+
+    def timings(self, chosen_E: numpy.ndarray) -> numpy.ndarray:
+        """Return decoded tokens and seconds of these examples in each timed pass, (E, R, 2).
+
+        Passes that lack seconds of an example are left out; where all do, their sums are one pass.
+        """
+        parts_ER2 = numpy.stack([self.tokens_by_pass, self.seconds_by_pass], axis=2)[chosen_E]
+        whole_R = numpy.isfinite(parts_ER2[:, :, 1]).all(axis=0)
+        if whole_R.any():
+            return parts_ER2[:, whole_R]
+        return numpy.stack([self.decoded_tokens, self.decode_seconds], axis=1)[chosen_E, None]
 
 
 def read_examples(path: Path, record: RunRecord) -> tuple[Examples | None, list[str]]:
@@ -73,26 +98,48 @@ def _arrays(
     for sample in counting:
         if sample.index in row and sample.decode_seconds is not None:
             at = row[sample.index], column[sample.repeat]
-            tokens_ER[at] = len(sample.output_ids) - 1
+            tokens_ER[at] = sample.decoded_tokens
             seconds_ER[at] = sample.decode_seconds
     is_timed = ~numpy.isnan(seconds_ER).all(axis=1)
 
-    def numbers(values: Iterable[float]) -> numpy.ndarray:
-        return numpy.array(list(values), dtype=float)
+    sums_by_name = _teacher_forced(done)
+    scores = {name: _numbers(sample.scores[name] for sample in done) for name in done[0].scores}
+    if sums_by_name and sums_by_name["tokens"].all():
+        scores["nats_per_token"] = sums_by_name["nats"] / sums_by_name["tokens"]
 
     def sums(values_ER: numpy.ndarray, untimed: Iterable[float]) -> numpy.ndarray:
-        return numpy.where(is_timed, numpy.nansum(values_ER, axis=1), numbers(untimed))
+        return numpy.where(is_timed, numpy.nansum(values_ER, axis=1), _numbers(untimed))
 
     return Examples(
         indices=numpy.array([sample.index for sample in done]),
-        scores={name: numbers(sample.scores[name] for sample in done) for name in done[0].scores},
+        scores=scores,
         decoded_tokens=sums(tokens_ER, (sample.decoded_tokens for sample in done)),
         decode_seconds=sums(seconds_ER, (sample.decode_seconds for sample in done)),
         outputs=numpy.array([hash(tuple(sample.output_ids)) for sample in done]),
         timed=is_timed,
         tokens_by_pass=tokens_ER,
         seconds_by_pass=seconds_ER,
+        categories=numpy.array([sample.category or "" for sample in done]),
+        output_tokens=_numbers(len(sample.output_ids) for sample in done),
+        drafted_tokens=_numbers(sample.drafted_tokens for sample in done),
+        accepted_tokens=_numbers(sample.accepted_tokens for sample in done),
+        rounds=_numbers(len(sample.rounds) for sample in done),
+        copied_tokens=_numbers(sample.copied_tokens for sample in done),
+        teacher_forced=sums_by_name,
     )
+
+
+def _teacher_forced(done: list[DoneSample]) -> dict[str, numpy.ndarray]:
+    """Return the sums that all examples have."""
+    found = [sample.teacher_forced or {} for sample in done]
+    names = set(found[0]).intersection(*found)
+    sums = {name: _numbers(one[name] for one in found) for name in sorted(names)}
+    return sums if {"tokens", "nats"} <= names else {}
+
+
+def _numbers(values: Iterable[float | None]) -> numpy.ndarray:
+    """Return an array of numbers, NaN where one is None."""
+    return numpy.array(list(values), dtype=float)
 
 
 def reason(error: BaseException) -> str:

@@ -1,21 +1,28 @@
 """Plots of compared runs, each as PNG and PDF; colours, marks and lines differ together."""
 
 import itertools
-import json
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis.comparison import LESS_IS_BETTER, QUALITIES, pareto_front, quality_intervals
+from analysis.categories import CategoryResult, category_results
+from analysis.category_plot import category_panels
+from analysis.comparison import (
+    LESS_IS_BETTER,
+    QUALITIES,
+    Comparison,
+    pareto_front,
+    quality_intervals,
+)
+from analysis.distance_plot import REMOVED_BLOCK_KEY, distance_panels
 from analysis.figures import (
     BLACK,
     PALETTE,
@@ -53,30 +60,39 @@ _DECODER_STYLES: dict[str, Style] = {
     "autoregressive": {},
     "self_speculative": {"markerfacecolor": "white"},
 }
-_BLOCK: Style = {
-    "marker": "o",
-    "markersize": 7,
-    "markerfacecolor": "white",
-    "markeredgecolor": "black",
-    "markeredgewidth": 1.5,
-    "linestyle": "",
-}
 
 
 @dataclass(frozen=True)
 class Study:
-    """The runs that are plotted, those with a score, and the mark of each plan."""
+    """The runs that are plotted, those with a score, and the mark of each plan.
+
+    `measured` maps runs to those that measured their plan's quality on more prompts, by their logs.
+    """
 
     runs: Runs
     quality: str
     scored: Runs
     styles: dict[str, Style]
+    measured: dict[Path, LoggedRun] = field(default_factory=dict)
+    categories: list[CategoryResult] = field(default_factory=list)
 
     @classmethod
-    def of(cls, runs: list[FinishedRun], quality: str) -> "Study":
+    def of(
+        cls, runs: list[FinishedRun], quality: str, comparisons: Sequence[Comparison] = ()
+    ) -> "Study":
         own = [run for run in runs if isinstance(run, LoggedRun)]
-        scored = [run for run in own if run.metric("predicted_text", quality) is not None]
-        return cls(own, quality, scored, _plan_styles(own))
+        scored = [run for run in own if run.quality(quality) is not None]
+        measured = {
+            one.run.path: one.quality.run
+            for one in comparisons
+            if one.quality and one.quality.run.quality(quality) is not None
+        }
+        results = category_results(list(comparisons))
+        return cls(own, quality, scored, _plan_styles(own), measured, results)
+
+    def source(self, run: LoggedRun) -> LoggedRun:
+        """Return the run whose quality a plot shows for this run's plan."""
+        return self.measured.get(run.path, run)
 
     @property
     def quality_label(self) -> str:
@@ -84,9 +100,11 @@ class Study:
         return QUALITIES[self.quality] + (",\nless is better" if less_is_better else "")
 
 
-def make_plots(runs: list[FinishedRun], quality: str, folder: Path) -> list[str]:
+def make_plots(
+    runs: list[FinishedRun], quality: str, folder: Path, comparisons: Sequence[Comparison] = ()
+) -> list[str]:
     """Write each plot that runs of this tool have data for; return notes on what is left out."""
-    study = Study.of(runs, quality)
+    study = Study.of(runs, quality, comparisons)
     notes = []
     if missing := len(study.runs) - len(study.scored):
         count = f"{missing} of {len(study.runs)} runs have no" if study.scored else "no run has"
@@ -108,7 +126,7 @@ def _quality_panels(study: Study) -> list[Panel]:
     """Quality against layers removed: a line for angular plans, a mark for each random plan."""
     return [
         Panel(title, partial(_draw_quality, runs=group, study=study))
-        for title, group in settings(study.scored)
+        for title, group in settings([run for run in study.scored if study.source(run) is run])
         if any(run.removed_layers for run in group)
     ]
 
@@ -118,7 +136,9 @@ def _draw_quality(axes: Axes, runs: Runs, study: Study) -> None:
     trend = []  # from the whole model through the angular plans
     for method, style in _METHOD_STYLES.items():
         for run in sorted(texts(runs, method), key=lambda run: run.removed_layers):
-            score = quality_intervals(run)[study.quality]
+            score = quality_intervals(run, [study.quality]).get(study.quality)
+            if score is None:
+                continue
             low = score.value if score.low is None else score.low
             high = score.value if score.high is None else score.high
             # Draw bars of plans that remove equally many layers beside each other.
@@ -141,6 +161,7 @@ def _speed_panels(study: Study) -> list[Panel]:
     return [
         Panel(title, partial(_draw_speed, runs=group, study=study))
         for title, group in settings(study.scored)
+        if any(run.speed is not None for run in group)  # batches have none
     ]
 
 
@@ -149,7 +170,7 @@ def _draw_speed(axes: Axes, runs: Runs, study: Study) -> list[NamedPoint]:
     found: dict[tuple[str, Decoder], list[tuple[float, float]]] = defaultdict(list)
     lossy = set()  # plans that removed a layer
     for run in runs:
-        speed, score = run.speed, run.metric("predicted_text", study.quality)
+        speed, score = run.speed, study.source(run).quality(study.quality)
         if run.decodes_whole_model and speed is not None and score is not None:
             found[plan_label(run), run.decoder].append((speed, score))
             if run.removed_layers:
@@ -164,7 +185,9 @@ def _draw_speed(axes: Axes, runs: Runs, study: Study) -> list[NamedPoint]:
         if plan not in lossy:
             axes.plot(*point, **_LOSSLESS)
     axes.set_xlabel("decoding speed (tokens/s)")
-    axes.set_ylabel(study.quality_label)
+    prompts = {f"{study.source(run).num_samples:g}" for run in runs if run.path in study.measured}
+    others = f",\non {' and '.join(sorted(prompts))} prompts" if prompts else ""
+    axes.set_ylabel(study.quality_label + others)
     fastest = max((speed for speed, _ in points.values()), default=0)
     axes.set_xlim(0, 1.12 * fastest or 1)
     axes.margins(y=0.15)
@@ -217,37 +240,20 @@ def _draw_acceptance(axes: Axes, runs: Runs, styles: dict[str, Style]) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _distance_panels(study: Study) -> list[Panel]:
-    """d(l, n) for each first layer l and number of layers n, and the blocks that plans removed."""
-    maps: dict[str, Runs] = defaultdict(list)
-    for run in study.runs:
-        if run.method == "angular":
-            maps[json.dumps(run.record.plan["scores"]["distances"])].append(run)
-    titles = group_titles(study.runs)
+def _category_panels(study: Study) -> list[Panel]:
+    """Speed-ups over autoregressive decoding on the prompts of each category."""
+    results: dict[Path, list[CategoryResult]] = defaultdict(list)
+    for one in study.categories:
+        results[one.run.path].append(one)
     return [
-        Panel(titles[group[0].condition_key], partial(_draw_distances, runs=group))
-        for group in maps.values()
+        panel
+        for title, group in settings([run for run in study.runs if run.path in results])
+        for panel in category_panels(
+            title,
+            [(plan_label(run), one) for run in group for one in results[run.path]],
+            study.styles,
+        )
     ]
-
-
-def _draw_distances(axes: Axes, runs: Runs) -> None:
-    layers, scores = runs[0].original_layers, runs[0].record.plan["scores"]
-    # Rows become n and columns l. The last layer always stays, so that l + n < L.
-    distances_NL = numpy.array(scores["distances"], dtype=float).T
-    for count in range(layers + 1):
-        distances_NL[count, max(layers - count, 0) :] = numpy.nan
-    image = axes.imshow(
-        distances_NL, origin="lower", cmap="cividis", interpolation="nearest", aspect="auto"
-    )
-    for run in runs:
-        block = run.record.plan["scores"]["first_removed_layer"], run.record.plan["prune_n"]
-        axes.plot(*block, **_BLOCK)
-    axes.set_xlabel("first layer l (index, from 0)")
-    axes.set_ylabel("layers removed n")
-    axes.set_xlim(-0.5, layers - 1.5)
-    axes.set_ylim(0.5, layers - 1.5)
-    bar = axes.figure.colorbar(image, ax=axes)
-    bar.set_label("angular distance d(l, n) (multiples of π)")
 
 
 def settings(runs: Runs) -> list[tuple[str, Runs]]:
@@ -304,7 +310,7 @@ def _quality_keys(study: Study) -> list[Line2D]:
         for method, style in _METHOD_STYLES.items()
         if method in found
     ]
-    return [*keys, Line2D([], [], linestyle="", label="bars: 95 % bootstrap intervals")]
+    return [*keys, Line2D([], [], linestyle="", label="bars: 95 % intervals over prompts")]
 
 
 def _speed_keys(study: Study) -> list[Line2D]:
@@ -325,18 +331,26 @@ def _speed_keys(study: Study) -> list[Line2D]:
     ]
 
 
-def _acceptance_keys(study: Study) -> list[Line2D]:
+def _plan_keys(study: Study) -> list[Line2D]:
     return [Line2D([], [], label=plan, **style) for plan, style in study.styles.items()]
 
 
-def _distance_keys(_: Study) -> list[Line2D]:
-    return [Line2D([], [], label="block removed by the plan for this n", **_BLOCK)]
+def _category_keys(study: Study) -> list[Line2D]:
+    marks = [
+        Line2D([], [], label=plan, **style | {"linestyle": ""})
+        for plan, style in study.styles.items()
+    ]
+    return [*marks, Line2D([], [], linestyle="", label="bars: 95 % intervals over prompts")]
 
 
 # The panels and the keys of each plot, by the name of its files.
 PLOTS: dict[str, tuple[Callable[[Study], list[Panel]], Callable[[Study], list[Line2D]]]] = {
     "quality_by_layers_removed": (_quality_panels, _quality_keys),
     "speed_and_quality": (_speed_panels, _speed_keys),
-    "acceptance_by_draft_position": (_acceptance_panels, _acceptance_keys),
-    "angular_distance": (_distance_panels, _distance_keys),
+    "acceptance_by_draft_position": (_acceptance_panels, _plan_keys),
+    "angular_distance": (
+        lambda study: distance_panels(study.runs),
+        lambda _: [REMOVED_BLOCK_KEY],
+    ),
+    "speedup_by_category": (_category_panels, _category_keys),
 }

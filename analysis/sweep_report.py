@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 from analysis.comparison import SAME_PLAN, compare, drifting_speedups, missing_baselines
+from analysis.comparison_tables import sweep_table
 from analysis.heat_maps import make_heat_maps
 from analysis.logged_runs import read_logged_runs
-from analysis.tables import sweep_table
 from command_line.errors import reject
 from command_line.messages import warn
 from files.writing import replace_text

@@ -41,8 +41,8 @@ def random_plan(threshold: float, seed: int) -> PrunePlan:
 class MadeUpRun:
     """One run; seconds and scores are averages, around which examples vary.
 
-    An example's difficulty depends only on `data_seed`, so that runs can be paired. `identity`,
-    `generation` and `runtime` change these parts of the log.
+    An example's difficulty depends only on `data_seed`, so that runs can be paired. Examples take
+    the categories in turn. `identity`, `generation` and `runtime` change these parts of the log.
     """
 
     dataset: str = "human_eval"
@@ -56,6 +56,8 @@ class MadeUpRun:
     full_step_seconds: float = 1 / 31
     score: float = 0.5
     data_seed: int = 0
+    categories: tuple[str, ...] = ()
+    nats: float | None = None  # per token of references
     identity: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
     runtime: dict[str, Any] = field(default_factory=dict)
@@ -142,10 +144,23 @@ class MadeUpRun:
                 scores={
                     name: self.score * example.uniform(0.5, 1.5) * draws.uniform(0.9, 1.1)
                     for name in _SCORES
-                },
+                }
+                | {"exact_match": float(example.random() < self.score)},
                 peak_memory_bytes=15_000_000_000,
                 threads=self.runtime.get("threads", 1),
+                category=self.categories[index % len(self.categories)] if self.categories else None,
+                copied_tokens=self.tokens // 4 if self.categories else None,
+                teacher_forced=self._likelihood(index),
             )
+
+    def _likelihood(self, index: int) -> dict[str, float] | None:
+        if self.nats is None:
+            return None
+        example = random.Random(f"likelihood {self.data_seed} {self.dataset} {index}")
+        tokens = example.randint(50, 100)
+        nats = tokens * self.nats * example.uniform(0.8, 1.2)
+        sums = {"kl_nats": nats / 10, "agreeing": tokens * 9 // 10}
+        return {"tokens": tokens, "bytes": 4 * tokens, "nats": nats} | sums
 
     def _rounds(self, drafts: int, draws: random.Random) -> list[tuple[int, int]]:
         made, rounds = 1, []

@@ -19,6 +19,8 @@ from tests.analysis.test_older_logs import GENERATION, console, four
 from tests.conftest import ROOT, rewritten
 from tests.made_up import AUTOREGRESSIVE, SPECULATIVE
 
+CATEGORIES = ("math", "coding")
+
 
 @pytest.fixture
 def analyze(tmp_path, capsys):
@@ -41,7 +43,7 @@ def logs(tmp_path):
     for plan in (base_plan(), angular_plan(2), angular_plan(10), *randoms):
         speed = len(plan.kept_layers) / 32
         for decoder, seconds in ((AUTOREGRESSIVE, 1.0), (SPECULATIVE, 0.5)):
-            run = MadeUpRun(plan=plan, seconds=seconds * speed, **decoder)
+            run = MadeUpRun(plan=plan, seconds=seconds * speed, categories=CATEGORIES, **decoder)
             dataclasses.replace(run, full_step_seconds=speed / 31).write(folder)
     return folder
 
@@ -61,7 +63,7 @@ def rows_of(path):
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def test_four_tables_in_order(logs, analyze):
+def test_tables_in_order(logs, analyze):
     code, out, err = analyze()
     assert (code, err) == (0, "")
     found = tables(out)
@@ -70,6 +72,8 @@ def test_four_tables_in_order(logs, analyze):
         "Timing",
         "Comparisons",
         "Random plans, mean ± standard deviation",
+        "Differences from the base run",
+        "Categories of prompts",
     ]
     order = [(row["approach"], row["param"]) for row in found["Metrics"]]
     assert list(dict.fromkeys(order)) == [
@@ -113,6 +117,21 @@ def test_files_keep_the_older_tools_names(logs, analyze, tmp_path):
     assert (tmp_path / "out" / "summary_seeds.csv").is_file()
 
 
+def test_files_of_differences_and_categories_hold_a_row_per_run_and_part(logs, analyze, tmp_path):
+    code, out, _ = analyze()
+    differences, categories = (
+        rows_of(tmp_path / "out" / f"summary_{name}.csv") for name in ("differences", "categories")
+    )
+    shown = tables(out)["Differences from the base run"]
+    assert [row["score"] for row in shown] == [row["score"] for row in differences]
+    assert {row["test"] for row in shown} == {"McNemar, exact", "sign flips"}
+    assert len(differences) == 8 * 6  # pruned runs, scores
+    assert all(float(row["p"]) <= float(row["p_holm"]) for row in differences)
+    assert len(categories) == 10 * len(CATEGORIES)
+    assert {row["category"] for row in categories} == set(CATEGORIES)
+    assert {row["prompts"] for row in categories} == {"10"}
+
+
 def test_tables_may_be_csv_latex_and_json(logs, analyze):
     code, out, _ = analyze("--format", "json")
     found = json.loads(out)
@@ -123,7 +142,7 @@ def test_tables_may_be_csv_latex_and_json(logs, analyze):
     part = out.split("# Timing\n\n")[1].split("\n\n")[0]
     assert len(list(csv.DictReader(part.splitlines()))) == 10
     _, out, _ = analyze("--format", "latex")
-    assert out.count(r"\toprule") == out.count(r"\bottomrule") == 4
+    assert out.count(r"\toprule") == out.count(r"\bottomrule") == 6
     assert r"human\_eval" in out
     assert run_script(analyze_logs.main, [str(logs), "--format", "xml"]) == 2
 

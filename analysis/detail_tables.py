@@ -1,0 +1,84 @@
+"""Tables of each score's difference from the base run, and of each category of prompts."""
+
+from analysis.categories import CategoryResult, category_results
+from analysis.columns import MISSING, Row, Table, number
+from analysis.comparison import Comparison
+from analysis.differences import Difference, find_differences
+from analysis.row_parts import bounds, facts, run_columns, where_known
+
+
+def differences_table(comparisons: list[Comparison]) -> Table:
+    """Return a row per pruned run and score, with a test; Holm's family is the whole table."""
+    found = find_differences(comparisons)
+    columns = run_columns([one.run for one in found]) | {
+        "score": lambda row: row["score"],
+        "base": number("base_mean", ".3f"),
+        "pruned": number("pruned_mean", ".3f"),
+        "change": number("change", "+.3f"),
+        "p": number("p", ".2g"),
+        "p (Holm)": number("p_holm", ".2g"),
+        "test": lambda row: row["test"],
+        "smallest detectable": number("detectable_change", ".3f"),
+        "only base : only pruned": _discordant,
+        "pairs": number("pairs", "d"),
+        "base run": lambda row: row["base_run"],
+        "run": lambda row: row["run"],
+    }
+    rows = [_difference_row(one) for one in found]
+    discordant = "only base : only pruned"
+    if not where_known(rows, {discordant: columns[discordant]}):
+        del columns[discordant]
+    return Table("summary_differences", "Differences from the base run", rows, columns)
+
+
+def _difference_row(one: Difference) -> Row:
+    return facts(one.run) | {
+        "score": one.score,
+        "base_mean": one.base_mean,
+        "pruned_mean": one.pruned_mean,
+        **bounds("change", one.change),
+        "p": one.p,
+        "p_holm": one.adjusted_p,
+        "test": one.test,
+        "detectable_change": one.detectable,
+        "only_base": one.only_base,
+        "only_pruned": one.only_pruned,
+        "pairs": one.pairs,
+        "run": one.run.record.run_id,
+        "base_run": one.base.record.run_id,
+        "base_log": one.base.path.name,
+    }
+
+
+def _discordant(row: Row) -> str:
+    return MISSING if row["only_base"] is None else f"{row['only_base']} : {row['only_pruned']}"
+
+
+def categories_table(comparisons: list[Comparison]) -> Table:
+    """Return a row per run and category of its prompts."""
+    found = category_results(comparisons)
+    rows = [_category_row(one) for one in found]
+    columns = run_columns([one.run for one in found]) | {
+        "category": lambda row: row["category"],
+        "prompts": number("prompts", "d"),
+        "all tokens / all s": number("speed", ".2f"),
+        "spec. / autoregr.": number("speedup", ".2f"),
+        "tokens/verification": number("acceptance_length", ".2f"),
+        "acceptance": number("acceptance_rate", ".3f"),
+        **where_known(rows, {"copied": number("copied_share", ".3f")}),
+        "run": lambda row: row["run"],
+    }
+    return Table("summary_categories", "Categories of prompts", rows, columns)
+
+
+def _category_row(one: CategoryResult) -> Row:
+    return facts(one.run) | {
+        "category": one.category,
+        "prompts": one.prompts,
+        **bounds("speed", one.speed),
+        **bounds("speedup", one.speedup),
+        "acceptance_length": one.acceptance_length,
+        "acceptance_rate": one.acceptance,
+        "copied_share": one.copied_share,
+        "run": one.run.record.run_id,
+    }
