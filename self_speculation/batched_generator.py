@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from self_speculation.batched_llama import BatchedLlama
+from self_speculation.compiled_batch import CompiledBatch
 from self_speculation.generator_base import (
     Generation,
     GenerationConfig,
@@ -54,7 +55,11 @@ class BatchedTextGenerator:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
-        self.engine = BatchedLlama(model, capacity, batch_size)
+        if compiled:
+            exit_layer = config.kept_exit_layer
+            self.engine: BatchedLlama = CompiledBatch(model, capacity, batch_size, exit_layer)
+        else:
+            self.engine = BatchedLlama(model, capacity, batch_size)
         self.config = config
         self._tokenizer = tokenizer
         self._stop_rule = stop_rule_of(model, tokenizer, config)

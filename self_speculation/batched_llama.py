@@ -46,14 +46,19 @@ class RowCache:
         if layer_idx not in self._buffers:
             self._buffers[layer_idx] = (self._allocate(key), self._allocate(value))
         places = self._rows_T.to(key.device), self._positions_T.to(key.device)
-        buffers = self._buffers[layer_idx]
-        for buffer, new in zip(buffers, (key, value), strict=True):
+        for buffer, new in zip(self._buffers[layer_idx], (key, value), strict=True):
             buffer[places] = new.transpose(1, 2).flatten(0, 1)
         if self._seen is None:
             return key, value
-        rows, length = self._seen
-        keys, values = (buffer[:rows, :length].transpose(1, 2) for buffer in buffers)
-        return keys, values
+        return self.layer(layer_idx, *self._seen)
+
+    def layer(self, layer_idx: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """Return the first rows and positions of a layer as views, (rows, H, length, E).
+
+        The layer must have been updated before.
+        """
+        keys, values = (buffer[:rows, :length] for buffer in self._buffers[layer_idx])
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
     def copy(self, source: int, target: int) -> None:
         """Copy a row over another row."""
@@ -99,9 +104,9 @@ class BatchedLlama(LlamaEngine):
     def step(self, ids: list[int]) -> Tensor:
         """Run the next token of every sequence; return the logits that follow, (B, V)."""
         assert max(self.lengths) < self.capacity, "a sequence has reached the capacity"
-        states_B1D = self._run_step(self._embed(on_device(ids, self.device)[:, None]))
+        logits_BV = self._step(ids)
         self.lengths = [length + 1 for length in self.lengths]
-        return self._head_over(states_B1D)[:, 0]
+        return logits_BV
 
     @torch.inference_mode()
     def drop(self, row: int) -> None:
@@ -129,15 +134,24 @@ class BatchedLlama(LlamaEngine):
         last = on_device([end - 1 for end in accumulate(counts)], states_1TD.device)
         return self._head_over(states_1TD.index_select(1, last))[0]
 
-    def _run_step(self, states_B1D: Tensor) -> Tensor:
-        rows, length = len(self.lengths), max(self.lengths) + 1
+    def _step(self, ids: list[int]) -> Tensor:
+        rows, length = len(ids), max(self.lengths) + 1
         positions_B = on_device(self.lengths, self.device)
         self._cache.write_at(torch.arange(rows, device=self.device), positions_B, (rows, length))
+        states_B1D, visible_B1S, *rotary, _ = self._step_inputs(ids, positions_B, length)
+        mask = self._as_mask(visible_B1S[:, None], states_B1D.dtype)
+        cosine, sine = rotary
+        layers = 0, self._depth
+        states_B1D = self._through(layers, states_B1D, self._cache, mask, (cosine, sine))
+        return self._head_over(states_B1D)[:, 0]
+
+    def _step_inputs(self, ids: list[int], positions_B: Tensor, length: int) -> list[Tensor]:
+        """Return states, visible positions (B, 1, S), rotary factors, and positions (B, 1)."""
+        states_B1D = self._embed(on_device(ids, self.device)[:, None])
+        rotary = self._rotary_by_call(states_B1D, positions_B[None], [1] * len(ids))
+        cosine, sine = (factors.transpose(0, 1) for factors in rotary)
         visible_BS = torch.arange(length, device=self.device) <= positions_B[:, None]
-        mask = self._as_mask(visible_BS[:, None, None], states_B1D.dtype)
-        cosine, sine = self._rotary_by_call(states_B1D, positions_B[None], [1] * rows)
-        rotary = cosine.transpose(0, 1), sine.transpose(0, 1)
-        return self._through((0, self._depth), states_B1D, self._cache, mask, rotary)
+        return [states_B1D, visible_BS[:, None], cosine, sine, positions_B[:, None]]
 
     def _packed_mask(self, prompts: int, rows_T: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Return the mask by which a token sees the tokens of its prompt up to itself.

@@ -4,18 +4,15 @@ Shapes: T new tokens, S a bucket of cached positions.
 """
 
 import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from self_speculation.compiled_blocks import CompiledBlocks, TensorFunction
 from self_speculation.llama_model_utils import CachedLlama, KeyValueCache
 from self_speculation.model_protocol import Llama
-from self_speculation.programs import compile_errors, program_of, programs_known, tensors_of
-from self_speculation.row_kernels import HeadBlock, LayerBlock
-
-TensorFunction = Callable[[list[Tensor]], Tensor]
+from self_speculation.programs import compile_errors, programs_known
 
 _SMALLEST_BUCKET = 256
 # Capacities are often powers of two; the padding of a last draft lies behind them.
@@ -58,10 +55,7 @@ class CompiledLlama(CachedLlama):
         # Padding is written behind the last token.
         self._buckets = buckets_for(capacity + self._most_rows)
         self._cache = KeyValueCache(self._buckets[-1])
-        self._layers = [LayerBlock(layer) for layer in self._decoder.layers]
-        self._layer_tensors = [tensors_of(layer) for layer in self._layers]
-        self._head_block = HeadBlock(self._decoder.norm, self._head)
-        self._head_tensors = tensors_of(self._head_block)
+        self._blocks = CompiledBlocks(self._decoder, self._head, model.config)
         self._spans: dict[tuple[int, int, int, int], TensorFunction] = {}
         self._heads: dict[int, TensorFunction] = {}
         with compile_errors():
@@ -109,30 +103,14 @@ class CompiledLlama(CachedLlama):
         return head([states_1TD[:, -count:].contiguous()])
 
     def _inputs(self, states_1TD: Tensor, start: int, bucket: int, tokens: int) -> list[Tensor]:
-        """Return states, visible positions (T, S), rotary cosines and sines, and positions (T,)."""
+        """Return states, visible positions (1, T, S), rotary factors, and positions (1, T)."""
         device, end = states_1TD.device, start + states_1TD.shape[1]
-        positions_T = torch.arange(start, end, device=device)
+        positions_1T = torch.arange(start, end, device=device)[None]
         # Some rotary embeddings depend on the longest position, which padding must not change.
-        real_1T = positions_T.clamp(max=start + tokens - 1)[None]
-        cosine, sine = self._decoder.rotary_emb(states_1TD, position_ids=real_1T)
-        visible_TS = torch.arange(bucket, device=device) <= positions_T[:, None]
-        return [states_1TD.contiguous(), visible_TS, cosine, sine, positions_T]
-
-    def _span(self, first: int, last: int, bucket: int, inputs: list[Tensor]) -> TensorFunction:
-        """Return layers `first` to `last` over a bucket as a function of such inputs."""
-        steps = []
-        for index in range(first, last):
-            caches = list(self._cache.layer(index, bucket))
-            program = program_of(self._layers[index], [*inputs, *caches], self._config)
-            steps.append((program, self._layer_tensors[index], caches))
-
-        def run(inputs: list[Tensor]) -> Tensor:
-            states_1TD, *others = inputs
-            for program, tensors, caches in steps:
-                states_1TD = program(tensors, [states_1TD, *others, *caches])
-            return states_1TD
-
-        return _fast(run, inputs)
+        real_1T = positions_1T.clamp(max=start + tokens - 1)
+        cosine, sine = self._rotary(states_1TD, real_1T)
+        visible_1TS = torch.arange(bucket, device=device) <= positions_1T[..., None]
+        return [states_1TD.contiguous(), visible_1TS, cosine, sine, positions_1T]
 
     @torch.inference_mode()
     def _warm_up(self, exit_layer: int | None) -> None:
@@ -146,41 +124,10 @@ class CompiledLlama(CachedLlama):
             states_1TD = self._embed(ids_11.expand(1, rows))
             for bucket in self._buckets:
                 inputs = self._inputs(states_1TD, bucket - rows, bucket, rows)
-                self._spans[first, last, rows, bucket] = self._span(first, last, bucket, inputs)
+                caches = [list(self._cache.layer(index, bucket)) for index in range(first, last)]
+                span = self._blocks.span((first, last), caches, inputs)
+                self._spans[first, last, rows, bucket] = span
                 self._run(states_1TD, first, last, bucket - rows)
             if rows not in self._heads:
-                self._heads[rows] = self._head_of([states_1TD])
+                self._heads[rows] = self._blocks.head([states_1TD])
                 self._logits(states_1TD, rows)
-
-    def _head_of(self, inputs: list[Tensor]) -> TensorFunction:
-        program, tensors = program_of(self._head_block, inputs, self._config), self._head_tensors
-        return _fast(lambda inputs: program(tensors, inputs), inputs)
-
-
-def _fast(function: TensorFunction, inputs: list[Tensor]) -> TensorFunction:
-    """Return the function on a CPU; on CUDA, a graph that replays all its launches at once."""
-    return _Replay(function, inputs) if inputs[0].device.type == "cuda" else function
-
-
-class _Replay:
-    """A CUDA graph of a function of inputs of these shapes."""
-
-    def __init__(self, function: TensorFunction, inputs: list[Tensor]) -> None:
-        self._inputs = [tensor.clone() for tensor in inputs]
-        # The first calls compile; their launches must not be part of the graph.
-        stream = torch.cuda.Stream(inputs[0].device)
-        stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                function(self._inputs)
-        torch.cuda.current_stream(inputs[0].device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._output = function(self._inputs)
-
-    def __call__(self, inputs: list[Tensor]) -> Tensor:
-        for static, tensor in zip(self._inputs, inputs, strict=True):
-            static.copy_(tensor)
-        self._graph.replay()
-        # The next replay overwrites the output.
-        return self._output.clone()

@@ -115,7 +115,7 @@ def _native(block: nn.Module, inputs: list[Tensor], key: str) -> Program:
         try:
             run = _load(path)
         except Exception:  # missing, damaged, or built with newer libraries
-            tokens = inputs[0].shape[1]
+            tokens = inputs[0].shape[:2].numel()
             print(f"Compiling {type(block).__name__}, {tokens} tokens (once)", file=sys.stderr)
             _build(block, inputs, path)
             run = _load(path)

@@ -4,8 +4,9 @@ A matrix product with few rows is bound by reading the weights once, in order. L
 not reach a CPU's bandwidth; from one sum of products per weight row, with all input rows inside,
 the compiler makes a loop that streams the weights in their order.
 
-Shapes: T new tokens, S cached positions attended to (a bucket), H heads, G query heads that share
-one key/value head, D head size, N and K rows and columns of a weight.
+Shapes: B sequences, T new tokens of each, S cached positions attended to (a bucket), H heads,
+G query heads that share one key/value head, D hidden or head size, N and K rows and columns of a
+weight.
 """
 
 import copy
@@ -69,43 +70,42 @@ def _materialised(tensor: Tensor) -> Tensor:
 
 def attend(
     module: nn.Module,
-    query_1HTD: Tensor,
-    key_1HSD: Tensor,
-    value_1HSD: Tensor,
-    visible_TS: Tensor,
+    query_BHTD: Tensor,
+    key_BHSD: Tensor,
+    value_BHSD: Tensor,
+    visible_BTS: Tensor,
     scaling: float,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """Return the attention of T tokens to a bucket, (1, T, H, D), as transformers calls it.
+    """Return the attention of new tokens to a bucket, (B, T, H, D), as transformers calls it.
 
     Query heads that share keys and values become further rows, R = G T, so nothing is repeated.
     Values that no token may see are multiplied by zero, so they must be finite.
     """
-    _, heads, tokens, size = query_1HTD.shape
-    shared = heads // key_1HSD.shape[1]
-    query_1HRD = query_1HTD.reshape(1, -1, shared * tokens, size)
-    visible_RS = visible_TS.repeat(shared, 1)
-    if query_1HTD.device.type == "cpu" and shared * tokens <= _MOST_SUMS:
-        out_1HRD = _attend_by_rows(query_1HRD, key_1HSD, value_1HSD, visible_RS, scaling)
+    sequences, heads, tokens, size = query_BHTD.shape
+    shared = heads // key_BHSD.shape[1]
+    query_BHRD = query_BHTD.reshape(sequences, -1, shared * tokens, size)
+    visible_B1RS = visible_BTS.repeat(1, shared, 1)[:, None]
+    if query_BHTD.device.type == "cpu" and shared * tokens <= _MOST_SUMS:
+        out_BHRD = _attend_by_rows(query_BHRD, key_BHSD, value_BHSD, visible_B1RS, scaling)
     else:
-        out_1HRD = F.scaled_dot_product_attention(
-            query_1HRD, key_1HSD, value_1HSD, visible_RS, scale=scaling
+        out_BHRD = F.scaled_dot_product_attention(
+            query_BHRD, key_BHSD, value_BHSD, visible_B1RS, scale=scaling
         )
-    return out_1HRD.reshape(1, heads, tokens, size).transpose(1, 2).contiguous(), None
+    return out_BHRD.reshape(sequences, heads, tokens, size).transpose(1, 2).contiguous(), None
 
 
 def _attend_by_rows(
-    query_1HRD: Tensor, key_1HSD: Tensor, value_1HSD: Tensor, visible_RS: Tensor, scaling: float
+    query_BHRD: Tensor, key_BHSD: Tensor, value_BHSD: Tensor, visible_B1RS: Tensor, scaling: float
 ) -> Tensor:
-    wide = _sum_dtype(query_1HRD.dtype)
-    query_HRD = _materialised(query_1HRD[0].to(wide) * scaling)
-    (key_HSD,), (value_HSD,) = key_1HSD, value_1HSD
-    rows = range(query_HRD.shape[1])
-    scores = [(key_HSD * query_HRD[:, r, None]).sum(-1, dtype=wide) for r in rows]
-    scores_HRS = torch.stack(scores, 1).masked_fill(~visible_RS, -torch.inf)
-    probs_HRS = _materialised(scores_HRS.softmax(-1))
-    out = [(value_HSD * probs_HRS[:, r, :, None]).sum(1, dtype=wide) for r in rows]
-    return torch.stack(out, 1)[None].to(value_1HSD.dtype)
+    wide = _sum_dtype(query_BHRD.dtype)
+    query_BHRD = _materialised(query_BHRD.to(wide) * scaling)
+    rows = range(query_BHRD.shape[2])
+    scores = [(key_BHSD * query_BHRD[:, :, r, None]).sum(-1, dtype=wide) for r in rows]
+    scores_BHRS = torch.stack(scores, 2).masked_fill(~visible_B1RS, -torch.inf)
+    probs_BHRS = _materialised(scores_BHRS.softmax(-1))
+    out = [(value_BHSD * probs_BHRS[:, :, r, :, None]).sum(2, dtype=wide) for r in rows]
+    return torch.stack(out, 2).to(value_BHSD.dtype)
 
 
 AttentionInterface.register(_ATTENTION, attend)
@@ -114,18 +114,19 @@ AttentionInterface.register(_ATTENTION, attend)
 class _Slot:
     """One layer's keys and values, with the `update` of a cache."""
 
-    def __init__(self, keys: Tensor, values: Tensor, positions_T: Tensor) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, positions_BT: Tensor) -> None:
         self._buffers = keys, values
-        self._positions_T = positions_T
+        sequences_B = torch.arange(len(positions_BT), device=positions_BT.device)
+        self._places = sequences_B[:, None], slice(None), positions_BT
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, ...]:
         for buffer, new in zip(self._buffers, (key, value), strict=True):
-            buffer.index_copy_(2, self._positions_T, new)
+            buffer[self._places] = new.transpose(1, 2)
         return self._buffers
 
 
 class LayerBlock(nn.Module):
-    """One decoder layer over T tokens; its cache and positions are inputs."""
+    """One decoder layer over T tokens of B sequences; its cache and positions are inputs."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -133,18 +134,18 @@ class LayerBlock(nn.Module):
 
     def forward(
         self,
-        states_1TD: Tensor,
-        visible_TS: Tensor,
+        states_BTD: Tensor,
+        visible_BTS: Tensor,
         cosine: Tensor,
         sine: Tensor,
-        positions_T: Tensor,
+        positions_BT: Tensor,
         keys: Tensor,
         values: Tensor,
     ) -> Tensor:
         return self.layer(
-            states_1TD,
-            attention_mask=visible_TS,
-            past_key_values=_Slot(keys, values, positions_T),
+            states_BTD,
+            attention_mask=visible_BTS,
+            past_key_values=_Slot(keys, values, positions_BT),
             use_cache=True,
             position_embeddings=(cosine, sine),
         )

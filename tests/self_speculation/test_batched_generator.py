@@ -2,6 +2,7 @@
 
 import pytest
 
+from self_speculation import programs
 from self_speculation.batched_generator import BatchedTextGenerator
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.sampling import SamplingRule
@@ -32,11 +33,19 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.fixture
+def interpreted(small_buckets, monkeypatch):
+    """Programs run their blocks without a compiler, in buckets of 64 and 128 positions."""
+    monkeypatch.setattr(programs, "_programs", {})
+    monkeypatch.setattr(programs, "_native", lambda block, *_: programs._Stateless(block))
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_outputs_equal_those_of_single_prompts(model, tokenizer, rule, batch_size):
+@pytest.mark.parametrize("rule", RULES)
+def test_outputs_equal_those_of_single_prompts(model, tokenizer, rule, batch_size, compiled):
     config = GenerationConfig(**{"max_steps": 24} | RULES[rule])
-    many = BatchedTextGenerator(model, tokenizer, config, CAPACITY, batch_size)
+    many = BatchedTextGenerator(model, tokenizer, config, CAPACITY, batch_size, compiled)
     expected = facts(alone(model, tokenizer, config))
-    assert facts(many.generate(PROMPTS, 5, NAMES)) == expected
     assert facts(many.generate(PROMPTS, 5, NAMES)) == expected

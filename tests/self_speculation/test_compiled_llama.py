@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from pruned_model import PruneModel, PrunePlan
-from self_speculation import compiled_llama, programs, row_kernels
+from self_speculation import compiled_blocks, programs, row_kernels
 from self_speculation.compiled_llama import CompiledLlama, buckets_for
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama
@@ -269,7 +269,7 @@ def test_a_replay_copies_its_inputs_in_and_its_output_out(monkeypatch):
     def double(inputs):
         return inputs[0] * 2
 
-    replay = compiled_llama._Replay(double, [torch.zeros(2)])
+    replay = compiled_blocks._Replay(double, [torch.zeros(2)])
     captured.function, captured.inputs = double, replay._inputs
     captured.output = replay._output
     one, other = replay([torch.ones(2)]), replay([torch.full((2,), 3.0)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from self_speculation import compiled_llama, programs
+from self_speculation import programs, row_kernels
 from self_speculation.compiled_llama import CompiledLlama
 from self_speculation.programs import CompileError, program_of
 from tests.conftest import same, tiny_config
@@ -13,7 +13,7 @@ CAPACITY = 96
 
 
 def test_all_layers_share_one_program(model):
-    layers = [compiled_llama.LayerBlock(layer) for layer in model.model.layers]
+    layers = [row_kernels.LayerBlock(layer) for layer in model.model.layers]
     assert len({programs._signature(layer) for layer in layers}) == 1
 
 
@@ -39,7 +39,7 @@ def test_a_missing_program_is_not_called_outdated(tmp_path, caplog):
 
 def test_a_damaged_program_is_built_again_and_then_loaded(model, monkeypatch, tmp_path):
     monkeypatch.setattr(programs, "cache_folder", lambda: tmp_path)
-    block = compiled_llama.HeadBlock(model.model.norm, model.lm_head)
+    block = row_kernels.HeadBlock(model.model.norm, model.lm_head)
     states = torch.ones(1, 1, 32, dtype=torch.float64)
     (tmp_path / "compiled").mkdir()
     key = programs._key(block, [states], model.config)
@@ -53,7 +53,7 @@ def test_a_damaged_program_is_built_again_and_then_loaded(model, monkeypatch, tm
 
 
 def test_a_program_belongs_to_its_shapes_and_its_machine(model, monkeypatch):
-    block = compiled_llama.LayerBlock(model.model.layers[0])
+    block = row_kernels.LayerBlock(model.model.layers[0])
     states = torch.zeros(1, 1, 32, dtype=torch.float64)
 
     def key(config=model.config, states=states):

@@ -1,0 +1,81 @@
+"""A model's layers and head as functions of static shapes, made of compiled programs.
+
+Shapes: B sequences, T new tokens of each, S a bucket of cached positions, D hidden, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from self_speculation.model_protocol import Decoder, ModelConfig
+from self_speculation.programs import program_of, tensors_of
+from self_speculation.row_kernels import HeadBlock, LayerBlock
+
+TensorFunction = Callable[[list[Tensor]], Tensor]
+
+
+class CompiledBlocks:
+    """Makes functions of a model's layers and of its norm and head. Raises `CompileError`."""
+
+    def __init__(self, decoder: Decoder, head: torch.nn.Module, config: ModelConfig) -> None:
+        self._config = config
+        self._layers = [LayerBlock(layer) for layer in decoder.layers]
+        self._layer_tensors = [tensors_of(layer) for layer in self._layers]
+        self._head = HeadBlock(decoder.norm, head)
+        self._head_tensors = tensors_of(self._head)
+
+    def span(
+        self, layers: tuple[int, int], caches: list[list[Tensor]], inputs: list[Tensor]
+    ) -> TensorFunction:
+        """Return a half-open span of layers as a function of inputs of these shapes.
+
+        The inputs are those of `LayerBlock`, without the keys and values, which `caches` holds for
+        each layer of the span. The function returns states, (B, T, D).
+        """
+        steps = []
+        for index, cache in zip(range(*layers), caches, strict=True):
+            program = program_of(self._layers[index], [*inputs, *cache], self._config)
+            steps.append((program, self._layer_tensors[index], cache))
+
+        def run(inputs: list[Tensor]) -> Tensor:
+            states_BTD, *others = inputs
+            for program, tensors, cache in steps:
+                states_BTD = program(tensors, [states_BTD, *others, *cache])
+            return states_BTD
+
+        return _fast(run, inputs)
+
+    def head(self, inputs: list[Tensor]) -> TensorFunction:
+        """Return norm and head as a function from states, (1, T, D), to logits, (T, V)."""
+        program, tensors = program_of(self._head, inputs, self._config), self._head_tensors
+        return _fast(lambda inputs: program(tensors, inputs), inputs)
+
+
+def _fast(function: TensorFunction, inputs: list[Tensor]) -> TensorFunction:
+    """Return the function on a CPU; on CUDA, a graph that replays all its launches at once."""
+    return _Replay(function, inputs) if inputs[0].device.type == "cuda" else function
+
+
+class _Replay:
+    """A CUDA graph of a function of inputs of these shapes."""
+
+    def __init__(self, function: TensorFunction, inputs: list[Tensor]) -> None:
+        self._inputs = [tensor.clone() for tensor in inputs]
+        # The first calls compile; their launches must not be part of the graph.
+        stream = torch.cuda.Stream(inputs[0].device)
+        stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                function(self._inputs)
+        torch.cuda.current_stream(inputs[0].device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._output = function(self._inputs)
+
+    def __call__(self, inputs: list[Tensor]) -> Tensor:
+        for static, tensor in zip(self._inputs, inputs, strict=True):
+            static.copy_(tensor)
+        self._graph.replay()
+        # The next replay overwrites the output.
+        return self._output.clone()
