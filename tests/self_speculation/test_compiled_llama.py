@@ -26,6 +26,7 @@ from self_speculation.row_kernels import HeadBlock
 from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
 from tests.conftest import LAYERS, random_prompt, row, same, tiny_config
+from tests.waits import CountedWaits
 
 CAPACITY = 96
 PROMPT = random_prompt(40)
@@ -274,33 +275,6 @@ def test_a_replay_copies_its_inputs_in_and_its_output_out(monkeypatch):
     captured.output = replay._output
     one, other = replay([torch.ones(2)]), replay([torch.full((2,), 3.0)])
     assert (one.tolist(), other.tolist()) == ([2, 2], [6, 6])
-
-
-class CountedWaits(torch.overrides.TorchFunctionMode):
-    """Counts calls that make the host wait for the device, also inside of torch's operators."""
-
-    def __init__(self):
-        super().__init__()
-        self._called = 0
-        self._profiler = torch.profiler.profile(acc_events=True)
-
-    def __torch_function__(self, function, types, arguments=(), named=None):
-        self._called += getattr(function, "__name__", "") in ("tolist", "cpu", "numpy")
-        return function(*arguments, **(named or {}))
-
-    def __enter__(self):
-        self._profiler.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        super().__exit__(*error)
-        self._profiler.__exit__(*error)
-
-    @property
-    def waits(self):
-        waiting = ("aten::_local_scalar_dense", "aten::nonzero")
-        inside = [one.count for one in self._profiler.key_averages() if one.key in waiting]
-        return self._called + sum(inside)
 
 
 @pytest.mark.parametrize("sampling", [SamplingRule(), SamplingRule(True, 0.8, 20, 0.95)])
