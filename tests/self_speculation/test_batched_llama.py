@@ -68,7 +68,7 @@ def test_sequences_join_and_leave_in_any_order(model, interpreted):
     plain = BatchedLlama(model, CAPACITY, ROWS)
     prompts = st.lists(st.integers(1, 70).map(random_prompt), min_size=1, max_size=ROWS)
 
-    @settings(FIXED, max_examples=8)
+    @settings(FIXED, max_examples=5)
     @given(st.data())
     def check(data):
         for one in (engine, plain):
