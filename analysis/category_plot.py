@@ -31,7 +31,7 @@ def category_panels(
             f"{title}, exit layer {exit_layer}, {drafts} drafts",
             partial(_draw, grid=grid, styles=styles),
         )
-        for (exit_layer, drafts), grid in decoders.items()
+        for (exit_layer, drafts), grid in sorted(decoders.items(), key=lambda item: item[0])
     ]
 
 

@@ -1,7 +1,7 @@
 """Columns that tables share: those that name a run, and those of a metric that some runs lack."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from analysis.columns import MISSING, Columns, Row
 from analysis.finished_runs import FinishedRun, LoggedRun
@@ -63,7 +63,7 @@ def run_columns(runs: Sequence[FinishedRun]) -> Columns:
     return columns
 
 
-def where_known(rows: Sequence[Row], columns: Columns) -> Columns:
+def where_known(rows: Sequence[Row], columns: Mapping[str, Callable[[Row], str]]) -> Columns:
     """Return the columns, without those that show a number in no row."""
     return {
         name: show for name, show in columns.items() if any(show(row) != MISSING for row in rows)

@@ -29,10 +29,10 @@ from command_line.script import run_script
 from models.loading import load_model
 from models.runtime import start_compiled
 from pruned_model import check_exit_layer
-from self_speculation import compiled_llama, self_speculation_generator
+from self_speculation import compiled_blocks, self_speculation_generator
 from self_speculation.generator_base import GenerationConfig, Output
 from self_speculation.programs import Program, program_of, tensors_of
-from self_speculation.row_kernels import attend, static_view
+from self_speculation.row_kernels import HeadBlock, attend, static_view
 from self_speculation.sampling import SamplingRule, seeded_generator
 from self_speculation.text_generator import TextGenerator
 
@@ -105,7 +105,7 @@ class Ledger:
         """Time the programs and the sampling of engines that are built inside."""
 
         def watched(block: nn.Module, inputs: list[Tensor], config: Any) -> Program:
-            name = "head" if isinstance(block, compiled_llama.HeadBlock) else "layers"
+            name = "head" if isinstance(block, HeadBlock) else "layers"
             return self.timed(name, program_of(block, inputs, config))
 
         sampling = (
@@ -114,7 +114,7 @@ class Ledger:
             (self_speculation_generator, "accept"),
         )
         with ExitStack() as patches:
-            patches.enter_context(patch.object(compiled_llama, "program_of", watched))
+            patches.enter_context(patch.object(compiled_blocks, "program_of", watched))
             for owner, name in sampling:
                 watch = self.timed("sampling", getattr(owner, name))
                 patches.enter_context(patch.object(owner, name, watch))

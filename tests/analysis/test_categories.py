@@ -71,7 +71,7 @@ def test_every_category_and_plan_is_drawn(tmp_path, monkeypatch):
     make_plots(runs, "rouge-l", tmp_path, compare(runs))
     figure = kept["speedup_by_category"]
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles == [f"spec_bench, exit layer 8, {k} drafts" for k in (6, 3)]
+    assert titles == [f"spec_bench, exit layer 8, {k} drafts" for k in (3, 6)]
     for axes in figure.axes:
         assert [label.get_text() for label in axes.get_yticklabels()] == sorted(names)
         marks = [line for line in axes.get_lines() if line.get_marker() in "*os"]
