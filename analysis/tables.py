@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy
 
-from analysis.columns import MISSING, Row, Table, number
+from analysis.columns import MISSING, Columns, Row, Table, number
 from analysis.comparison import Comparison, speed_interval, spread_over_seeds
 from analysis.comparison_tables import comparison_table, first_of, seeds_table
 from analysis.detail_tables import categories_table, differences_table
@@ -59,7 +59,7 @@ def _metrics_table(runs: list[FinishedRun]) -> Table:
         for name in _QUALITY:
             row |= numbers(run, name)
         rows.append(row | _likelihood(run))
-    few = {
+    few: Columns = {
         "pass@1": number("predicted_text_pass@1", ".3f"),
         "numeric match": number("predicted_text_numeric_match", ".3f"),
         "perplexity": number("teacher_forced_perplexity", ".3f"),
@@ -107,7 +107,8 @@ def _timing_table(runs: list[FinishedRun]) -> Table:
             row |= numbers(run, name)
         weights = run.record.model["weight_bytes"] if isinstance(run, LoggedRun) else None
         rows.append(row | {"weight_bytes": weights} | bounds("speed", _speed(run)))
-    few = {
+    few: Columns = {
+        "all tokens / all s": number("speed", ".2f"),
         "first token, s (median)": number("time_to_first_token_median", ".3f"),
         "time per token, s (median)": number("time_per_token_median", ".4f"),
         "time per token, s (p95)": number("time_per_token_p95", ".4f"),
@@ -117,7 +118,7 @@ def _timing_table(runs: list[FinishedRun]) -> Table:
         "total time, s": number("total_time_mean", ".3f"),
         "time per token, s": number("time_per_token_mean", ".4f"),
         "tokens/s": number("tokens_per_second_mean", ".2f"),
-        **where_known(rows, {"all tokens / all s": number("speed", ".2f")} | few),
+        **where_known(rows, few),
         "peak memory, GB": number("peak_memory_bytes", ".2f", 1e-9),
         "weights, GB": number("weight_bytes", ".2f", 1e-9),
     }

@@ -30,6 +30,7 @@ from models.loading import load_model
 from models.runtime import start_compiled
 from pruned_model import check_exit_layer
 from self_speculation import compiled_blocks, self_speculation_generator
+from self_speculation.compiled_llama import buckets_for
 from self_speculation.generator_base import GenerationConfig, Output
 from self_speculation.programs import Program, program_of, tensors_of
 from self_speculation.row_kernels import HeadBlock, attend, static_view
@@ -183,7 +184,7 @@ def profile(arguments: ProfileArguments, model_arguments: ModelArguments) -> Pro
     check_exit_layer("exit_layer", arguments.exit_layer, layers)
     (ids,) = human_eval_prompts(1, loaded.tokenizer)
     drafts = arguments.num_speculations
-    bucket = compiled_llama.buckets_for(len(ids))[-1]
+    bucket = buckets_for(len(ids))[-1]
     room = bucket - drafts - 1  # all rounds that fit run in one bucket
     if len(ids) + drafts + 1 > room:
         allowed = f"a prompt of {len(ids)} tokens and {bucket} positions leave no room for a round"
