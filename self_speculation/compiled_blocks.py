@@ -34,7 +34,8 @@ class CompiledBlocks:
         each layer of the span. The function returns states, (B, T, D).
         """
         steps = []
-        for index, cache in zip(range(*layers), caches, strict=True):
+        for index, views in zip(range(*layers), caches, strict=True):
+            cache = [view.transpose(1, 2) for view in views]
             program = program_of(self._layers[index], [*inputs, *cache], self._config)
             steps.append((program, self._layer_tensors[index], cache))
 

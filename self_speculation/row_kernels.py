@@ -114,17 +114,18 @@ AttentionInterface.register(_ATTENTION, attend)
 
 
 class _Slot:
-    """One layer's keys and values, with the `update` of a cache."""
+    """One layer's keys and values, (B, S, H, D), with the `update` of a cache."""
 
     def __init__(self, keys: Tensor, values: Tensor, positions_BT: Tensor) -> None:
         self._buffers = keys, values
         sequences_B = torch.arange(len(positions_BT), device=positions_BT.device)
-        self._places = sequences_B[:, None], slice(None), positions_BT
+        self._places = sequences_B[:, None], positions_BT
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, ...]:
         for buffer, new in zip(self._buffers, (key, value), strict=True):
+            # Written through a transposed view, the compiler would copy the whole buffer.
             buffer[self._places] = new.transpose(1, 2)
-        return self._buffers
+        return tuple(buffer.transpose(1, 2) for buffer in self._buffers)
 
 
 class LayerBlock(nn.Module):
