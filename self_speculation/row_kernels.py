@@ -20,6 +20,8 @@ from transformers import AttentionInterface
 _ATTENTION = "static_rows"
 # More sums in one loop do not fit a CPU's registers, and the loop takes long to compile.
 _MOST_SUMS = 32
+# For more sequences the compiler vectorises some of the sums across weight rows, which is slow.
+_MOST_SEQUENCES = 8
 _SUMS_IN_REGISTERS = 12
 _MOST_WEIGHT_ROWS = 4
 
@@ -29,7 +31,7 @@ class FewRowsLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         rows_TK = input.reshape(-1, self.in_features)
-        if len(rows_TK) > _MOST_SUMS:
+        if len(rows_TK) > (_MOST_SUMS if len(input) == 1 else _MOST_SEQUENCES):
             return super().forward(input)
         out_TN = _products(rows_TK, self.weight)
         if self.bias is not None:
