@@ -60,12 +60,18 @@ def print_summary(run: dict[str, Any], path: Path) -> None:
 
 def print_decoding(run: dict[str, Any]) -> None:
     """Print speed, drafts and the quality of the texts."""
-    counts, text = run["counts"], run["predicted_text"]
-    print(
-        f"speed     {shown(run['tokens_per_second']['token_weighted'], '.1f')} tokens/s, "
-        f"{shown(run['time_per_token']['mean'], '.4f')} s/token; first token after "
-        f"{shown(run['prefill_seconds']['mean'], '.3f')} s"
-    )
+    counts, text, batched = run["counts"], run["predicted_text"], run.get("batched")
+    if batched:
+        print(
+            f"speed     {shown(batched['tokens_per_second'], '.1f')} tokens/s together, "
+            f"{batched['batch_size']} prompts at a time, prefills included"
+        )
+    else:
+        print(
+            f"speed     {shown(run['tokens_per_second']['token_weighted'], '.1f')} tokens/s, "
+            f"{shown(run['time_per_token']['mean'], '.4f')} s/token; first token after "
+            f"{shown(run['prefill_seconds']['mean'], '.3f')} s"
+        )
     together = run.get("throughput")
     if together and together["ranks"] > 1:
         print(

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check_local(arguments: SweepArguments) -> None:
     """Raise the first error of flags and local rows if no run is without an error."""
-    runs, errors = list(arguments.baselines()), []
+    runs, errors = list(arguments.first_runs()), []
     for run in runs:
         try:
             arguments.check_run(run)

@@ -13,7 +13,7 @@ from arguments.prompts import DataArguments
 from arguments.pruning import PRUNE_METHODS, CalibrationArguments, PruneArguments
 from arguments.run import LogArguments, RunArguments
 from command_line.errors import reject
-from command_line.flags import flag, is_folder
+from command_line.flags import check_least, flag, is_folder
 from prompts.dataset_table import DATASETS
 from prompts.row_formats import FORMATS
 
@@ -26,7 +26,11 @@ _SHARED_ROWS = {
 _SUFFIXES = ("", *(f"{suffix}{packed}" for suffix in FORMATS for packed in ("", ".gz")))
 # Each flag that lists plans, and the method that needs it or may have it.
 _PLAN_FLAGS = {"prune_ns": "angular", "dropout_thresholds": "random", "prune_seeds": "random"}
+_CALIBRATION = ("calibration_dataset", "calibration_path", "calibration_excludes")
 _NEEDED = {"angular": "prune_ns", "random": "dropout_thresholds"}
+
+
+_QUALITY_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,22 @@ class GridArguments:
         "folder with a file or folder of rows for every data set, by its name or cnn_dailymail, "
         "xsum (default: --data_path, or the hub)",
     )
+    quality_samples: int | None = flag(
+        None,
+        "measure quality once per plan and data set, on so many examples, decoded autoregressively "
+        "in batches (--batch_size, here 8 by default) and teacher-forced; needs --speed_samples",
+    )
+    speed_samples: int | None = flag(
+        None,
+        "measure speed on the first so many of the --quality_samples, with every decoder; 0 "
+        "measures none",
+    )
     dry_run: bool = flag(False, "list the runs and what is left of each, and run nothing")
 
     def check(self) -> None:
         for name in ("exit_layer", "num_speculations"):
             self._check_range(name)
+        self._check_samples()
         for name, method in _PLAN_FLAGS.items():
             if getattr(self, name) and method not in self.prune_methods:
                 given = " ".join(map(str, getattr(self, name)))
@@ -71,6 +86,17 @@ class GridArguments:
                 reject("dropout_thresholds", threshold, "must be in [0, 1)")
         if self.data_dir is not None and not is_folder(self.data_dir):
             reject("data_dir", self.data_dir, "is no folder")
+
+    def _check_samples(self) -> None:
+        check_least(self, quality_samples=1, speed_samples=0)
+        quality, speed = self.quality_samples, self.speed_samples
+        if speed is None or quality is None:
+            for name, other in (("quality", "speed"), ("speed", "quality")):
+                value = getattr(self, f"{name}_samples")
+                if value is not None:
+                    reject(f"{name}_samples", value, f"needs --{other}_samples")
+        elif speed > quality:
+            reject("speed_samples", speed, f"must be at most --quality_samples {quality}")
 
     def exit_layers(self, layers: int) -> list[int]:
         """Return the exit layers of a model with so many layers."""
@@ -112,10 +138,13 @@ class SweepArguments:
             value = getattr(self.generation, name)
             if value != default:
                 reject(name, value, "the grid sets it; see --exit_layer_first and its kin")
-        if self.measure.batch_size > 1:
-            allowed = "the drafting runs of a sweep decode one prompt at a time"
+        if self.grid.quality_samples is None and self.measure.batch_size > 1:
+            allowed = "needs --quality_samples; runs that are timed decode one prompt at a time"
             reject("batch_size", self.measure.batch_size, allowed)
-        for name in ("calibration_dataset", "calibration_path"):
+        if self.grid.quality_samples is not None and self.data.num_samples is not None:
+            allowed = "contradicts --quality_samples and --speed_samples"
+            reject("num_samples", self.data.num_samples, allowed)
+        for name in _CALIBRATION:
             value = getattr(self.calibration, name)
             if value is not None and "angular" not in self.grid.prune_methods:
                 reject(name, value, "only with --prune_methods angular")
@@ -128,15 +157,47 @@ class SweepArguments:
     def datasets(self) -> list[str]:
         return list(dict.fromkeys(self.grid.datasets or [self.data.dataset]))
 
-    def baselines(self) -> Iterator[RunArguments]:
-        """Yield the autoregressive run of every plan and data set; `check_run` has yet to pass."""
+    def first_runs(self) -> Iterator[RunArguments]:
+        """Yield the first run of every plan and data set; `check_run` has yet to pass.
+
+        It is the run that measures the plan's quality if there is one, or else the autoregressive
+        baseline of its speed-ups.
+        """
         for dataset in self.datasets:
             path = self.data.data_path or self._rows_of(dataset)
             data = dataclasses.replace(self.data, dataset=dataset, data_path=path)
             for pruning in self._plans():
-                yield RunArguments(
+                baseline = RunArguments(
                     self.model, data, pruning, self.generation, self.log, self.measure
                 )
+                yield self._of_quality(baseline) if self.grid.quality_samples else baseline
+
+    def baseline(self, first: RunArguments) -> RunArguments | None:
+        """Return the autoregressive run with which speed-ups of the first run's plan begin.
+
+        None where no speed is asked for. It calibrates on none of the examples of quality, so that
+        both runs have one plan.
+        """
+        quality, speed = self.grid.quality_samples, self.grid.speed_samples
+        if quality is None:
+            return first
+        if speed == 0:
+            return None
+        pruning = first.prune
+        if pruning.calibrates() and pruning.calibration_excludes is None:
+            pruning = dataclasses.replace(pruning, calibration_excludes=quality)
+        measure = dataclasses.replace(self.measure, batch_size=1, teacher_forced=False)
+        data = dataclasses.replace(first.data, num_samples=speed)
+        return dataclasses.replace(first, data=data, prune=pruning, measure=measure)
+
+    def _of_quality(self, run: RunArguments) -> RunArguments:
+        size = self.measure.batch_size if self.measure.batch_size > 1 else _QUALITY_BATCH
+        forced = DATASETS[run.data.dataset].references
+        measure = dataclasses.replace(
+            self.measure, batch_size=size, repeats=1, teacher_forced=forced
+        )
+        data = dataclasses.replace(run.data, num_samples=self.grid.quality_samples)
+        return dataclasses.replace(run, data=data, measure=measure)
 
     def check_run(self, run: RunArguments) -> None:
         """Raise `UsageError` for flags that the run's data set or plan does not allow."""
@@ -148,6 +209,7 @@ class SweepArguments:
 
     def speculative(self, baseline: RunArguments, exit_layer: int) -> Iterator[RunArguments]:
         """Yield the runs of the same plan and data set that draft at one exit layer."""
+        measure = dataclasses.replace(baseline.measure, teacher_forced=False)
         for drafts in self.grid.draft_lengths():
             generation = dataclasses.replace(
                 self.generation,
@@ -155,7 +217,7 @@ class SweepArguments:
                 exit_layer=exit_layer,
                 num_speculations=drafts,
             )
-            yield dataclasses.replace(baseline, generation=generation)
+            yield dataclasses.replace(baseline, generation=generation, measure=measure)
 
     def _plans(self) -> Iterator[PruneArguments]:
         for method in dict.fromkeys(self.grid.prune_methods):
@@ -169,7 +231,7 @@ class SweepArguments:
         if method == "angular":
             yield from ({"prune_n": count} for count in dict.fromkeys(grid.prune_ns))
             return
-        unmeasured = {"calibration_dataset": None, "calibration_path": None}
+        unmeasured: dict[str, Any] = dict.fromkeys(_CALIBRATION)
         if method == "base":
             yield unmeasured
             return

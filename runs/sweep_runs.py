@@ -3,13 +3,12 @@
 import dataclasses
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from arguments.run import RunArguments
 from command_line.errors import (
-    EXIT_INTERRUPTED,
     BusyError,
     FailedError,
     InterruptedRunError,
@@ -31,7 +30,8 @@ from runs.experiment import Prepare, perform_run
 from runs.preparation import decide_plan
 from runs.record import RunRecord
 from runs.sweep_grid import GridArguments, SweepArguments
-from runs.sweep_states import Pace, RunState, Visit, run_name, state_of, visits
+from runs.sweep_outcome import Outcome
+from runs.sweep_states import Pace, RunState, Visit, state_of, visits
 from runs.sweep_tries import MOST_TRIES, Tries, ends_the_device
 from runs.writer import lock_name
 
@@ -41,7 +41,7 @@ _Made = TypeVar("_Made")
 
 @dataclass(frozen=True)
 class Study:
-    """One plan on one data set: its runs, the baseline first.
+    """One plan on one data set: the run of its quality if there is one, the baseline, the drafts.
 
     `skipped` holds a line for each exit layer of the grid that cannot draft.
     """
@@ -51,54 +51,13 @@ class Study:
     skipped: list[str]
 
     @property
-    def name(self) -> str:
-        return f"{self.runs[0].arguments.data.dataset}, {self.plan.approach}"
-
-
-@dataclass
-class Outcome:
-    """The files of the complete runs, and the name and error of each that failed.
-
-    `count` is the number of runs. `short_of_memory` counts complete runs that lack prompts.
-    """
-
-    count: int = 0
-    paths: list[Path] = field(default_factory=list)
-    failed: list[tuple[str, UsageError]] = field(default_factory=list)
-    short_of_memory: int = 0
-    interrupted: bool = False
+    def drafts(self) -> bool:
+        """Whether a run decodes speculatively."""
+        return any(run.arguments.generation.exit_layer != -1 for run in self.runs)
 
     @property
-    def exit_code(self) -> int:
-        """The code of the worst run: it failed, lacks prompts, or belongs to another process."""
-        worst = [error for _, error in self.failed if not isinstance(error, BusyError)]
-        if self.interrupted:
-            return EXIT_INTERRUPTED
-        if worst:
-            return worst[0].exit_code
-        if self.short_of_memory:
-            return FailedError.exit_code
-        return BusyError.exit_code if self.failed else 0
-
-    def summary(self) -> str:
-        lines = [f"{len(self.paths)} of {self.count} runs are complete"]
-        if self.short_of_memory:
-            lines.append(f"{self.short_of_memory} of them lack prompts for want of memory")
-        if self.interrupted:
-            lines.append("interrupted; the same command goes on")
-        return "\n".join(lines)
-
-    def add(self, record: RunRecord, path: Path) -> None:
-        if record.status == "complete":
-            self.paths.append(path)
-            self.short_of_memory += record.failed_prompts > 0
-        else:
-            self.interrupted = True
-
-    def fail(self, run: RunArguments, error: UsageError) -> None:
-        """Note an error without its frames, for they hold tensors."""
-        error.__traceback__ = error.__cause__ = error.__context__ = None
-        self.failed.append((run_name(run), error))
+    def name(self) -> str:
+        return f"{self.runs[0].arguments.data.dataset}, {self.plan.approach}"
 
 
 class Sweep:
@@ -117,8 +76,8 @@ class Sweep:
             self._layers = find_checkpoint(arguments.model).config.num_hidden_layers
             _check_grid(arguments.grid, self._layers)
         self._define_run = run_definer()
-        runs = ((run, run) for run in arguments.baselines())
-        self._baselines = self._each(runs, self._defined)
+        runs = ((run, run) for run in arguments.first_runs())
+        self._first_runs = self._each(runs, self._defined)
 
     def _defined(self, run: RunArguments) -> RunDefinition:
         self._arguments.check_run(run)
@@ -147,7 +106,7 @@ class Sweep:
             print("no run is left; another --output_dir performs them again")
             return self._outcome
         try:
-            first = self._baselines[0]
+            first = self._first_runs[0]
             with self._ranks.together():
                 loaded = load_model(first.arguments.model, first.runtime, first.checkpoint)
             self._perform_all(loaded, self._studies(_Planner(loaded, self._ranks)), command)
@@ -176,23 +135,24 @@ class Sweep:
         self._outcome.count = len(states) + len(self._outcome.failed)
 
     def _all_states(self) -> list[RunState]:
-        return [state for one in self._baselines for state in self._states(one)]
+        return [state for one in self._first_runs for state in self._states(one)]
 
-    def _states(self, baseline: RunDefinition) -> list[RunState]:
+    def _states(self, first: RunDefinition) -> list[RunState]:
         """Return the states of a plan's runs; an unknown plan counts as the whole model."""
-        first = state_of(baseline)
+        state = state_of(first)
         whole = PrunePlan("base", self._layers, tuple(range(self._layers)))
-        runs, _ = self._speculative(baseline.arguments, first.plan or whole)
-        return [first, *map(state_of, runs)]
+        runs, _ = self._others(first.arguments, state.plan or whole)
+        return [state, *map(state_of, runs)]
 
-    def _speculative(
-        self, baseline: RunArguments, plan: PrunePlan
+    def _others(
+        self, first: RunArguments, plan: PrunePlan
     ) -> tuple[list[RunDefinition], list[str]]:
-        """Return the runs that draft, and why the other exit layers of the grid cannot."""
-        runs: list[RunDefinition] = []
+        """Return the plan's other runs, and why the other exit layers of the grid cannot draft."""
         skipped: list[str] = []
-        if baseline.is_plain_text:  # nothing is decoded
-            return runs, skipped
+        baseline = self._arguments.baseline(first)
+        if baseline is None or first.is_plain_text:  # nothing is decoded for its speed
+            return [], skipped
+        runs = [] if baseline is first else [self._define_run(baseline)]
         for exit_layer in self._arguments.grid.exit_layers(self._layers):
             try:
                 plan.kept_exit_layer(exit_layer)
@@ -204,22 +164,22 @@ class Sweep:
         return runs, skipped
 
     def _studies(self, planner: "_Planner") -> list[Study]:
-        def study(baseline: RunDefinition) -> Study:
-            if self._tries.exhausted(baseline.run_id):
+        def study(first: RunDefinition) -> Study:
+            if self._tries.exhausted(first.run_id):
                 raise _given_up()
-            self._tries.begin(baseline.run_id)
-            plan = planner.plan(baseline)
+            self._tries.begin(first.run_id)
+            plan = planner.plan(first)
             self._tries.end()
-            runs, skipped = self._speculative(baseline.arguments, plan)
-            return Study(plan, [baseline, *runs], skipped)
+            runs, skipped = self._others(first.arguments, plan)
+            return Study(plan, [first, *runs], skipped)
 
-        studies = self._each(((one.arguments, one) for one in self._baselines), study)
+        studies = self._each(((one.arguments, one) for one in self._first_runs), study)
         for one in studies:
             for reason in one.skipped:
                 print(f"skipped: {one.name}, {reason}")
         skipped = [reason for one in studies for reason in one.skipped]
         with self._ranks.together():
-            if skipped and not any(one.runs[1:] for one in studies):
+            if skipped and not any(one.drafts for one in studies):
                 first = self._arguments.grid.exit_layer_first
                 reject("exit_layer_first", first, skipped[0])
         return studies

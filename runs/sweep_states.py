@@ -47,6 +47,8 @@ def run_name(run: RunArguments) -> str:
     decoder = f"exit layer {flags.exit_layer}, {flags.num_speculations} drafts"
     if flags.generation_strategy == "autoregressive":
         decoder = "autoregressive"
+        if run.measure.batch_size > 1:
+            decoder += f", {run.measure.batch_size} at a time"
     return f"{run.data.dataset}, {approach}, {decoder}"
 
 
@@ -96,14 +98,14 @@ def visits(runs: list[RunDefinition], left: list[list[int]], first: int) -> Iter
     """Yield the visits to these runs, whose first number is `first`, pass by pass.
 
     Each pass goes through all runs before the next begins, and every second one backwards: a
-    machine that grows slower or faster then slows all of them alike. `left` holds the prompts left
+    machine that grows slower or faster then slows all of them alike. A run may have fewer passes
+    than others. `left` holds the prompts left
     of each run and pass. A pass without any is left out, except the last, which completes the run.
     """
-    repeats = runs[0].arguments.measure.repeats
-    for repeat in range(repeats):
-        turn = Turn(repeat + 1, is_last=repeat == repeats - 1)
-        order = range(len(runs))
+    for repeat in range(max(map(len, left))):
+        order = [place for place, passes in enumerate(left) if repeat < len(passes)]
         for place in reversed(order) if repeat % 2 else order:
+            turn = Turn(repeat + 1, is_last=repeat == len(left[place]) - 1)
             if turn.is_last or left[place][repeat]:
                 yield Visit(first + place, runs[place], turn, left[place][repeat])
 

@@ -32,7 +32,7 @@ def _groups(arguments: type) -> tuple[type, ...]:
 # The flags of each script, and how it parses them before it reads a file.
 SCRIPTS = {
     "benchmark": (RUN_GROUPS, lambda argv: RunArguments(*parse(argv, "", *RUN_GROUPS))),
-    "sweep": (_groups(SweepArguments), lambda argv: list(sweep.parse_sweep(argv).baselines())),
+    "sweep": (_groups(SweepArguments), lambda argv: list(sweep.parse_sweep(argv).first_runs())),
     "correctness": (CHECK_GROUPS, lambda argv: parse(argv, "", *CHECK_GROUPS)),
     "generate": (ANSWER_GROUPS, lambda argv: parse(argv, "", *ANSWER_GROUPS)),
     "eval": (_groups(EvaluationArguments), harness.parse_evaluation),

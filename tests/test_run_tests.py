@@ -73,7 +73,7 @@ def shell(tmp_path):
 
 def runs_of(arguments):
     """Yield data set, plan, exit layer and draft length of each run of a sweep."""
-    for baseline in arguments.baselines():
+    for baseline in arguments.first_runs():
         drafting = (arguments.speculative(baseline, e) for e in arguments.grid.exit_layers(99))
         for run in [baseline, *itertools.chain.from_iterable(drafting)]:
             plan = run.prune.prune_method, run.prune.prune_n or run.prune.dropout_threshold
@@ -119,7 +119,7 @@ def test_the_environment_sets_the_sweep_and_flags_pass_through(shell, tmp_path):
     )
     assert len(list(runs_of(arguments))) == 3 * 3 * 2
     assert {run[2:] for run in runs_of(arguments)} == {(-1, -1), (3, 2)}
-    baselines = list(arguments.baselines())
+    baselines = list(arguments.first_runs())
     assert {(one.model.model, one.data.num_samples) for one in baselines} == {("a/b c", 9)}
     assert {(one.generation.max_steps, one.log.output_dir) for one in baselines} == {(7, "o ut")}
     assert {one.data.template for one in baselines} == {"it's {message} \\n $HOME *"}

@@ -16,7 +16,7 @@ from command_line.script import run_script
 from runs import experiment, sweep_runs, sweep_tries
 from runs.reader import find_runs, read_record, read_samples
 from runs.sweep_grid import GridArguments
-from runs.sweep_runs import Outcome
+from runs.sweep_outcome import Outcome
 from tests.conftest import SWEEP_GRID, SWEEP_PLANS, SWEEP_POINTS, numbered, rewritten
 
 ONE_POINT = ["--exit_layer_first", "4", "--num_speculations_first", "3"]

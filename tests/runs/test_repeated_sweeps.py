@@ -170,8 +170,3 @@ def test_a_sweep_of_several_processes_makes_the_same_passes(
 
 def _ids(samples):
     return [(one["repeat"], one["index"], one["output_ids"]) for one in samples]
-
-
-def test_batches_are_refused_in_one_line(run_sweep, capsys):
-    assert run_sweep(*POINTS, "--batch_size", "2")[0] == 2
-    assert "--batch_size 2: the drafting runs of a sweep decode one" in capsys.readouterr().err

@@ -1,0 +1,111 @@
+"""A sweep measures quality once per plan, in batches, and speed on a few of its prompts."""
+
+import pytest
+
+import sweep
+from analysis import sweep_report
+from analysis.comparison import compare
+from analysis.logged_runs import find_logged_runs
+from command_line.script import run_script
+from runs.reader import find_runs, read_record, read_samples
+from tests.conftest import SWEEP_GRID, common_flags
+
+ONE_POINT = ["--exit_layer_first", "4", "--num_speculations_first", "3"]
+PLANS = [
+    *("--prune_methods", "base", "angular", "random", "--prune_ns", "2"),
+    *("--dropout_thresholds", "0.2", "--calibration_samples", "4"),
+]
+SPLIT = ["--quality_samples", "6", "--speed_samples", "2", "--batch_size", "3"]
+
+
+@pytest.fixture(autouse=True)
+def without_maps(monkeypatch):
+    monkeypatch.setattr(sweep_report, "make_heat_maps", lambda *_: None)
+
+
+@pytest.fixture
+def split_sweep(checkpoint, rows, tmp_path):
+    def start(*flags, path=rows, folder="logs"):
+        common = common_flags(checkpoint, path, tmp_path / folder)
+        code = run_script(sweep.main, [*common, *SWEEP_GRID, *ONE_POINT, *flags])
+        return code, tmp_path / folder
+
+    return start
+
+
+def runs_of(folder):
+    return [(read_record(path), read_samples(path)) for path in find_runs(folder)]
+
+
+def test_quality_is_measured_once_per_plan_and_speed_with_every_decoder(split_sweep, capsys):
+    """Without a training split, both must calibrate on the rows that neither evaluates."""
+    code, folder = split_sweep(*PLANS, *SPLIT, "--repeats", "2")
+    assert code == 0
+    by_plan = {}
+    for record, samples in runs_of(folder):
+        by_plan.setdefault(record.plan["approach"], []).append((record, samples))
+    assert len(by_plan) == 3
+    for runs in by_plan.values():
+        assert len({tuple(record.plan["kept_layers"]) for record, _ in runs}) == 1
+        quality, *timed = sorted(runs, key=lambda run: -len({s.index for s in run[1]}))
+        assert [len(quality[1]), *(len(samples) for _, samples in timed)] == [6, 4, 4]
+        assert quality[0].metrics["batched"]["batch_size"] == 3
+        assert quality[0].metrics["tokens_per_second"]["mean"] is None
+        assert quality[0].metrics["teacher_forced"]["perplexity"] > 1
+        texts = {one.example_id: one.output_ids for one in quality[1]}
+        for record, samples in timed:
+            assert "teacher_forced" not in record.metrics
+            assert record.metrics["timed"]["passes"] == 2
+            assert all(texts[one.example_id] == one.output_ids for one in samples)
+    assert "9 of 9 runs are complete" in capsys.readouterr().out
+    assert split_sweep(*PLANS, *SPLIT, "--repeats", "2")[0] == 0
+    assert "no run is left" in capsys.readouterr().out
+
+
+def test_rows_of_speed_name_the_run_of_their_quality(split_sweep):
+    _, folder = split_sweep(*PLANS, *SPLIT)
+    comparisons = compare(find_logged_runs([folder]).runs)
+    quality = {one.run.plan_name: one.run for one in comparisons if one.run.is_batched}
+    timed = [one for one in comparisons if not one.run.is_batched]
+    assert len(timed) == 6
+    for one in timed:
+        assert one.quality.run is quality[one.run.plan_name]
+        assert None not in one.speedups.values()
+
+
+def test_no_speed_is_measured_where_none_is_asked_for(split_sweep, capsys):
+    flags = ["--quality_samples", "3", "--speed_samples", "0"]
+    assert split_sweep(*flags, "--dry_run", "true")[0] == 0
+    assert "1 of 1 runs and 3 prompts are left" in capsys.readouterr().out
+    code, folder = split_sweep(*flags)
+    assert code == 0
+    ((record, samples),) = runs_of(folder)
+    assert (len(samples), record.metrics["batched"]["batch_size"]) == (3, 8)
+
+
+def test_a_run_without_references_is_not_teacher_forced(split_sweep, tmp_path):
+    rows = tmp_path / "spoken.jsonl"
+    rows.write_text('{"question_id": 1, "category": "qa", "turns": ["Who?", "Why?"]}\n')
+    flags = ["--quality_samples", "1", "--speed_samples", "1", "--dataset", "spec_bench"]
+    code, folder = split_sweep(*flags, path=rows)
+    assert code == 0
+    assert ["teacher_forced" in record.metrics for record, _ in runs_of(folder)] == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--quality_samples", "3"], "--quality_samples 3: needs --speed_samples"),
+        (["--speed_samples", "3"], "--speed_samples 3: needs --quality_samples"),
+        (
+            ["--quality_samples", "3", "--speed_samples", "4"],
+            "--speed_samples 4: must be at most --quality_samples 3",
+        ),
+        (["--quality_samples", "0", "--speed_samples", "0"], "--quality_samples 0: must be at"),
+        ([*SPLIT, "--num_samples", "3"], "--num_samples 3: contradicts --quality_samples"),
+        (["--batch_size", "2"], "--batch_size 2: needs --quality_samples"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(split_sweep, capsys, flags, line):
+    assert split_sweep(*flags)[0] == 2
+    assert line in capsys.readouterr().err
