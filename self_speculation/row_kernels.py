@@ -88,9 +88,7 @@ def attend(
     shared = heads // key_BHSD.shape[1]
     query_BHRD = query_BHTD.reshape(sequences, -1, shared * tokens, size)
     visible_B1RS = visible_BTS.repeat(1, shared, 1)[:, None]
-    # For several sequences the library's kernel is more than twice as fast as sums.
-    by_rows = query_BHTD.device.type == "cpu" and sequences == 1
-    if by_rows and shared * tokens <= _MOST_SUMS:
+    if query_BHTD.device.type == "cpu" and shared * tokens <= _MOST_SUMS:
         out_BHRD = _attend_by_rows(query_BHRD, key_BHSD, value_BHSD, visible_B1RS, scaling)
     else:
         out_BHRD = F.scaled_dot_product_attention(
