@@ -29,11 +29,10 @@ from command_line.script import run_script
 from models.loading import load_model
 from models.runtime import start_compiled
 from pruned_model import check_exit_layer
-from self_speculation import compiled_blocks, self_speculation_generator
-from self_speculation.compiled_llama import buckets_for
+from self_speculation import compiled_blocks, compiled_llama, self_speculation_generator
 from self_speculation.generator_base import GenerationConfig, Output
 from self_speculation.programs import Program, program_of, tensors_of
-from self_speculation.row_kernels import HeadBlock, attend, static_view
+from self_speculation.row_kernels import attend, static_view
 from self_speculation.sampling import SamplingRule, seeded_generator
 from self_speculation.text_generator import TextGenerator
 
@@ -77,11 +76,11 @@ class Attention(nn.Module):
         self._scaling = scaling
 
     def forward(
-        self, query_1HTD: Tensor, visible_TS: Tensor, keys: Tensor, values: Tensor
+        self, query_1HTD: Tensor, visible_1TS: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
-        seen = visible_TS.shape[1]
+        seen = visible_1TS.shape[-1]
         out, _ = attend(
-            self, query_1HTD, keys[:, :, :seen], values[:, :, :seen], visible_TS, self._scaling
+            self, query_1HTD, keys[:, :, :seen], values[:, :, :seen], visible_1TS, self._scaling
         )
         return out
 
@@ -106,7 +105,7 @@ class Ledger:
         """Time the programs and the sampling of engines that are built inside."""
 
         def watched(block: nn.Module, inputs: list[Tensor], config: Any) -> Program:
-            name = "head" if isinstance(block, HeadBlock) else "layers"
+            name = "head" if isinstance(block, compiled_blocks.HeadBlock) else "layers"
             return self.timed(name, program_of(block, inputs, config))
 
         sampling = (
@@ -158,8 +157,8 @@ class Alone:
         heads, size = self._sizes
         query_1HTD = self._model.lm_head.weight.new_ones(1, heads, rows, size)
         positions_T = torch.arange(self._length, self._length + rows)
-        visible_TS = torch.arange(self._bucket) <= positions_T[:, None]
-        inputs = [query_1HTD, visible_TS]
+        visible_1TS = (torch.arange(self._bucket) <= positions_T[:, None])[None]
+        inputs = [query_1HTD, visible_1TS]
         program = program_of(self._attention, [*inputs, *self._caches[0]], self._model.config)
         return lambda: [program([], [*inputs, *self._caches[i]]) for i in range(first, last)]
 
@@ -184,7 +183,7 @@ def profile(arguments: ProfileArguments, model_arguments: ModelArguments) -> Pro
     check_exit_layer("exit_layer", arguments.exit_layer, layers)
     (ids,) = human_eval_prompts(1, loaded.tokenizer)
     drafts = arguments.num_speculations
-    bucket = buckets_for(len(ids))[-1]
+    bucket = compiled_llama.buckets_for(len(ids))[-1]
     room = bucket - drafts - 1  # all rounds that fit run in one bucket
     if len(ids) + drafts + 1 > room:
         allowed = f"a prompt of {len(ids)} tokens and {bucket} positions leave no room for a round"
