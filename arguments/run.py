@@ -77,7 +77,6 @@ class RunArguments:
         for flag_name, default in (
             ("template", None),
             ("apply_chat_template", False),
-            ("n_shot", 0),
             ("truncate_prompt", False),
             ("max_prompt_tokens", None),
         ):

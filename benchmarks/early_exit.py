@@ -161,7 +161,7 @@ def _speedup(
         return None
     calls = zip(steps, samples[side], samples[baseline], strict=True)
     rows = [(tokens, own, tokens, other) for tokens, (own, _), (other, _) in calls]
-    speedup = ratio_interval(numpy.array(rows, dtype=float))
+    speedup = ratio_interval(numpy.array(rows, dtype=float)[:, None])  # of one pass
     return [speedup.value, speedup.low, speedup.high] if speedup else None
 
 

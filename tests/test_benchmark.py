@@ -10,7 +10,7 @@ import benchmark
 from command_line.script import run_script
 from prompts.row_formats import Row, RowsError
 from prompts.sources import HubSource
-from runs import experiment, measuring
+from runs import experiment, scoring
 from runs.metrics import summarize, text_scores
 from runs.reader import find_runs, read_record, read_samples
 from tests.conftest import ANGULAR, GREEDY, ROOT, SPECULATIVE, write
@@ -162,7 +162,7 @@ def test_a_crash_leaves_a_readable_log(checkpoint, rows, tmp_path, monkeypatch):
     def crash(*_):
         raise RuntimeError("kernel")
 
-    monkeypatch.setattr(measuring, "text_scores", crash)
+    monkeypatch.setattr(scoring, "text_scores", crash)
     with pytest.raises(RuntimeError, match="kernel"):
         benchmark.main(
             ["--model", str(checkpoint), "--dataset", "custom_jsonl", "--data_path", str(rows)]

@@ -9,7 +9,7 @@ import correctness
 from command_line.script import run_script
 from runs import lossless
 from runs.reader import find_runs
-from self_speculation import compiled_llama, distribution, self_speculation_generator
+from self_speculation import compiled_blocks, distribution, self_speculation_generator
 from self_speculation.llama_model_utils import CachedLlama
 from tests.conftest import VOCABULARY
 
@@ -82,10 +82,10 @@ def test_wrong_outputs_are_shown_and_fail(check, broken, capsys):
 @pytest.mark.parametrize("rule", [[], ["--sample", "true", "--num_draws", "100"]])
 def test_compiled_decoding_is_compared_with_uncompiled(check, monkeypatch, rule):
     def skip_layers(block, inputs, config):
-        skips = isinstance(block, compiled_llama.LayerBlock)
+        skips = isinstance(block, compiled_blocks.LayerBlock)
         return lambda _, given: given[0].clone() if skips else block(*given)
 
-    monkeypatch.setattr(compiled_llama, "program_of", skip_layers)
+    monkeypatch.setattr(compiled_blocks, "program_of", skip_layers)
     code, log = check("--compile", "true", *rule)
     assert code == 1
     assert log["summary"]["verdicts"]["wrong"]

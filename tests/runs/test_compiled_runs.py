@@ -8,7 +8,7 @@ from command_line.errors import FailedError
 from models import compilation, runtime
 from models.loading import load_model
 from models.runtime import start
-from self_speculation import compiled_llama, programs
+from self_speculation import compiled_blocks, programs
 from tests.conftest import GREEDY, SPECULATIVE
 
 SHORT = [*SPECULATIVE, "--exit_layer", "2", *GREEDY, "--stop_words", "none"]
@@ -19,7 +19,7 @@ def programs_of_blocks(request, small_buckets, monkeypatch):
     """Programs from the compiler, or the blocks themselves, which need none."""
     if request.param == "blocks":
         monkeypatch.setattr(
-            compiled_llama, "program_of", lambda block, *_: lambda _, given: block(*given)
+            compiled_blocks, "program_of", lambda block, *_: lambda _, given: block(*given)
         )
 
 

@@ -11,7 +11,7 @@ from analysis.comparison import QUALITIES, SAME_DECODER, compare, quality_interv
 from analysis.plots import make_plots
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, random_plan
 from command_line.script import run_script
-from runs import measuring
+from runs import scoring
 from runs.metrics import summarize
 from runs.reader import read_record, read_samples
 from self_speculation.text_generator import TextGenerator
@@ -70,7 +70,7 @@ def test_tests_follow_the_rows_own_prompt(run, problems, answer):
 
 
 def test_nothing_is_executed_unless_it_is_asked_for(run, problems, monkeypatch, capsys):
-    monkeypatch.setattr(measuring, "passes", None)
+    monkeypatch.setattr(scoring, "passes", None)
     code, record, samples = run("--dataset", "human_eval", *GREEDY, path=problems)
     out, err = capsys.readouterr()
     assert code == 0
