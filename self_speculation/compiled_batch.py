@@ -10,13 +10,29 @@ from torch import Tensor
 
 from self_speculation.batched_llama import BatchedLlama, RowCache
 from self_speculation.compiled_blocks import CompiledBlocks, TensorFunction
-from self_speculation.compiled_llama import buckets_for
 from self_speculation.llama_model_utils import on_device
 from self_speculation.model_protocol import Llama
 from self_speculation.programs import compile_errors, programs_known
 
 # A step of few sequences costs almost as much as a step of a quarter of the batch.
 _FEWER = 4
+_SMALLEST_BUCKET = 64
+
+
+def batch_buckets(capacity: int) -> list[int]:
+    """Return the lengths for which attention is compiled, each about half of the next.
+
+    The longest is close to the capacity: every sequence has keys and values of its own, so that
+    padding costs a batch more than a single sequence.
+    """
+    buckets = [_rounded(capacity)]
+    while buckets[0] > _SMALLEST_BUCKET:
+        buckets.insert(0, _rounded(buckets[0] // 2))
+    return buckets
+
+
+def _rounded(positions: int) -> int:
+    return -(-positions // _SMALLEST_BUCKET) * _SMALLEST_BUCKET
 
 
 class CompiledBatch(BatchedLlama):
@@ -34,7 +50,7 @@ class CompiledBatch(BatchedLlama):
     ) -> None:
         super().__init__(model, capacity, batch_size)
         started = time.perf_counter()
-        self._buckets = buckets_for(capacity)
+        self._buckets = batch_buckets(capacity)
         self._row_counts = sorted({-(-batch_size // _FEWER), batch_size})
         self._cache = RowCache(batch_size, self._buckets[-1])
         self._blocks = CompiledBlocks(self._decoder, self._head, model.config)

@@ -149,8 +149,16 @@ def _captured_later(block: nn.Module, inputs: list[Tensor], _: str) -> Program:
 def _exported(block: nn.Module, inputs: list[Tensor]) -> torch.export.ExportedProgram:
     # Inference tensors cannot be traced.
     with torch.inference_mode(False), torch.no_grad():
-        arguments = [tensor.clone() for tensor in inputs]
+        arguments = [_copy(tensor) for tensor in inputs]
         return torch.export.export(_Stateless(block), (tensors_of(block), arguments), strict=False)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Return a copy of the same strides: a clone of a view that is not dense has others."""
+    copy = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+    )
+    return copy.copy_(tensor)
 
 
 def _named_tensors(block: nn.Module) -> dict[str, Tensor]:

@@ -27,6 +27,16 @@ def test_less_room_needs_no_other_program(model, monkeypatch):
     assert len(keys) == 3  # two buckets of a layer, and the head
 
 
+def test_a_program_is_made_for_the_strides_of_its_inputs(monkeypatch):
+    """A part of a batch's cache is not dense; a clone of it would be."""
+    view = torch.arange(24.0).reshape(4, 3, 2)[:, :2]
+    traced = []
+    monkeypatch.setattr(torch.export, "export", lambda _, given, **__: traced.extend(given[1]))
+    programs._exported(torch.nn.Identity(), [view])
+    assert (traced[0].stride(), view.clone().stride()) == ((6, 2, 1), (4, 2, 1))
+    assert torch.equal(traced[0], view)
+
+
 def eager(block):
     return programs._Stateless(block)
 
