@@ -127,7 +127,7 @@ def get_calibration_data(
     chosen = _first(drawn, pruning.calibration_samples)
     unused = f"{reader.source} has {len(chosen)} examples that are not evaluated"
     if not chosen:
-        hint = "; lower --num_samples, or name others with --calibration_path"
+        hint = "; evaluate fewer examples, or name others with --calibration_path"
         reject("prune_method", pruning.prune_method, f"calibrates on examples; {unused}{hint}")
     if len(chosen) < pruning.calibration_samples:
         warn(f"--calibration_samples {pruning.calibration_samples}: {unused}; these calibrate")
@@ -140,6 +140,8 @@ def get_calibration_alone(prompting: PromptArguments, pruning: PruneArguments) -
     """Return what pruning calibrates on if nothing is evaluated; None without calibration."""
     if not pruning.calibrates():
         return None
+    if pruning.calibration_excludes is not None:
+        reject("calibration_excludes", pruning.calibration_excludes, "nothing is evaluated here")
     data = DataArguments(**dataclasses.asdict(prompting))
     check_renamed(data, [_calibration_reader(data, pruning).dataset])
     return get_calibration_data(data, pruning, Selection([], "nothing", "none", 0))

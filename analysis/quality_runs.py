@@ -19,7 +19,7 @@ def quality_runs(runs: list[LoggedRun]) -> dict[Path, LoggedRun]:
     largest: dict[str, LoggedRun] = {}
     whole = {run.path: _law(run) for run in runs if run.decodes_whole_model}
     for run in runs:
-        if run.is_batched and run.path in whole:
+        if _measures_quality(run) and run.path in whole:
             known = largest.setdefault(whole[run.path], run)
             if _prompts(run) >= _prompts(known):  # the newest of equal runs
                 largest[whole[run.path]] = run
@@ -28,6 +28,10 @@ def quality_runs(runs: list[LoggedRun]) -> dict[Path, LoggedRun]:
         for run in runs
         if (law := whole.get(run.path)) in largest and _prompts(largest[law]) > _prompts(run)
     }
+
+
+def _measures_quality(run: LoggedRun) -> bool:
+    return run.is_batched or bool(run.record.identity.get("teacher_forced"))
 
 
 def _law(run: LoggedRun) -> str:

@@ -7,16 +7,17 @@ from command_line.errors import reject
 from command_line.flags import check_least, flag
 
 FIRST_TOKENS = ("bos", "skip")
+_WINDOW = 512
 
 
 @dataclass(frozen=True)
 class MeasureArguments:
     """What is measured beside text and speed, and on how many prompts at a time."""
 
-    batch_size: int = flag(
-        1,
+    batch_size: int | None = flag(
+        None,
         "autoregressive: prompts decoded at a time; the log then holds throughput, which no table "
-        "sets beside the speed of single prompts",
+        "sets beside the speed of single prompts (default: 1)",
     )
     repeats: int = flag(
         1, "timed passes over the prompts; a sweep alternates between decoders from pass to pass"
@@ -26,27 +27,39 @@ class MeasureArguments:
         "also measure the perplexity of references, and KL divergence and top-1 agreement with the "
         "unpruned model",
     )
-    window: int = flag(512, "text: tokens that one pass over the model reads")
+    window: int | None = flag(
+        None, "text: tokens that one pass over the model reads (default: 512)"
+    )
     stride: int | None = flag(
         None, "text: tokens from one window to the next (default: --window); at most --window"
     )
-    first_token: str = flag(
-        "bos",
+    first_token: str | None = flag(
+        None,
         "text: bos puts the tokenizer's first token before each text, so that every token is "
-        "predicted; skip predicts all but each text's first",
+        "predicted; skip predicts all but each text's first (default: bos)",
         FIRST_TOKENS,
     )
 
     def check(self) -> None:
         check_least(self, batch_size=1, repeats=1, window=2, stride=1)
-        if self.stride is not None and self.stride > self.window:
-            allowed = f"must be at most --window {self.window}, or tokens are left out"
+        windows = self.windows()
+        if windows["stride"] > windows["window"]:
+            allowed = f"must be at most --window {windows['window']}, or tokens are left out"
             reject("stride", self.stride, allowed)
 
+    @property
+    def at_once(self) -> int:
+        """Prompts, or windows of a text, that are read at a time."""
+        return self.batch_size or 1
+
     def windows(self) -> dict[str, Any]:
-        """Return how plain texts are divided into passes; the stride is never None."""
-        stride = self.window if self.stride is None else self.stride
-        return {"window": self.window, "stride": stride, "first_token": self.first_token}
+        """Return how plain texts are divided into passes."""
+        window = self.window or _WINDOW
+        return {
+            "window": window,
+            "stride": self.stride or window,
+            "first_token": self.first_token or FIRST_TOKENS[0],
+        }
 
     def identity(self) -> dict[str, Any]:
         """Return the flags that decide what a run measures, without those at their defaults.
@@ -54,6 +67,5 @@ class MeasureArguments:
         Absent flags keep the ids of runs of earlier releases. `repeats` is no part of it: a further
         pass adds to the same run.
         """
-        flags = {"batch_size": self.batch_size, "teacher_forced": self.teacher_forced}
-        defaults = {"batch_size": 1, "teacher_forced": False}
-        return {name: value for name, value in flags.items() if value != defaults[name]}
+        batch = {"batch_size": self.at_once} if self.at_once > 1 else {}
+        return batch | ({"teacher_forced": True} if self.teacher_forced else {})

@@ -1,7 +1,7 @@
 """All flags of one run."""
 
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from arguments.generation import GenerationArguments
@@ -12,6 +12,8 @@ from arguments.pruning import PruneArguments
 from command_line.errors import reject
 from command_line.flags import check_new_folder, flag
 from prompts.dataset_table import DATASETS
+
+_PLAIN_TEXTS = tuple(name for name, dataset in DATASETS.items() if dataset.plain_text)
 
 
 @dataclass
@@ -36,13 +38,14 @@ class RunArguments:
     measure: MeasureArguments = field(default_factory=MeasureArguments)
 
     def __post_init__(self) -> None:
-        strategy, size = self.generation.generation_strategy, self.measure.batch_size
+        strategy, size = self.generation.generation_strategy, self.measure.at_once
         if size > 1 and strategy != "autoregressive":
             allowed = f"--generation_strategy {strategy} decodes one prompt at a time"
             reject("batch_size", size, allowed)
         if self.is_plain_text:
             self._check_plain_text()
             return
+        self._check_prompts()
         self.data = with_stored_template(self.data, self.model.model, self.data.dataset)
 
     @property
@@ -57,13 +60,25 @@ class RunArguments:
 
     def identity_of_measuring(self) -> dict[str, Any]:
         """Return the flags that decide what is measured; see `MeasureArguments.identity`."""
-        return self.measure.identity() | (self.measure.windows() if self.is_plain_text else {})
+        if not self.is_plain_text:
+            return self.measure.identity()
+        return replace(self.measure, teacher_forced=False).identity() | self.measure.windows()
 
     @property
     def stop_words(self) -> tuple[str, ...]:
         """Return the words of `--stop_words`; without the flag, the data set's own."""
         chosen = self.generation.chosen_stop_words()
         return DATASETS[self.data.dataset].stop_words if chosen is None else chosen
+
+    def _check_prompts(self) -> None:
+        """Refuse flags of plain texts, and a likelihood of references that the data set lacks."""
+        name = f"--dataset {self.data.dataset}"
+        for flag_name in ("window", "stride", "first_token"):
+            value = getattr(self.measure, flag_name)
+            if value is not None:
+                reject(flag_name, value, f"only with --dataset {' or '.join(_PLAIN_TEXTS)}")
+        if self.measure.teacher_forced and not DATASETS[self.data.dataset].references:
+            reject("teacher_forced", "true", f"{name} has no references")
 
     def _check_plain_text(self) -> None:
         """Refuse flags of decoding and prompting, for texts that are read as they are."""

@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -12,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 
 from arguments.generation import GenerationArguments
-from command_line.errors import UsageError
+from command_line.errors import FailedError, UsageError
 from harness.requests import decoding_of
 from models.tokens import without_added_ends
 from processes.progress import progress
@@ -43,7 +44,8 @@ class HarnessModel(HFLM):
 
     Each process answers its share of the requests and gets the answers of all, so that the harness
     takes each for the only one. `generated` holds counts and seconds of each generated text;
-    `texts_at_once` is 1 for self-speculation, and for attention that takes no masks.
+    `texts_at_once` is the most that were generated at a time: 1 for self-speculation, and for
+    attention that takes no masks.
     """
 
     def __init__(
@@ -58,7 +60,8 @@ class HarnessModel(HFLM):
         self._prepared = prepared
         self._flags = flags
         speculates = flags.generation_strategy != "autoregressive"
-        self.texts_at_once = 1 if speculates or not takes_batches(prepared.loaded) else batch_size
+        alone = speculates or not takes_batches(prepared.loaded)
+        self._most_at_once, self.texts_at_once = 1 if alone else batch_size, 1
         self._ranks = prepared.runtime.ranks
         self.generated: list[dict[str, Any]] = []
 
@@ -136,7 +139,7 @@ class HarnessModel(HFLM):
     ) -> tuple[Decode, Iterator[list[int]]]:
         """Return a function that decodes prompts, and the places of the prompts of each call."""
         loaded, plan, lengths = self._prepared.loaded, self._prepared.plan, list(map(len, prompts))
-        size = min(self.texts_at_once, len(prompts))
+        size = min(self._most_at_once, len(prompts))
 
         def make(size: int) -> BatchedTextGenerator:
             made = make_batched_generator(flags, loaded, plan, stop_words, max(lengths), size)
@@ -145,7 +148,7 @@ class HarnessModel(HFLM):
 
         if size > 1:
             calls = calls_of(range(len(prompts)), lengths.__getitem__, size)
-            return BatchDecoder(make, size).decode, calls
+            return partial(self._together, BatchDecoder(make, size)), calls
         generator = make_generator(flags, loaded, plan, stop_words, max(lengths))
         generator.warm_up(prompts[0])
 
@@ -153,6 +156,17 @@ class HarnessModel(HFLM):
             return [generator.generate(*one) for one in zip(prompts, [seed], names, strict=True)]
 
         return decode, ([place] for place in range(len(prompts)))
+
+    def _together(
+        self, decoder: BatchDecoder, prompts: list[list[int]], seed: int, names: list[str]
+    ) -> list[Generation]:
+        made = decoder.decode(prompts, seed, names)
+        self.texts_at_once = max(self.texts_at_once, decoder.size)
+        for ids, one in zip(prompts, made, strict=True):
+            if one is None:
+                name = self._prepared.loaded.name
+                raise FailedError(f"--model {name}: out of memory with {len(ids)} prompt tokens")
+        return [one for one in made if one]
 
     @property
     def max_length(self) -> int:

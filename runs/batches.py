@@ -19,42 +19,61 @@ _PROMPTS_PER_PLACE = 4
 class BatchDecoder:
     """Decodes up to `size` prompts at a time, autoregressively.
 
-    `make` returns a warm decoder of so many prompts at a time. Where memory runs out, the size is
-    halved with a warning, and the prompts are decoded again: outputs do not depend on the size.
-    Errors of `make(1)` are raised. `seconds` is the time of all calls that succeeded.
+    `make` returns a warm decoder of so many prompts at a time; `needed` returns the positions that
+    a prompt of a length needs with its output. Where memory runs out, the size is halved with a
+    warning, and the prompts are decoded again: outputs do not depend on the size. Errors of
+    `make(1)` are raised. `seconds` is the time of all calls that succeeded.
     """
 
-    def __init__(self, make: Callable[[int], BatchedTextGenerator], size: int) -> None:
-        self._make, self.size, self.seconds = make, size, 0.0
+    def __init__(
+        self,
+        make: Callable[[int], BatchedTextGenerator],
+        size: int,
+        needed: Callable[[int], int] = lambda _: 0,
+    ) -> None:
+        self._make, self._needed, self.size, self.seconds = make, needed, size, 0.0
         self._generator = self._made()
 
     @property
     def compile_seconds(self) -> float | None:
         return self._generator.engine.compile_seconds
 
-    @property
-    def capacity(self) -> int:
-        """Return the tokens of the longest sequence, output included."""
-        return self._generator.engine.capacity
-
-    def decode(self, prompts: list[list[int]], seed: int, names: list[str]) -> list[Generation]:
+    def decode(
+        self, prompts: list[list[int]], seed: int, names: list[str]
+    ) -> list[Generation | None]:
         """Return an output for each prompt, of any number of prompts.
 
-        Raises the error of memory that does not suffice for one prompt at a time.
+        None for a prompt for which memory does not suffice even alone.
         """
-        made = self._decoded(prompts, seed, names)
-        self.seconds += made[0].seconds if made else 0.0
-        return made
-
-    def _decoded(self, prompts: list[list[int]], seed: int, names: list[str]) -> list[Generation]:
         while self.size > 1:
-            made = within_memory(partial(self._generator.generate, prompts, seed, names))
+            made = self._within_memory(prompts, seed, names)
             if made is not None:
                 return made
             del self._generator  # frees its cache before the next is allocated
             self._halve()
             self._generator = self._made()
-        return self._generator.generate(prompts, seed, names)
+        together = self._within_memory(prompts, seed, names)
+        if together is not None:
+            return together
+        alone = zip(prompts, names, strict=True)
+        found = [self._within_memory([ids], seed, [name]) or [None] for ids, name in alone]
+        return [one for parts in found for one in parts]
+
+    def _within_memory(
+        self, prompts: list[list[int]], seed: int, names: list[str]
+    ) -> list[Generation | None] | None:
+        """Return the outputs, None for prompts that the cache cannot hold; None if memory ends."""
+        capacity = self._generator.engine.capacity
+        chosen = [place for place, ids in enumerate(prompts) if self._needed(len(ids)) <= capacity]
+        if not chosen:
+            return [None] * len(prompts)
+        call = [prompts[place] for place in chosen], seed, [names[place] for place in chosen]
+        made = within_memory(partial(self._generator.generate, *call))
+        if made is None:
+            return None
+        self.seconds += made[0].seconds
+        by_place = dict(zip(chosen, made, strict=True))
+        return [by_place.get(place) for place in range(len(prompts))]
 
     def _made(self) -> BatchedTextGenerator:
         while self.size > 1:

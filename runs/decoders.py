@@ -1,7 +1,7 @@
 """Answers the prompts of a run: one after another, or many at a time."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -48,7 +48,7 @@ def make_decoder(
 
     Raises `FailedError` if memory suffices for no prompt.
     """
-    kind = SingleDecoder if definition.arguments.measure.batch_size == 1 else ManyDecoder
+    kind = SingleDecoder if definition.arguments.measure.at_once == 1 else ManyDecoder
     return kind(definition, loaded, plan, encoded)
 
 
@@ -89,7 +89,8 @@ class SingleDecoder:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Request) -> Answer | None:
-        if not _has_room(self._definition, self._generator.engine.capacity, request):
+        needed = _positions_of(self._definition)(len(request.prompt_ids))
+        if needed > self._generator.engine.capacity:
             return None
         return within_memory(partial(self._decode, request))
 
@@ -130,7 +131,8 @@ class ManyDecoder:
 
             return fitted_to_memory(definition, encoded, flags, alone, needed)
 
-        self._decoder = BatchDecoder(make, arguments.measure.batch_size)
+        size = min(arguments.measure.at_once, len(prompts))
+        self._decoder = BatchDecoder(make, size, _positions_of(definition))
 
     @property
     def batch_size(self) -> int:
@@ -151,28 +153,17 @@ class ManyDecoder:
         return calls_of(keys, length, self.batch_size)
 
     def answers(self, requests: list[Request]) -> list[Answer | None]:
-        fitting = [one for one in requests if self._has_room(one)]
-        together = within_memory(partial(self._decode, fitting)) if fitting else []
-        if together is None:  # memory does not suffice for each of them, one at a time
-            alone = [within_memory(partial(self._decode, [one])) for one in fitting]
-            together = [answer for found in alone for answer in found or [None]]
-        found = dict(zip(map(id, fitting), together, strict=True))
-        return [found.get(id(request)) for request in requests]
-
-    def _decode(self, requests: list[Request]) -> list[Answer | None]:
         seed = self._definition.arguments.generation.seed
         prompts, names = [one.prompt_ids for one in requests], [one.name for one in requests]
         made = self._decoder.decode(prompts, seed, names)
-        return [Answer(*pair) for pair in zip(requests, made, strict=True)]
-
-    def _has_room(self, request: Request) -> bool:
-        return _has_room(self._definition, self._decoder.capacity, request)
+        pairs = zip(requests, made, strict=True)
+        return [Answer(request, one) if one else None for request, one in pairs]
 
 
-def _has_room(definition: RunDefinition, capacity: int, request: Request) -> bool:
-    """Return whether a cache of this capacity holds the prompt and its longest answer."""
+def _positions_of(definition: RunDefinition) -> Callable[[int], int]:
+    """Return a function from a prompt's length to the positions of prompt and longest output."""
     flags = definition.arguments.generation
-    return positions_for(definition.checkpoint.config, flags, len(request.prompt_ids)) <= capacity
+    return partial(positions_for, definition.checkpoint.config, flags)
 
 
 def _time_full_step(

@@ -84,6 +84,9 @@ class RunDefinition:
             identity["tests_fingerprint"] = content_hash(*tests)
         if data.numeric_match and not DATASETS[data.dataset].numeric:
             identity["numeric_match"] = True
+        if DATASETS[data.dataset].turns and data.max_prompt_tokens:
+            # It cuts later turns too, whose tokens are not known yet.
+            identity["max_prompt_tokens"] = data.max_prompt_tokens
         return identity | arguments.identity_of_measuring()
 
     def _decoding_identity(self) -> dict[str, Any]:

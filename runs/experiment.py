@@ -13,7 +13,7 @@ from runs.encoding import EncodedExample, encode_examples
 from runs.forced_runs import PlainTextJob, measure_references
 from runs.loop import Job, Turn, fill_log
 from runs.measuring import measurement
-from runs.preparation import check_stop_token_ids, decide_plan, prune, save_as_asked
+from runs.preparation import check_batches, check_stop_token_ids, decide_plan, prune, save_as_asked
 from runs.record import RUN, LogKind, RunRecord, SampleRecord
 from runs.writer import LogWriter, claimed, done_indices, resume
 
@@ -74,7 +74,9 @@ def _begin(
         return PlainTextJob(definition, command, loaded, pruned, encoded).job()
     forced = None
     if arguments.is_teacher_forced:
+        # What decoding would refuse is refused before these passes take their time.
         check_stop_token_ids(arguments.generation, loaded.config.vocab_size)
+        check_batches(arguments.measure.at_once, loaded)
         forced = measure_references(definition, loaded, pruned, encoded, done)
         pruned.release()
     return measurement(definition, command, loaded, pruned, encoded, forced)

@@ -34,11 +34,15 @@ def measure_references(
     """Return the sums over the reference of every example that is not done, by its index.
 
     The processes share the passes, and each gets all values. Examples without a reference, without
-    a prompt that fits, and without memory for their pass are left out. Raises `UsageError` if no
-    example has a reference.
+    a prompt that fits, and without memory for their pass are left out.
     """
-    ranks, texts = definition.runtime.ranks, _references(definition, encoded)
+    ranks = definition.runtime.ranks
+    if len(done) == len(encoded):
+        return {}
+    texts = _references(definition, encoded)
     missing = [index for index in texts if index not in done]
+    if not missing:
+        return {}
     own = ranks.share(missing)
     forcing = TeacherForcing(definition.arguments, loaded, pruned)
     with progress(ranks, len(missing)) as advance:
@@ -93,7 +97,7 @@ class PlainTextJob:
     def _groups(self, keys: Sequence[Key]) -> Iterator[list[Key]]:
         """Yield keys that follow one another, as far as their windows go into a batch."""
         group: list[Key] = []
-        room = most = self._definition.arguments.measure.batch_size
+        room = most = self._definition.arguments.measure.at_once
         for key in keys:
             if group and self._windows(key) > room:
                 yield group
@@ -127,6 +131,7 @@ class PlainTextJob:
             category=item.example.category,
             ranks=self._definition.runtime.ranks.count,
             threads=torch.get_num_threads(),
+            peak_memory_bytes=self._definition.runtime.peak_memory_bytes(),
         )
         if not text or len(known) < len(parts):
             return line
@@ -144,7 +149,7 @@ def _references(definition: RunDefinition, encoded: list[EncodedExample]) -> dic
                 texts[index] = text
     if not texts:
         name = definition.arguments.data.dataset
-        reject("teacher_forced", "true", f"no prompt of --dataset {name} has a reference")
+        warn(f"--teacher_forced true: no prompt of --dataset {name} has a reference")
     cut = sum(text.is_cut for text in texts.values())
     if cut:
         exceed = "references exceed the model's positions and lose their end"
@@ -162,5 +167,9 @@ def _plain_texts(
         for item in encoded
     ]
     if not any(texts):
-        reject("first_token", measure.first_token, "every text is a single token, which it skips")
+        reject(
+            "first_token",
+            measure.windows()["first_token"],
+            "every text is a single token, which it skips",
+        )
     return texts

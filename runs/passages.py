@@ -89,7 +89,7 @@ def plain_text(
     character.
     """
     text_bytes = len(text.encode())
-    if measure.first_token == "bos":
+    if measure.windows()["first_token"] == "bos":
         ids = [tokenizer.bos_token_id, *ids]
     else:
         first = OutputText(tokenizer)(ids[:1])
@@ -120,9 +120,10 @@ def check_windows(arguments: RunArguments, checkpoint: Checkpoint) -> None:
     if not arguments.is_plain_text:
         return
     measure, limit = arguments.measure, position_limit(checkpoint.config)
-    if measure.window > limit:
-        reject("window", measure.window, f"the model has {limit} positions")
-    if measure.first_token != "bos":
+    windows = measure.windows()
+    if windows["window"] > limit:
+        reject("window", windows["window"], f"the model has {limit} positions")
+    if windows["first_token"] != "bos":
         return
     first = checkpoint.tokenizer.bos_token_id
     if first is None:

@@ -111,10 +111,7 @@ def make_batched_generator(
 
     Raises `UsageError` for a model that does not take batches.
     """
-    if not takes_batches(loaded):
-        kernels = " or ".join(BATCHED_ATTENTION)
-        allowed = f"needs attn_implementation {kernels}, not {loaded.config._attn_implementation}"
-        reject("batch_size", batch_size, allowed)
+    check_batches(batch_size, loaded)
     config = _decoding(flags, loaded, plan, stop_words)
     capacity = positions_for(loaded.config, flags, prompt_tokens)
     with _compile_failures():
@@ -126,6 +123,14 @@ def make_batched_generator(
 def takes_batches(loaded: LoadedModel) -> bool:
     """Return whether the model's attention kernel masks sequences of different lengths."""
     return loaded.config._attn_implementation in BATCHED_ATTENTION
+
+
+def check_batches(batch_size: int, loaded: LoadedModel) -> None:
+    """Refuse batches of a model that does not take them."""
+    if batch_size > 1 and not takes_batches(loaded):
+        kernels = " or ".join(BATCHED_ATTENTION)
+        allowed = f"needs attn_implementation {kernels}, not {loaded.config._attn_implementation}"
+        reject("batch_size", batch_size, allowed)
 
 
 def _decoding(

@@ -23,7 +23,7 @@ def speed(done: list[DoneSample]) -> dict[str, Any]:
     seconds = sum(sample.decode_seconds for sample in timed)
     return {
         "total_time": spread(s.prefill_seconds + s.decode_seconds for s in timed),
-        "time_to_first_token": spread(s.prefill_seconds for s in timed),
+        "time_to_first_token": spread(seconds for s in timed for seconds in _first_tokens(s)),
         "time_per_token": spread(_seconds_per_token(s) for s in timed if s.decoded_tokens),
         "tokens_per_second": spread(1 / _seconds_per_token(s) for s in timed if s.decoded_tokens)
         | {"token_weighted": ratio(decoded, seconds) if decoded else None},
@@ -135,6 +135,12 @@ def _timed_alike(done: list[DoneSample]) -> list[DoneSample]:
         if sample.decode_seconds is not None:
             groups.setdefault((sample.ranks, sample.threads), []).append(sample)
     return max(groups.values(), key=len, default=[])
+
+
+def _first_tokens(sample: DoneSample) -> list[float]:
+    """Return the seconds before the first token of each answer."""
+    prefills = [turn["prefill_seconds"] for turn in sample.turns if turn["generated_tokens"]]
+    return prefills or [sample.prefill_seconds]
 
 
 def _seconds_per_token(sample: DoneSample) -> float:

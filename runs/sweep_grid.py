@@ -30,7 +30,7 @@ _CALIBRATION = ("calibration_dataset", "calibration_path", "calibration_excludes
 _NEEDED = {"angular": "prune_ns", "random": "dropout_thresholds"}
 
 
-_QUALITY_BATCH = 8
+_QUALITY_BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class SweepArguments:
             value = getattr(self.generation, name)
             if value != default:
                 reject(name, value, "the grid sets it; see --exit_layer_first and its kin")
-        if self.grid.quality_samples is None and self.measure.batch_size > 1:
+        if self.grid.quality_samples is None and self.measure.batch_size is not None:
             allowed = "needs --quality_samples; runs that are timed decode one prompt at a time"
             reject("batch_size", self.measure.batch_size, allowed)
         if self.grid.quality_samples is not None and self.data.num_samples is not None:
@@ -166,9 +166,10 @@ class SweepArguments:
         for dataset in self.datasets:
             path = self.data.data_path or self._rows_of(dataset)
             data = dataclasses.replace(self.data, dataset=dataset, data_path=path)
+            data, measure = self._flags_for(data)
             for pruning in self._plans():
                 baseline = RunArguments(
-                    self.model, data, pruning, self.generation, self.log, self.measure
+                    self.model, data, pruning, self.generation, self.log, measure
                 )
                 yield self._of_quality(baseline) if self.grid.quality_samples else baseline
 
@@ -186,15 +187,29 @@ class SweepArguments:
         pruning = first.prune
         if pruning.calibrates() and pruning.calibration_excludes is None:
             pruning = dataclasses.replace(pruning, calibration_excludes=quality)
-        measure = dataclasses.replace(self.measure, batch_size=1, teacher_forced=False)
+        measure = dataclasses.replace(
+            first.measure, batch_size=None, teacher_forced=False, repeats=self.measure.repeats
+        )
         data = dataclasses.replace(first.data, num_samples=speed)
         return dataclasses.replace(first, data=data, prune=pruning, measure=measure)
 
+    def _flags_for(self, data: DataArguments) -> tuple[DataArguments, MeasureArguments]:
+        """Return the flags without those that other data sets of the sweep alone can use."""
+        plain = {name for name in self.datasets if DATASETS[name].plain_text}
+        if data.dataset in plain and len(self.datasets) > len(plain):
+            unused = {"template": None, "apply_chat_template": False, "truncate_prompt": False}
+            data = dataclasses.replace(data, max_prompt_tokens=None, n_shot=0, **unused)
+            return data, dataclasses.replace(self.measure, repeats=1)
+        if data.dataset not in plain and plain:
+            unused = dict.fromkeys(("window", "stride", "first_token"))
+            return data, dataclasses.replace(self.measure, **unused)
+        return data, self.measure
+
     def _of_quality(self, run: RunArguments) -> RunArguments:
-        size = self.measure.batch_size if self.measure.batch_size > 1 else _QUALITY_BATCH
+        size = self.measure.batch_size or _QUALITY_BATCH_SIZE
         forced = DATASETS[run.data.dataset].references
         measure = dataclasses.replace(
-            self.measure, batch_size=size, repeats=1, teacher_forced=forced
+            run.measure, batch_size=size, repeats=1, teacher_forced=forced
         )
         data = dataclasses.replace(run.data, num_samples=self.grid.quality_samples)
         return dataclasses.replace(run, data=data, measure=measure)

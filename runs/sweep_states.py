@@ -47,8 +47,8 @@ def run_name(run: RunArguments) -> str:
     decoder = f"exit layer {flags.exit_layer}, {flags.num_speculations} drafts"
     if flags.generation_strategy == "autoregressive":
         decoder = "autoregressive"
-        if run.measure.batch_size > 1:
-            decoder += f", {run.measure.batch_size} at a time"
+        if run.measure.at_once > 1:
+            decoder += f", {run.measure.at_once} at a time"
     return f"{run.data.dataset}, {approach}, {decoder}"
 
 

@@ -35,7 +35,7 @@ class TeacherForcing:
     """
 
     def __init__(self, arguments: RunArguments, loaded: LoadedModel, pruned: PruneModel) -> None:
-        self._batch_size = arguments.measure.batch_size
+        self._batch_size = arguments.measure.at_once
         self._loaded, self._pruned = loaded, pruned
         self._llama = UncachedLlama(loaded.model)
         self._depth = _measured_depth(arguments, pruned)

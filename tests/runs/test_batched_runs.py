@@ -99,9 +99,9 @@ def test_a_batch_shrinks_where_memory_runs_out(run, monkeypatch, capsys):
             raise torch.OutOfMemoryError("no memory")
         return ordinary(self, prompts, *others)
 
-    _, _, samples = run(*GREEDY, *BATCH, samples="7")
+    _, _, samples = run(*GREEDY, *BATCH, samples="8")
     monkeypatch.setattr(BatchedTextGenerator, "generate", short)
-    code, record, together = run(*GREEDY, "--batch_size", "8", samples="7")
+    code, record, together = run(*GREEDY, "--batch_size", "8", samples="8")
     assert code == 0
     assert said(together) == said(samples)
     assert record.metrics["batched"]["batch_size"] == 2
@@ -149,3 +149,29 @@ def test_a_batched_run_goes_on_with_any_number_of_processes(words, tmp_path, mon
     (path,) = find_runs(tmp_path / "whole")
     assert said(read_samples(path)) == resumed
     assert read_record(path).is_complete
+
+
+def test_prompts_that_the_last_cache_cannot_hold_are_out_of_memory(run, tmp_path, monkeypatch):
+    """Not cut short: the cache of one prompt at a time may be smaller than the batch's."""
+    rows = [{"prompt": "x" * n, "response": "y"} for n in (3, 5, 8, 30, 60)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    _, _, expected = run(*GREEDY, path=path, samples="5")
+    make, generate, calls = decoders.make_batched_generator, BatchedTextGenerator.generate, []
+
+    def made(flags, loaded, plan, words, longest, size):
+        if size == 1 and longest > 30:
+            raise torch.OutOfMemoryError("no memory")
+        return make(flags, loaded, plan, words, longest, size)
+
+    def short(self, prompts, *others):
+        calls.append(prompts)
+        if self.engine.batch_size > 1 and len(calls) > 1:  # not in the warm-up
+            raise torch.OutOfMemoryError("no memory")
+        return generate(self, prompts, *others)
+
+    monkeypatch.setattr(decoders, "make_batched_generator", made)
+    monkeypatch.setattr(BatchedTextGenerator, "generate", short)
+    code, _, samples = run(*GREEDY, *BATCH, path=path, samples="5")
+    assert code == 1
+    assert said(samples)[:4] == said(expected)[:4]
+    assert samples[4].status == "out_of_memory"

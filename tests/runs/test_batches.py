@@ -1,5 +1,7 @@
 """Batches shrink until memory suffices, and outputs do not depend on their size."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -52,9 +54,26 @@ def test_the_batch_is_halved_until_memory_suffices(to_make, to_decode, capsys):
     ]
 
 
-def test_one_prompt_without_memory_and_other_errors_are_raised():
-    with pytest.raises(torch.OutOfMemoryError):
-        BatchDecoder(lambda size: FakeGenerator(size, 0), 4).decode(PROMPTS, 0, ["a", "b", "c"])
+def test_prompts_without_memory_have_no_output():
+    decoder = BatchDecoder(lambda size: FakeGenerator(size, 0), 4)
+    assert decoder.decode(PROMPTS, 0, ["a", "b", "c"]) == [None] * 3
+    assert decoder.seconds == 0
+
+
+def test_prompts_that_a_smaller_cache_cannot_hold_have_no_output():
+    """The last decoder, of one prompt at a time, may have less room than those before it."""
+
+    def make(size):
+        made = FakeGenerator(size, 1)
+        made.engine = SimpleNamespace(capacity=7 if size > 1 else 1, compile_seconds=None)
+        return made
+
+    decoder = BatchDecoder(make, 4, needed=lambda length: length)
+    made = decoder.decode(PROMPTS, 0, ["a", "b", "c"])
+    assert [one and one.prompt_tokens for one in made] == [1, None, 1]
+
+
+def test_other_errors_are_raised():
     with pytest.raises(ZeroDivisionError):
         BatchDecoder(lambda size: 1 / 0, 4)
 

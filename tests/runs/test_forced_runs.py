@@ -116,8 +116,9 @@ def test_prompts_without_reference_are_decoded_and_not_measured(run, tmp_path, c
     assert record.metrics["teacher_forced"]["prompts"] == 2
     assert record.metrics["teacher_forced"]["bytes"] == 3
     none = write(tmp_path / "none.jsonl", [{"prompt": "p", "response": ""}])
-    assert run(*GREEDY, *FORCED, samples=None, path=none)[0] == 2
-    assert "--teacher_forced true: no prompt of" in capsys.readouterr().err
+    code, record, _ = run(*GREEDY, *FORCED, samples=None, path=none)
+    assert (code, record.metrics["teacher_forced"]["perplexity"]) == (0, None)
+    assert "warning: --teacher_forced true: no prompt of" in capsys.readouterr().err
 
 
 def test_a_long_prompt_is_the_one_that_is_decoded(run, tmp_path, capsys):

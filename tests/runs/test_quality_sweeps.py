@@ -80,7 +80,35 @@ def test_no_speed_is_measured_where_none_is_asked_for(split_sweep, capsys):
     code, folder = split_sweep(*flags)
     assert code == 0
     ((record, samples),) = runs_of(folder)
-    assert (len(samples), record.metrics["batched"]["batch_size"]) == (3, 8)
+    assert (len(samples), record.identity["batch_size"]) == (3, 8)
+    assert record.metrics["batched"]["batch_size"] == 3  # as many prompts as there are
+
+
+def test_plain_texts_and_prompts_share_a_sweep(split_sweep, checkpoint, rows, tmp_path):
+    """Flags that only one of them has are left out for the other."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "custom_jsonl.jsonl").write_text(rows.read_text())
+    (data / "text.jsonl").write_text('{"text": "a text of many words, and more"}\n')
+    flags = [
+        *("--model", str(checkpoint), "--dtype", "float64", "--data_dir", str(data)),
+        *("--datasets", "custom_jsonl", "text", "--output_dir", str(tmp_path / "both")),
+        *("--quality_samples", "4", "--speed_samples", "2", "--repeats", "2"),
+        *("--max_prompt_tokens", "9", "--window", "8"),
+    ]
+    assert run_script(sweep.main, [*flags, *SWEEP_GRID, *ONE_POINT]) == 0
+    found = [record for record, _ in runs_of(tmp_path / "both")]
+    windows = {r.identity["dataset"]: r.identity.get("window") for r in found}
+    assert windows == {"custom_jsonl": None, "text": 8}
+    assert len(found) == 4
+
+
+def test_an_explicit_batch_of_one_is_obeyed(split_sweep):
+    flags = ["--quality_samples", "3", "--speed_samples", "0", "--batch_size", "1"]
+    _, folder = split_sweep(*flags)
+    ((record, _),) = runs_of(folder)
+    assert "batch_size" not in record.identity
+    assert record.metrics["tokens_per_second"]["mean"] > 0
 
 
 def test_a_run_without_references_is_not_teacher_forced(split_sweep, tmp_path):
@@ -103,7 +131,7 @@ def test_a_run_without_references_is_not_teacher_forced(split_sweep, tmp_path):
         ),
         (["--quality_samples", "0", "--speed_samples", "0"], "--quality_samples 0: must be at"),
         ([*SPLIT, "--num_samples", "3"], "--num_samples 3: contradicts --quality_samples"),
-        (["--batch_size", "2"], "--batch_size 2: needs --quality_samples"),
+        (["--batch_size", "1"], "--batch_size 1: needs --quality_samples"),
     ],
 )
 def test_flags_that_contradict_each_other_are_refused(split_sweep, capsys, flags, line):
