@@ -1,4 +1,4 @@
-"""Writes a log's two files; a kill loses at most one example per process."""
+"""Writes a log's two files; a kill loses at most one group of examples per process."""
 
 import dataclasses
 import secrets
