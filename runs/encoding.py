@@ -14,7 +14,8 @@ from self_speculation.llama_model_utils import position_limit
 class EncodedExample:
     """An example with its prompt's tokens; None if they exceed the model's positions.
 
-    `full_length` counts the prompt's tokens before the model's positions cut it. A plain text may have any length.
+    `full_length` counts the prompt's tokens before the model's positions cut it. A plain text may
+    have any length.
     """
 
     example: EvaluationExample
