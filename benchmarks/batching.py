@@ -7,6 +7,7 @@ ratio pairs two sides of one turn. Prefills count; loading, compiling and warmin
 """
 
 import dataclasses
+import operator
 import statistics
 import sys
 from collections.abc import Callable
@@ -44,6 +45,19 @@ class Side(NamedTuple):
     compiled: bool
 
 
+class Sample(NamedTuple):
+    """What a side made of all prompts in one turn."""
+
+    turn: int
+    side: Side
+    seconds: float
+    outputs: Outputs
+
+    @property
+    def rate(self) -> float:
+        return sum(map(len, self.outputs)) / self.seconds
+
+
 @dataclass
 class BatchingArguments:
     """The batch sizes that are compared with single prompts."""
@@ -71,13 +85,13 @@ def main(argv: list[str] | None = None) -> int:
             started = now(runtime.device)
             outputs = decoders[side]()
             seconds = now(runtime.device) - started
-            samples.append({"turn": turn, "side": side, "seconds": seconds, "outputs": outputs})
+            samples.append(Sample(turn, side, seconds, outputs))
             print(f"turn {turn + 1}: {side}, {seconds:.1f} s", file=sys.stderr, flush=True)
     facts = f"{data.dataset}, {len(outputs)} prompts, up to {generation.max_steps} tokens"
     results = head("python -m benchmarks.batching", argv, model.model) | {
         "runtime": runtime.facts(),
         "measured": facts,
-        "seconds": [{**s["side"]._asdict(), "turn": s["turn"], "s": s["seconds"]} for s in samples],
+        "turns": [one.side._asdict() | {"turn": one.turn, "s": one.seconds} for one in samples],
         "summary": summarize(samples),
     }
     write_results(Path(batching.output), results, table(results))
@@ -116,11 +130,11 @@ def prepare(
     return prepared.runtime, {side: decoder(side) for side in sides}
 
 
-def summarize(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize(samples: list[Sample]) -> list[dict[str, Any]]:
     """Return the throughput of each side, and ratios [median, lowest, highest] within turns."""
-    rates = {(one["side"], one["turn"]): _rate(one) for one in samples}
-    outputs = {one["side"]: one["outputs"] for one in samples}
-    turns = sorted({one["turn"] for one in samples})
+    rates = {(one.side, one.turn): one.rate for one in samples}
+    outputs = {one.side: one.outputs for one in samples}
+    turns = sorted({one.turn for one in samples})
 
     def over(side: Side, base: Side) -> list[float]:
         ratios = [rates[side, turn] / rates[base, turn] for turn in turns]
@@ -132,7 +146,7 @@ def summarize(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "tokens_per_second": statistics.median(rates[side, turn] for turn in turns),
             "over_same": over(side, Side(1, side.compiled)),
             "over_compiled": over(side, Side(1, True)),
-            "equal": sum(map(list.__eq__, found, outputs[Side(1, side.compiled)])),
+            "equal": sum(map(operator.eq, found, outputs[Side(1, side.compiled)])),
             "prompts": len(found),
         }
         for side, found in outputs.items()
@@ -143,10 +157,6 @@ def table(results: dict[str, Any]) -> str:
     """Return the summary in Markdown."""
     line = conditions(results, results["runtime"], results["measured"])
     return "\n".join(["# Batches", "", *table_lines(COLUMNS, results["summary"]), "", line, ""])
-
-
-def _rate(sample: dict[str, Any]) -> float:
-    return sum(map(len, sample["outputs"])) / sample["seconds"]
 
 
 if __name__ == "__main__":

@@ -196,14 +196,20 @@ class SweepArguments:
     def _flags_for(self, data: DataArguments) -> tuple[DataArguments, MeasureArguments]:
         """Return the flags without those that other data sets of the sweep alone can use."""
         plain = {name for name in self.datasets if DATASETS[name].plain_text}
+        measure = self.measure
         if data.dataset in plain and len(self.datasets) > len(plain):
-            unused = {"template": None, "apply_chat_template": False, "truncate_prompt": False}
-            data = dataclasses.replace(data, max_prompt_tokens=None, n_shot=0, **unused)
-            return data, dataclasses.replace(self.measure, repeats=1)
-        if data.dataset not in plain and plain:
-            unused = dict.fromkeys(("window", "stride", "first_token"))
-            return data, dataclasses.replace(self.measure, **unused)
-        return data, self.measure
+            data = dataclasses.replace(
+                data,
+                template=None,
+                apply_chat_template=False,
+                truncate_prompt=False,
+                max_prompt_tokens=None,
+                n_shot=0,
+            )
+            measure = dataclasses.replace(measure, repeats=1)
+        elif data.dataset not in plain and plain:
+            measure = dataclasses.replace(measure, window=None, stride=None, first_token=None)
+        return data, measure
 
     def _of_quality(self, run: RunArguments) -> RunArguments:
         size = self.measure.batch_size or _QUALITY_BATCH_SIZE

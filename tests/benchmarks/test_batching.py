@@ -3,15 +3,14 @@
 import pytest
 
 from benchmarks import batching
-from benchmarks.batching import Side
+from benchmarks.batching import Sample, Side
 from command_line.script import run_script
 from self_speculation import programs
 from tests.conftest import GREEDY
 
 
 def sample(turn, side, seconds, tokens=(3, 2)):
-    outputs = [[7] * count for count in tokens]
-    return {"turn": turn, "side": side, "seconds": seconds, "outputs": outputs}
+    return Sample(turn, side, seconds, [[7] * count for count in tokens])
 
 
 def test_ratios_pair_sides_of_one_turn():
@@ -19,7 +18,7 @@ def test_ratios_pair_sides_of_one_turn():
     single, compiled, many = Side(1, False), Side(1, True), Side(4, False)
     seconds = {single: 4.0, compiled: 2.0, many: 1.0}
     samples = [sample(t, side, s * (1 + t)) for t in range(2) for side, s in seconds.items()]
-    samples[-1]["outputs"] = [[7, 7, 7], [7, 8]]
+    samples[-1].outputs[1][-1] = 8
     rows = {Side(row["batch_size"], row["compiled"]): row for row in batching.summarize(samples)}
     assert rows[many]["over_same"] == [4, 4, 4]
     assert rows[many]["over_compiled"] == [2, 2, 2]
