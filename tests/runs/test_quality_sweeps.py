@@ -94,7 +94,7 @@ def test_plain_texts_and_prompts_share_a_sweep(split_sweep, checkpoint, rows, tm
         *("--model", str(checkpoint), "--dtype", "float64", "--data_dir", str(data)),
         *("--datasets", "custom_jsonl", "text", "--output_dir", str(tmp_path / "both")),
         *("--quality_samples", "4", "--speed_samples", "2", "--repeats", "2"),
-        *("--max_prompt_tokens", "9", "--window", "8"),
+        *("--max_prompt_tokens", "9", "--window", "8", "--first_token", "skip"),
     ]
     assert run_script(sweep.main, [*flags, *SWEEP_GRID, *ONE_POINT]) == 0
     found = [record for record, _ in runs_of(tmp_path / "both")]
