@@ -176,14 +176,14 @@ class SweepArguments:
     def baseline(self, first: RunArguments) -> RunArguments | None:
         """Return the autoregressive run with which speed-ups of the first run's plan begin.
 
-        None where no speed is asked for. It calibrates on none of the examples of quality, so that
+        None where no speed is asked for, and for plain texts, which are not decoded. It calibrates on none of the examples of quality, so that
         both runs have one plan.
         """
         quality, speed = self.grid.quality_samples, self.grid.speed_samples
+        if first.is_plain_text or speed == 0:
+            return None
         if quality is None:
             return first
-        if speed == 0:
-            return None
         pruning = first.prune
         if pruning.calibrates() and pruning.calibration_excludes is None:
             pruning = dataclasses.replace(pruning, calibration_excludes=quality)

@@ -150,7 +150,7 @@ class Sweep:
         """Return the plan's other runs, and why the other exit layers of the grid cannot draft."""
         skipped: list[str] = []
         baseline = self._arguments.baseline(first)
-        if baseline is None or first.is_plain_text:  # nothing is decoded for its speed
+        if baseline is None:
             return [], skipped
         runs = [] if baseline is first else [self._define_run(baseline)]
         for exit_layer in self._arguments.grid.exit_layers(self._layers):
