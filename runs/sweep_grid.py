@@ -176,8 +176,8 @@ class SweepArguments:
     def baseline(self, first: RunArguments) -> RunArguments | None:
         """Return the autoregressive run with which speed-ups of the first run's plan begin.
 
-        None where no speed is asked for, and for plain texts, which are not decoded. It calibrates on none of the examples of quality, so that
-        both runs have one plan.
+        None where no speed is asked for, and for plain texts, which are not decoded. It calibrates
+        on none of the examples of quality, so that both runs have one plan.
         """
         quality, speed = self.grid.quality_samples, self.grid.speed_samples
         if first.is_plain_text or speed == 0:
