@@ -44,11 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     for study, (plan_seeds, data_seeds) in studies.items():
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            cells = product(range(data_seeds), DATASETS, _plans(plan_seeds), DECODERS)
-            for seed, dataset, plan, decoder in islice(cells, arguments.runs):
-                run = MadeUpRun(dataset, plan, *decoder, arguments.examples, arguments.tokens)
-                full = run.seconds / (run.tokens - 1)
-                replace(run, data_seed=seed, full_step_seconds=full).write(folder / "logs")
+            write_study(folder / "logs", arguments, plan_seeds, data_seeds)
             size = sum(path.stat().st_size for path in (folder / "logs").iterdir())
             print(f"{study}: {arguments.runs} runs, {size / 1e6:.0f} MB of logs")
             page = folder / "report.html"
@@ -56,6 +52,25 @@ def main(argv: list[str] | None = None) -> int:
                 _measure(folder, flags)
             print(f"  the page: {page.stat().st_size / 1e6:.2f} MB")
     return 0
+
+
+def write_study(
+    folder: Path, arguments: AnalysisArguments, plan_seeds: int, data_seeds: int
+) -> None:
+    """Write the logs of a study's runs, as many as asked for, to a new folder."""
+    cells = product(range(data_seeds), DATASETS, _plans(plan_seeds), DECODERS)
+    for seed, dataset, plan, (exit_layer, drafts) in islice(cells, arguments.runs):
+        run = MadeUpRun(
+            dataset=dataset,
+            plan=plan,
+            exit_layer=exit_layer,
+            num_speculations=drafts,
+            examples=arguments.examples,
+            tokens=arguments.tokens,
+            data_seed=seed,
+        )
+        full = run.seconds / (run.tokens - 1)
+        replace(run, full_step_seconds=full).write(folder)
 
 
 def _measure(folder: Path, flags: list[str]) -> None:

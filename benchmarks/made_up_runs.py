@@ -9,7 +9,7 @@ from typing import Any
 from files.hashes import content_hash
 from pruned_model import PrunePlan
 from runs.metrics import summarize
-from runs.record import RunRecord, SampleRecord
+from runs.record import RunRecord, SampleRecord, is_done
 from runs.writer import LogWriter
 
 LAYERS = 32
@@ -42,7 +42,8 @@ class MadeUpRun:
     """One run; seconds and scores are averages, around which examples vary.
 
     An example's difficulty depends only on `data_seed`, so that runs can be paired. Examples take
-    the categories in turn. `identity`, `generation` and `runtime` change these parts of the log.
+    the categories in turn. `identity`, `generation` and `runtime` change these parts of the log; a
+    `batch_size` among the identity decodes as many prompts together.
     """
 
     dataset: str = "human_eval"
@@ -67,46 +68,16 @@ class MadeUpRun:
         writer: LogWriter[SampleRecord] = LogWriter(str(folder), self._record())
         draws = random.Random(f"{self.dataset} {self.plan.approach} {self.num_speculations}")
         for repeat in range(self.repeats):
-            for sample in self._samples(draws):
+            for sample in self._in_batches(list(self._samples(draws))):
                 writer.add(_of_pass(sample, repeat))
         writer.finish(status, summarize(writer.samples))
         return writer.path
 
     def _record(self) -> RunRecord:
-        facts = {
-            "device": "made up",
-            "dtype": "bfloat16",
-            "threads": 1,
-            "ranks": 1,
-            "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
-        } | self.runtime
-        generation = {
-            "generation_strategy": "self_speculative"
-            if self.num_speculations
-            else "autoregressive",
-            "exit_layer": self.exit_layer or -1,
-            "num_speculations": self.num_speculations,
-            "max_steps": 512,
-            "sample": False,
-        } | self.generation
-        identity = {
-            "model_fingerprint": "files 0",
-            "model_args": {},
-            "dataset": self.dataset,
-            "data_fingerprint": content_hash(self.dataset, f"{self.data_seed} {self.examples}"),
-            "apply_chat_template": False,
-            "truncate_prompt": False,
-            "plan": {key: value for key, value in asdict(self.plan).items() if key != "scores"},
-            "generation": generation,
-            "dtype": facts["dtype"],
-            "device": facts["device"],
-            "attention": "sdpa",
-            "compile": False,
-            "engine_version": 1,
-        } | self.identity
+        facts = self._facts()
         share = len(self.plan.kept_layers) / LAYERS
         return RunRecord(
-            identity=identity,
+            identity=self._identity(facts),
             command="made up",
             arguments={},
             model={
@@ -121,6 +92,40 @@ class MadeUpRun:
             runtime=facts,
             data={"evaluation": {"examples": self.examples, "shots": []}, "calibration": None},
         )
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "device": "made up",
+            "dtype": "bfloat16",
+            "threads": 1,
+            "ranks": 1,
+            "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
+        } | self.runtime
+
+    def _identity(self, facts: dict[str, Any]) -> dict[str, Any]:
+        strategy = "self_speculative" if self.num_speculations else "autoregressive"
+        generation = {
+            "generation_strategy": strategy,
+            "exit_layer": self.exit_layer or -1,
+            "num_speculations": self.num_speculations,
+            "max_steps": 512,
+            "sample": False,
+        } | self.generation
+        return {
+            "model_fingerprint": "files 0",
+            "model_args": {},
+            "dataset": self.dataset,
+            "data_fingerprint": content_hash(self.dataset, f"{self.data_seed} {self.examples}"),
+            "apply_chat_template": False,
+            "truncate_prompt": False,
+            "plan": {key: value for key, value in asdict(self.plan).items() if key != "scores"},
+            "generation": generation,
+            "dtype": facts["dtype"],
+            "device": facts["device"],
+            "attention": "sdpa",
+            "compile": False,
+            "engine_version": 1,
+        } | self.identity
 
     def _samples(self, draws: random.Random) -> Iterator[SampleRecord]:
         for index in range(self.examples):
@@ -152,6 +157,21 @@ class MadeUpRun:
                 copied_tokens=self.tokens // 4 if self.categories else None,
                 teacher_forced=self._likelihood(index),
             )
+
+    def _in_batches(self, samples: list[SampleRecord]) -> list[SampleRecord]:
+        """Return the samples as batches log them: with the seconds of their batch alone."""
+        size = self.identity.get("batch_size", 1)
+        if size == 1:
+            return samples
+        found = []
+        for start in range(0, len(samples), size):
+            part = samples[start : start + size]
+            # As long as the slowest prompt alone.
+            seconds = max(one.prefill_seconds + one.decode_seconds for one in filter(is_done, part))
+            batch = {"first": start, "size": len(part), "seconds": seconds}
+            unknown: dict[str, Any] = {"prefill_seconds": None, "decode_seconds": None, "steps": {}}
+            found += [replace(one, **unknown, full_step=None, batch=batch) for one in part]
+        return found
 
     def _likelihood(self, index: int) -> dict[str, float] | None:
         if self.nats is None:
