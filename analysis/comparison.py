@@ -280,21 +280,22 @@ def _speedup(run: LoggedRun, baseline: LoggedRun, pair: Pair | None) -> Interval
 def speedup_of(mine: Examples, its: Examples) -> Interval | None:
     """Return the ratio of tokens per second over the same prompts, and over passes that both had.
 
-    Passes of two runs belong together, as a sweep alternates between its runs from pass to pass.
+    Passes of one number belong together, as a sweep alternates between its runs from pass to pass.
     """
     timed = mine.timed & its.timed
     if not timed.any():
         return None
-    parts = [examples.timings(timed) for examples in (mine, its)]
-    passes = min(one.shape[1] for one in parts)
-    return ratio_interval(numpy.concatenate([one[:, :passes] for one in parts], axis=2))
+    shared = numpy.intersect1d(mine.whole_passes(timed), its.whole_passes(timed))
+    parts = [examples.timings(timed, shared) for examples in (mine, its)]
+    return ratio_interval(numpy.concatenate(parts, axis=2))
 
 
 def speed_interval(examples: Examples | None) -> Interval | None:
     """Return all tokens per second of decoding, with bounds over prompts and timed passes."""
     if examples is None or not examples.timed.any():
         return None
-    return ratio_interval(examples.timings(examples.timed))
+    timed = examples.timed
+    return ratio_interval(examples.timings(timed, examples.whole_passes(timed)))
 
 
 def _equal_outputs(run: LoggedRun, pair: Pair | None) -> tuple[int, int] | None:

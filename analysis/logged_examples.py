@@ -1,7 +1,7 @@
 """Reads the examples of a finished run into arrays."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class Examples:
     the examples that count for speed: those with the ranks and threads of the run's seconds in some
     pass. Their `decoded_tokens` and `decode_seconds` are sums over these passes, so that tokens /
     seconds is the run's speed. `tokens_by_pass` and `seconds_by_pass` hold each pass alone, NaN
-    where it does not count, as in a batch. `categories` are texts, empty where there are none.
+    where it does not count, as in a batch; `repeats` (R,) numbers the passes. `categories` are texts, empty where there are none.
     `copied_tokens` is NaN where nothing was counted. `teacher_forced` holds sums over tokens,
     `scores` also their `nats_per_token`.
     """
@@ -33,6 +33,7 @@ class Examples:
     decode_seconds: numpy.ndarray
     outputs: numpy.ndarray
     timed: numpy.ndarray
+    repeats: numpy.ndarray
     tokens_by_pass: numpy.ndarray
     seconds_by_pass: numpy.ndarray
     categories: numpy.ndarray
@@ -51,17 +52,21 @@ class Examples:
                 return {name: values[places] for name, values in held.items()}
             return held[places]
 
-        return Examples(**{name: chosen(held) for name, held in vars(self).items()})
+        by_example = {name: held for name, held in vars(self).items() if name != "repeats"}
+        return replace(self, **{name: chosen(held) for name, held in by_example.items()})
 
-    def timings(self, chosen_E: numpy.ndarray) -> numpy.ndarray:
-        """Return decoded tokens and seconds of these examples in each timed pass, (E, R, 2).
+    def whole_passes(self, chosen_E: numpy.ndarray) -> numpy.ndarray:
+        """Return the numbers of the passes with seconds of all these examples, (W,)."""
+        return self.repeats[numpy.isfinite(self.seconds_by_pass[chosen_E]).all(axis=0)]
 
-        Passes that lack seconds of an example are left out; where all do, their sums are one pass.
+    def timings(self, chosen_E: numpy.ndarray, passes_W: numpy.ndarray) -> numpy.ndarray:
+        """Return decoded tokens and seconds of these examples in each of the passes, (E, W, 2).
+
+        Without passes, the sums over all of them are one pass.
         """
-        parts_ER2 = numpy.stack([self.tokens_by_pass, self.seconds_by_pass], axis=2)[chosen_E]
-        whole_R = numpy.isfinite(parts_ER2[:, :, 1]).all(axis=0)
-        if whole_R.any():
-            return parts_ER2[:, whole_R]
+        if len(passes_W):
+            parts_ER2 = numpy.stack([self.tokens_by_pass, self.seconds_by_pass], axis=2)
+            return parts_ER2[chosen_E][:, numpy.isin(self.repeats, passes_W)]
         return numpy.stack([self.decoded_tokens, self.decode_seconds], axis=1)[chosen_E, None]
 
 
@@ -90,33 +95,22 @@ def _arrays(
     """
     alike = timed or vars(done[0])
     counting = [s for s in passes if (s.ranks, s.threads) == (alike["ranks"], alike["threads"])]
-    row = {sample.index: number for number, sample in enumerate(done)}
     repeats = sorted({sample.repeat for sample in passes})
-    column = {repeat: number for number, repeat in enumerate(repeats)}
-    tokens_ER = numpy.full((len(done), len(repeats)), numpy.nan)
-    seconds_ER = tokens_ER.copy()
-    for sample in counting:
-        if sample.index in row and sample.decode_seconds is not None:
-            at = row[sample.index], column[sample.repeat]
-            tokens_ER[at] = sample.decoded_tokens
-            seconds_ER[at] = sample.decode_seconds
+    tokens_ER, seconds_ER = _by_pass(done, counting, repeats)
     is_timed = ~numpy.isnan(seconds_ER).all(axis=1)
-
     sums_by_name = _teacher_forced(done)
-    scores = {name: _numbers(sample.scores[name] for sample in done) for name in done[0].scores}
-    if sums_by_name and sums_by_name["tokens"].all():
-        scores["nats_per_token"] = sums_by_name["nats"] / sums_by_name["tokens"]
 
     def sums(values_ER: numpy.ndarray, untimed: Iterable[float]) -> numpy.ndarray:
         return numpy.where(is_timed, numpy.nansum(values_ER, axis=1), _numbers(untimed))
 
     return Examples(
         indices=numpy.array([sample.index for sample in done]),
-        scores=scores,
+        scores=_scores(done, sums_by_name),
         decoded_tokens=sums(tokens_ER, (sample.decoded_tokens for sample in done)),
         decode_seconds=sums(seconds_ER, (sample.decode_seconds for sample in done)),
         outputs=numpy.array([hash(tuple(sample.output_ids)) for sample in done]),
         timed=is_timed,
+        repeats=numpy.array(repeats),
         tokens_by_pass=tokens_ER,
         seconds_by_pass=seconds_ER,
         categories=numpy.array([sample.category or "" for sample in done]),
@@ -127,6 +121,31 @@ def _arrays(
         copied_tokens=_numbers(sample.copied_tokens for sample in done),
         teacher_forced=sums_by_name,
     )
+
+
+def _by_pass(
+    done: list[DoneSample], counting: list[DoneSample], repeats: list[int]
+) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Return tokens and seconds of each example in each pass, (E, R), NaN where none counts."""
+    row = {sample.index: number for number, sample in enumerate(done)}
+    column = {repeat: number for number, repeat in enumerate(repeats)}
+    tokens_ER = numpy.full((len(done), len(repeats)), numpy.nan)
+    seconds_ER = tokens_ER.copy()
+    for sample in counting:
+        if sample.index in row and sample.decode_seconds is not None:
+            at = row[sample.index], column[sample.repeat]
+            tokens_ER[at] = sample.decoded_tokens
+            seconds_ER[at] = sample.decode_seconds
+    return tokens_ER, seconds_ER
+
+
+def _scores(
+    done: list[DoneSample], sums_by_name: dict[str, numpy.ndarray]
+) -> dict[str, numpy.ndarray]:
+    scores = {name: _numbers(sample.scores[name] for sample in done) for name in done[0].scores}
+    if sums_by_name and sums_by_name["tokens"].all():
+        scores["nats_per_token"] = sums_by_name["nats"] / sums_by_name["tokens"]
+    return scores
 
 
 def _teacher_forced(done: list[DoneSample]) -> dict[str, numpy.ndarray]:

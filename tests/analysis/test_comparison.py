@@ -17,6 +17,7 @@ from analysis.comparison import (
     spread_over_seeds,
 )
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, random_plan
+from tests.analysis.test_logged_runs import samples_of
 from tests.conftest import rewritten
 from tests.made_up import AUTOREGRESSIVE, SPECULATIVE, read
 
@@ -218,3 +219,18 @@ def test_plans_of_other_seeds_are_gathered(tmp_path):
 def test_mean_and_deviation_by_hand():
     assert mean_and_deviation([1.0, None, 3.0]) == (2.0, pytest.approx(2**0.5))
     assert mean_and_deviation([1.0, None]) is None
+
+
+@pytest.mark.parametrize("lacking", [AUTOREGRESSIVE, SPECULATIVE])
+def test_passes_are_paired_by_number_where_one_run_lacks_a_value(tmp_path, lacking):
+    """The machine slows down from pass to pass, alike in both runs."""
+    for decoder in (AUTOREGRESSIVE, SPECULATIVE):
+        path = MadeUpRun(examples=4, repeats=3, **decoder).write(tmp_path)
+        with samples_of(path) as lines:
+            for line in lines:
+                line["decode_seconds"] = 4.0 ** line["repeat"]
+            if decoder is lacking:
+                lines[0]["threads"] = 7
+    speedups = [one.speedups[SAME_PLAN] for one in compare(read(tmp_path)) if one.speedups]
+    assert [one.value for one in speedups] == [pytest.approx(1)]
+    assert (speedups[0].low, speedups[0].high) == pytest.approx((1, 1))
