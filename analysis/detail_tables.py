@@ -1,7 +1,7 @@
 """Tables of each score's difference from the base run, and of each category of prompts."""
 
 from analysis.categories import CategoryResult, category_results
-from analysis.columns import MISSING, Row, Table, number
+from analysis.columns import MISSING, Row, Shown, Table, number
 from analysis.comparison import Comparison
 from analysis.differences import Difference, find_differences
 from analysis.row_parts import bounds, facts, run_columns, where_known
@@ -12,13 +12,13 @@ def differences_table(comparisons: list[Comparison]) -> Table:
     found = find_differences(comparisons)
     columns = run_columns([one.run for one in found]) | {
         "score": lambda row: row["score"],
-        "base": number("base_mean", ".3f"),
-        "pruned": number("pruned_mean", ".3f"),
-        "change": number("change", "+.3f"),
+        "base": _score("base_mean"),
+        "pruned": _score("pruned_mean"),
+        "change": _score("change", "+"),
         "p": number("p", ".2g"),
         "p (Holm)": number("p_holm", ".2g"),
         "test": lambda row: row["test"],
-        "smallest detectable": number("detectable_change", ".3f"),
+        "smallest detectable": _score("detectable_change"),
         "only base : only pruned": _discordant,
         "pairs": number("pairs", "d"),
         "base run": lambda row: row["base_run"],
@@ -48,6 +48,12 @@ def _difference_row(one: Difference) -> Row:
         "base_run": one.base.record.run_id,
         "base_log": one.base.path.name,
     }
+
+
+def _score(name: str, sign: str = "") -> Shown:
+    """Show a number of the row's score, nats with the digits that small changes of them need."""
+    coarse, fine = (number(name, f"{sign}.{digits}f") for digits in (3, 4))
+    return Shown(name, lambda row: (fine if row["score"] == "nats_per_token" else coarse)(row))
 
 
 def _discordant(row: Row) -> str:

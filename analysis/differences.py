@@ -10,6 +10,7 @@ from analysis.comparison import QUALITIES, SAME_DECODER, Comparison, is_share, p
 from analysis.finished_runs import LoggedRun
 from analysis.intervals import Interval
 from analysis.significance import (
+    FEWEST,
     detectable_mean_change,
     detectable_share_change,
     holm,
@@ -47,7 +48,8 @@ class Difference:
     """The change of one score from the base run to the pruned run, over the same prompts.
 
     `only_base` and `only_pruned` count the prompts that only one of the two got right, for scores
-    of 0 and 1. `adjusted_p` is Holm's over all differences found together. `detectable` is the
+    of 0 and 1. `adjusted_p` is Holm's over all differences found together; it is `p` for too few
+    prompts to reach 5 %, which are no test that could be found by chance. `detectable` is the
     smallest change that so many prompts show.
     """
 
@@ -67,7 +69,10 @@ class Difference:
 
 
 def find_differences(comparisons: list[Comparison]) -> list[Difference]:
-    """Test every score that a run shares with its base run; empty without examples."""
+    """Test every score that a run shares with its base run; empty without examples.
+
+    A score that another run measured on more prompts is tested there alone.
+    """
     found = [pairs for one in comparisons for pairs in _pairs(one)]
     p = _tested(found)
     # Runs that wrote the same texts, such as those of lossless decoders, are one test.
@@ -75,10 +80,14 @@ def find_differences(comparisons: list[Comparison]) -> list[Difference]:
         (pairs.score, pairs.texts, pairs.change.value, value)
         for pairs, value in zip(found, p, strict=True)
     ]
-    distinct = list(dict.fromkeys(tests))
-    adjusted = dict(zip(distinct, holm([value for *_, value in distinct]), strict=True))
+    family = list(
+        dict.fromkeys(
+            test for pairs, test in zip(found, tests, strict=True) if len(pairs.mine) >= FEWEST
+        )
+    )
+    adjusted = dict(zip(family, holm([value for *_, value in family]), strict=True))
     return [
-        _difference(pairs, value, adjusted[test])
+        _difference(pairs, value, adjusted.get(test, value))
         for pairs, value, test in zip(found, p, tests, strict=True)
     ]
 
@@ -90,7 +99,9 @@ def _pairs(one: Comparison) -> Iterator[_Pairs]:
         return
     mine, its = both
     texts = mine.outputs.tobytes(), its.outputs.tobytes()
-    for score in (name for name in QUALITIES if name in one.quality_changes):
+    elsewhere = one.quality.quality_changes if one.quality else {}
+    here = one.quality_changes.keys() - elsewhere.keys()
+    for score in (name for name in QUALITIES if name in here):
         scores = mine.scores[score], its.scores[score]
         yield _Pairs(one.run, base, score, *scores, one.quality_changes[score], texts)
 

@@ -22,9 +22,9 @@ class Examples:
     the examples that count for speed: those with the ranks and threads of the run's seconds in some
     pass. Their `decoded_tokens` and `decode_seconds` are sums over these passes, so that tokens /
     seconds is the run's speed. `tokens_by_pass` and `seconds_by_pass` hold each pass alone, NaN
-    where it does not count, as in a batch; `repeats` (R,) numbers the passes. `categories` are texts, empty where there are none.
-    `copied_tokens` is NaN where nothing was counted. `teacher_forced` holds sums over tokens,
-    `scores` also their `nats_per_token`.
+    where it does not count, as in a batch; `repeats` (R,) numbers the passes. `categories` are
+    texts, empty where there are none. `copied_tokens` is NaN where nothing was counted.
+    `teacher_forced` holds sums over tokens, `scores` also their `nats_per_token`.
     """
 
     indices: numpy.ndarray

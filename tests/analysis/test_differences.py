@@ -10,7 +10,7 @@ from analysis.comparison import compare
 from analysis.detail_tables import differences_table
 from analysis.differences import MCNEMAR, SIGN_FLIPS, find_differences
 from analysis.significance import holm
-from benchmarks.made_up_runs import MadeUpRun, angular_plan
+from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan
 from tests.analysis.test_logged_runs import samples_of
 from tests.made_up import AUTOREGRESSIVE, SPECULATIVE, read
 
@@ -24,9 +24,9 @@ def found(folder):
     return by_score
 
 
-def pair(folder, examples=40, **pruned):
-    MadeUpRun(examples=examples, nats=2.0, **AUTOREGRESSIVE).write(folder)
-    changed = {"score": 0.3, "nats": 3.0} | pruned
+def pair(folder, examples=40, dataset="human_eval", **pruned):
+    MadeUpRun(dataset, examples=examples, nats=2.0, **AUTOREGRESSIVE).write(folder)
+    changed = {"dataset": dataset, "score": 0.3, "nats": 3.0} | pruned
     return MadeUpRun(plan=angular_plan(2), examples=examples, **changed).write(folder)
 
 
@@ -65,6 +65,40 @@ def test_a_decoder_that_writes_the_same_texts_adds_no_test(tmp_path):
     both = found(tmp_path)
     assert {len(group) for group in both.values()} == {2}
     assert {score: group[1].adjusted_p for score, group in both.items()} == alone
+
+
+def test_speed_runs_on_few_prompts_add_no_test_where_another_run_measured_quality(tmp_path):
+    batched = {"identity": {"batch_size": 8}, "exit_layer": None, "num_speculations": None}
+    for plan, score in ((base_plan(), 0.5), (angular_plan(2), 0.3)):
+        MadeUpRun(plan=plan, score=score, examples=40, **batched).write(tmp_path)
+    alone = found(tmp_path)
+    for plan, score in ((base_plan(), 0.5), (angular_plan(2), 0.3)):
+        for decoder in (AUTOREGRESSIVE, SPECULATIVE):
+            MadeUpRun(plan=plan, score=score, examples=8, **decoder).write(tmp_path)
+    both = found(tmp_path)
+    assert {len(group) for group in both.values()} == {1}
+    for score, (one,) in both.items():
+        assert (one.pairs, one.adjusted_p) == (40, alone[score][0].adjusted_p)
+
+
+@pytest.mark.parametrize(("examples", "tested"), [(5, 1), (6, 2)])
+def test_tests_that_can_never_reach_5_percent_are_no_part_of_the_family(tmp_path, examples, tested):
+    pair(tmp_path, score=0.48)
+    alone = {score: group[0].adjusted_p for score, group in found(tmp_path).items()}
+    pair(tmp_path / "few", examples, score=0.48, dataset="xsum_summarization")
+    both = [one for group in found(tmp_path).values() for one in group]
+    family = [one for one in both if one.pairs >= 6]
+    assert len(family) == tested * len(alone)
+    assert [one.adjusted_p for one in family] == holm([one.p for one in family])
+    assert all(one.adjusted_p == one.p for one in both if one.pairs < 6)
+
+
+def test_nats_show_a_digit_more(tmp_path):
+    pair(tmp_path)
+    table = differences_table(compare(read(tmp_path)))
+    shown = {row["score"]: table.columns["base"](row) for row in table.rows}
+    assert shown["nats_per_token"] == f"{found(tmp_path)['nats_per_token'][0].base_mean:.4f}"
+    assert shown["rouge-l"] == f"{found(tmp_path)['rouge-l'][0].base_mean:.3f}"
 
 
 @pytest.mark.parametrize("examples", [1, 2, 5])
