@@ -1,7 +1,7 @@
 """Tables of each score's difference from the base run, and of each category of prompts."""
 
 from analysis.categories import CategoryResult, category_results
-from analysis.columns import MISSING, Row, Shown, Table, number
+from analysis.columns import MISSING, Columns, Row, Shown, Table, number
 from analysis.comparison import Comparison
 from analysis.differences import Difference, find_differences
 from analysis.row_parts import bounds, facts, run_columns, where_known
@@ -61,17 +61,23 @@ def _discordant(row: Row) -> str:
 
 
 def categories_table(comparisons: list[Comparison]) -> Table:
-    """Return a row per run and category of its prompts."""
-    found = category_results(comparisons)
+    """Return a row per run and category of its prompts, for runs with a speed or drafts."""
+    results = category_results(comparisons)
+    found = [one for one in results if one.speed or one.acceptance is not None]
     rows = [_category_row(one) for one in found]
-    columns = run_columns([one.run for one in found]) | {
-        "category": lambda row: row["category"],
-        "prompts": number("prompts", "d"),
+    named = run_columns([one.run for one in found])
+    named.pop("prompts", None)  # those of the category stand in their place
+    measured: Columns = {
         "all tokens / all s": number("speed", ".2f"),
         "spec. / autoregr.": number("speedup", ".2f"),
         "tokens/verification": number("acceptance_length", ".2f"),
         "acceptance": number("acceptance_rate", ".3f"),
-        **where_known(rows, {"copied": number("copied_share", ".3f")}),
+        "copied": number("copied_share", ".3f"),
+    }
+    columns = named | {
+        "category": lambda row: row["category"],
+        "prompts": number("prompts", "d"),
+        **where_known(rows, measured),
         "run": lambda row: row["run"],
     }
     return Table("summary_categories", "Categories of prompts", rows, columns)

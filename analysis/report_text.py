@@ -17,15 +17,16 @@ def table_content(table: Table, places: Mapping[str, int], runs: list[LoggedRun]
     rows = table.rows[:ROWS]
     logs = [_log(row) for row in rows]
     named = any(logs)
+    columns = {name: show for name, show in table.columns.items() if not (named and name == "run")}
     content = []
     for row, log in zip(rows, logs, strict=True):
         place = places.get(log or "")
-        cells: Cells = [_cell(column, row) for column in table.columns.values()]
+        cells: Cells = [_cell(column, row) for column in columns.values()]
         if named:
             run_id = "" if place is None else runs[place].record.run_id
             cells = [(run_id or "-", None), *cells, (log or "-", None)]
         content.append({"run": place, "cells": cells})
-    headings = ["run", *table.columns, "log file"] if named else list(table.columns)
+    headings = ["run", *columns, "log file"] if named else list(columns)
     return {
         "name": table.name,
         "title": table.title,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from analysis.columns import MISSING, Columns, Row
+from analysis.columns import MISSING, Columns, Row, number
 from analysis.finished_runs import FinishedRun, LoggedRun
 from analysis.intervals import Interval
 from arguments.model import SYNTHETIC
@@ -25,6 +25,7 @@ def facts(run: FinishedRun) -> Row:
         "layers": None,
         "n_shot": None,
         "num_samples": run.num_samples,
+        "batch_size": None,
         "model": run.model,
         "log": "older",
         "older_log": run.path.name if run.is_older else None,
@@ -35,6 +36,7 @@ def facts(run: FinishedRun) -> Row:
             "layers_kept": len(run.kept_layers),
             "layers": run.original_layers,
             "n_shot": run.conditions["n_shot"],
+            "batch_size": run.conditions["batch_size"],
             "log": run.path.name,
         }
     return row
@@ -43,7 +45,8 @@ def facts(run: FinishedRun) -> Row:
 def run_columns(runs: Sequence[FinishedRun]) -> Columns:
     """Return the first columns to read, which name the run.
 
-    Name the model if there are several or it is synthetic; tell older logs from new ones.
+    Name the model if there are several or it is synthetic; tell older logs from new ones, and runs
+    of other counts of prompts or batch sizes.
     """
     columns: Columns = {
         "dataset": _dataset,
@@ -58,6 +61,10 @@ def run_columns(runs: Sequence[FinishedRun]) -> Columns:
         columns = {"model": lambda row: row["model"] or MISSING} | columns
     if len({run.conditions["compile"] for run in own}) > 1:
         columns["compiled"] = lambda row: "yes" if row["compiled"] else "no"
+    if len({run.num_samples for run in runs}) > 1:
+        columns["prompts"] = number("num_samples", "g")
+    if len({run.conditions["batch_size"] for run in own}) > 1:
+        columns["batch"] = number("batch_size", "d")
     if len(own) < len(runs):
         columns["log"] = lambda row: "older" if row["log"] == "older" else "new"
     return columns
@@ -86,11 +93,16 @@ def numbers(run: FinishedRun, name: str) -> Row:
 
 
 def order(run: FinishedRun) -> tuple:
-    """Order by data set, method and its numbers, model, decoder: n=10 after n=2."""
+    """Order by data set, method and its numbers, model, batch, decoder: n=10 after n=2.
+
+    Larger batches come first, since they measure the quality of the runs that follow.
+    """
     parameters = tuple(float(one) for one in re.findall(r"\d+\.?\d*", run.param))
     method = _METHODS.index(run.method) if run.method in _METHODS else len(_METHODS)
+    batch = -run.conditions["batch_size"] if isinstance(run, LoggedRun) else 0
     decoder = (run.strategy or "", run.exit_layer or 0, run.num_speculations or 0)
-    return run.dataset, method, run.method, parameters, run.model or "", decoder, run.path.name
+    plan = run.dataset, method, run.method, parameters, run.model or ""
+    return *plan, batch, decoder, run.path.name
 
 
 def _dataset(row: Row) -> str:

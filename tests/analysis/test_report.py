@@ -42,9 +42,8 @@ def test_every_table_is_there_with_its_text_and_its_raw_numbers(study, seen):
         for raw, (_, cells) in zip(table.rows, rows, strict=True):
             named = raw["log"] is not None
             shown = cells[1:-1] if named else cells
-            for (heading, show), (text, attributes) in zip(
-                table.columns.items(), shown, strict=True
-            ):
+            columns = [one for one in table.columns.items() if one[0] != "run"]
+            for (heading, show), (text, attributes) in zip(columns, shown, strict=True):
                 assert text == show(raw), heading
                 value = raw.get(getattr(show, "name", None))
                 if value is not None:
@@ -61,6 +60,16 @@ def test_every_row_of_a_run_carries_the_runs_id_and_log(study, seen):
     ]
     assert len(named) >= 3 * len(logs) - 2  # the autoregressive base runs are compared with none
     assert all(logs[log] == run_id for run_id, log in named)
+
+
+def test_a_run_is_named_once_in_a_row(study):
+    runs = read(study)
+    places = {run.path.name: place for place, run in enumerate(runs)}
+    for table in make_tables(runs, compare(runs)):
+        content = report_text.table_content(table, places, runs)
+        assert content["headings"].count("run") == (table.name != "summary_seeds")
+        for row in content["rows"]:
+            assert len(row["cells"]) == len(content["headings"])
 
 
 def test_the_page_loads_nothing(study, seen):
