@@ -72,8 +72,11 @@ def make_figure(panels: list[Panel], keys: list[Line2D], heading: str) -> Figure
     figure.legend(
         handles=keys, loc="outside lower center", ncols=2 * columns, fontsize=8, frameon=False
     )
-    # Lay out once, which takes most of the time: labels are placed beside the points' final places.
+    # Lay out before, and as rarely as possible, since it takes most of the time: labels are placed
+    # beside the points' final places.
     layout.execute(figure)
+    if _narrow_titles(figure, grid, panels):
+        layout.execute(figure)
     figure.set_layout_engine("none")
     for axes, found in points.items():
         if found and len(found) <= LABELLED:
@@ -83,6 +86,20 @@ def make_figure(panels: list[Panel], keys: list[Line2D], heading: str) -> Figure
 
 def _wrapped(text: str, characters: int) -> str:
     return "\n".join(fill(line, characters) for line in text.splitlines())
+
+
+def _narrow_titles(figure: Figure, grid: list[Axes], panels: list[Panel]) -> bool:
+    """Wrap titles that are wider than their axes, which long labels narrow; tell if any is."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    found = False
+    for axes, panel in zip(grid, panels, strict=False):
+        text = axes.get_title()
+        room = axes.bbox.width / axes.title.get_window_extent(renderer).width
+        if room < 1:
+            longest = max(map(len, text.splitlines()))
+            axes.set_title(_wrapped(panel.title, max(int(longest * room), 1)), fontsize=10)
+            found = True
+    return found
 
 
 def _name_points(figure: Figure, axes: Axes, points: list[NamedPoint]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from analysis import plots
 from analysis.categories import category_results
 from analysis.comparison import SAME_PLAN, compare
+from analysis.detail_tables import categories_table
 from analysis.plots import make_plots
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan, random_plan
 from tests.analysis.test_logged_runs import samples_of
@@ -60,6 +61,21 @@ def test_prompts_without_categories_have_no_results(tmp_path):
     assert category_results(compare(read(tmp_path))) == []
 
 
+def test_the_table_leaves_out_runs_and_columns_without_numbers(tmp_path):
+    batched = {"identity": {"batch_size": 4}}
+    write(tmp_path, **batched)
+    assert categories_table(compare(read(tmp_path))).rows == []
+    write(tmp_path)
+    table = categories_table(compare(read(tmp_path)))
+    assert len(table.rows) == len(CATEGORIES)
+    assert "acceptance" not in table.columns
+    write(tmp_path, decoder=SPECULATIVE, **batched)
+    table = categories_table(compare(read(tmp_path)))
+    assert {row["batch_size"] for row in table.rows if row["acceptance_rate"]} == {4}
+    assert [table.columns["batch"](row) for row in table.rows] == 3 * ["4"] + 3 * ["1"]
+    assert {table.columns["prompts"](row) for row in table.rows} == {"4"}
+
+
 def test_every_category_and_plan_is_drawn(tmp_path, monkeypatch):
     kept = {}
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.update({path.name: figure}))
@@ -70,10 +86,16 @@ def test_every_category_and_plan_is_drawn(tmp_path, monkeypatch):
     runs = read(tmp_path)
     make_plots(runs, "rouge-l", tmp_path, compare(runs))
     figure = kept["speedup_by_category"]
-    titles = [axes.get_title() for axes in figure.axes]
+    titles = [" ".join(axes.get_title().split()) for axes in figure.axes]
     assert titles == [f"spec_bench, exit layer 8, {k} drafts" for k in (3, 6)]
     for axes in figure.axes:
         assert [label.get_text() for label in axes.get_yticklabels()] == sorted(names)
         marks = [line for line in axes.get_lines() if line.get_marker() in "*os"]
         assert len(marks) == 3 * len(names)  # two seeds are one mark
     assert overlapping(figure) == []
+    renderer = figure.canvas.get_renderer()
+    for axes in figure.axes:
+        assert axes.title.get_window_extent(renderer).width <= axes.bbox.width
+    renderer = figure.canvas.get_renderer()
+    for axes in figure.axes:
+        assert axes.title.get_window_extent(renderer).width <= axes.bbox.width
