@@ -78,6 +78,11 @@ class Comparison:
         found = self.speedups.get(name)
         return found.value if found else None
 
+    def measuring(self, quality: str) -> "Comparison":
+        """Return the comparison whose run measured this score of the plan on most prompts."""
+        other = self.quality
+        return other if other and other.run.quality(quality) is not None else self
+
     @property
     def drift(self) -> float | None:
         """Factor between the speed-ups over the autoregressive run and over this run's full steps.

@@ -52,9 +52,8 @@ class FinishedRun:
         return value
 
     def quality(self, name: str) -> float | None:
-        """Return the mean of a score, one of `analysis.comparison.QUALITIES`."""
-        found = self.metric("predicted_text", name)
-        return self.metric("teacher_forced", name) if found is None else found
+        """Return the mean of a score over prompts, one of `analysis.comparison.QUALITIES`."""
+        return self.metric("predicted_text", name)
 
     @property
     def speed(self) -> float | None:
@@ -72,6 +71,15 @@ class LoggedRun(FinishedRun):
     prune_seed: int | None
     record: RunRecord = field(repr=False)
     examples: Examples | None = field(repr=False)
+
+    def quality(self, name: str) -> float | None:
+        """Return the mean of a score over prompts.
+
+        Scores that no text decides come from the examples: metrics hold their means over tokens.
+        """
+        found = super().quality(name)
+        scores = self.examples.scores if self.examples else {}
+        return float(scores[name].mean()) if found is None and name in scores else found
 
     @property
     def removed_layers(self) -> int:

@@ -33,13 +33,15 @@ class Baseline:
 class Choice:
     """The fastest of some runs, beside every baseline except the run itself, the fastest first.
 
-    `loss` is the mean loss of quality against the unpruned model with the same decoder.
+    `loss` is the mean loss of quality against the unpruned model with the same decoder, which the
+    run `measured` found.
     """
 
     compared: Comparison
     candidates: int
     baselines: list[Baseline]
     loss: Interval | None = None
+    measured: LoggedRun | None = None
 
     @property
     def run(self) -> LoggedRun:
@@ -78,8 +80,8 @@ def headlines(comparisons: list[Comparison], quality: str, most_loss: float) -> 
 
 
 def loss_of(compared: Comparison, quality: str) -> Interval | None:
-    """Return the mean loss of quality by pruning: positive is worse."""
-    change = compared.quality_changes.get(quality)
+    """Return the mean loss of quality by the run's plan: positive is worse."""
+    change = compared.measuring(quality).quality_changes.get(quality)
     if change is None or quality in LESS_IS_BETTER:
         return change
     # Subtract from 0: the negative of a change of 0 would be shown as -0.000.
@@ -134,5 +136,7 @@ def _fastest(
         for place, run in enumerate(baselines)
         if run is not best.run
     ]
-    loss = loss_of(best, quality) if quality else None
-    return Choice(best, len(candidates), others, loss)
+    if not quality:
+        return Choice(best, len(candidates), others)
+    measured = best.measuring(quality).run
+    return Choice(best, len(candidates), others, loss_of(best, quality), measured)

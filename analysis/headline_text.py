@@ -36,10 +36,12 @@ def _lossy(headline: Headline, limit: str, most_loss: float) -> dict[str, Any]:
     choice, lossless = headline.lossy, headline.lossless
     if choice is None or choice.loss is None:
         return {"title": _LOSSY, "reason": _why_none(headline, limit)}
-    loss = choice.loss
+    loss, measured = choice.loss, choice.measured
+    other = measured if measured and measured.path != choice.run.path else None
+    where = f", on {other.num_samples:g} prompts in run {other.record.run_id}" if other else ""
     facts = [
         f"Its loss is {loss.value:+.3f}{_bounds(loss, '+.3f')} against the unpruned model with the "
-        "same decoder."
+        f"same decoder{where}."
     ]
     if loss.high is not None and loss.high > most_loss:
         facts.append("The interval reaches beyond the limit: on other prompts it may lose more.")

@@ -64,7 +64,7 @@ _DECODER_STYLES: dict[str, Style] = {
 
 @dataclass(frozen=True)
 class Study:
-    """The runs that are plotted, those with a score, and the mark of each plan.
+    """The runs that are plotted, those whose plan has a score, and the mark of each plan.
 
     `measured` maps runs to those that measured their plan's quality on more prompts, by their logs.
     """
@@ -81,13 +81,10 @@ class Study:
         cls, runs: list[FinishedRun], quality: str, comparisons: Sequence[Comparison] = ()
     ) -> "Study":
         own = [run for run in runs if isinstance(run, LoggedRun)]
-        scored = [run for run in own if run.quality(quality) is not None]
-        measured = {
-            one.run.path: one.quality.run
-            for one in comparisons
-            if one.quality and one.quality.run.quality(quality) is not None
-        }
+        sources = {one.run.path: one.measuring(quality).run for one in comparisons}
+        measured = {path: run for path, run in sources.items() if run.path != path}
         results = category_results(list(comparisons))
+        scored = [run for run in own if measured.get(run.path, run).quality(quality) is not None]
         return cls(own, quality, scored, _plan_styles(own), measured, results)
 
     def source(self, run: LoggedRun) -> LoggedRun:

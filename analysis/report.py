@@ -81,7 +81,7 @@ def page(report: Report) -> str:
 
 def _script_data(report: Report, places: Mapping[str, int]) -> str:
     """Return what the page's script draws, as JSON that cannot end its element."""
-    study = Study.of(report.runs, report.quality)
+    study = Study.of(report.runs, report.quality, report.comparisons)
     settings = settings_of(study, report.comparisons, places)
     drawn = {
         "runs": [run_facts(run, study) for run in report.own],

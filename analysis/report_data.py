@@ -111,14 +111,20 @@ def _columns(points: Iterable[dict[str, Any]]) -> Columns:
 
 
 def _speed(setting: Setting) -> Sources:
-    """Each run's speed and mean score, and the Pareto front."""
-    quality = setting.study.quality
+    """Each run's speed and its plan's mean score, and the Pareto front."""
+    study, quality = setting.study, setting.study.quality
     points = [
-        setting.at(run, x=run.speed, y=score, ring=0 if run.removed_layers else 1)
+        setting.at(
+            run,
+            x=run.speed,
+            y=score,
+            ring=0 if run.removed_layers else 1,
+            scored=f"{study.source(run).num_samples:g} prompts, run {study.source(run).record.run_id}",
+        )
         for run in setting.runs
         if run.decodes_whole_model
         and run.speed is not None
-        and (score := run.metric("predicted_text", quality)) is not None
+        and (score := study.source(run).quality(quality)) is not None
     ]
     places = [(point["x"], point["y"]) for point in points]
     on_front = pareto_front(places, quality in LESS_IS_BETTER)
@@ -134,12 +140,13 @@ def _quality(setting: Setting) -> Sources:
     points, trend = [], []
     for method in ("base", "angular", "random"):
         for run in texts(setting.runs, method):
-            found = quality_intervals(run).get(setting.study.quality)
+            source = setting.study.source(run)
+            found = quality_intervals(source).get(setting.study.quality)
             if found:
                 low = found.value if found.low is None else found.low
                 high = found.value if found.high is None else found.high
                 place = run.removed_layers
-                points.append(setting.at(run, x=place, y=found.value, low=low, high=high))
+                points.append(setting.at(source, x=place, y=found.value, low=low, high=high))
                 if method != "random":
                     trend.append((place, found.value))
     if not any(point["x"] for point in points):  # the unpruned model alone is no plot

@@ -117,7 +117,7 @@ def _speed(label: str) -> Any:
         line_dash="dashed",
         legend_label="Pareto front",
     )
-    points = _runs_source("speed_points", "x", "y", "ring")
+    points = _runs_source("speed_points", "x", "y", "ring", "scored")
     plot.scatter(
         "x",
         "y",
@@ -130,7 +130,7 @@ def _speed(label: str) -> Any:
         nonselection_line_alpha="ring",
     )
     glyph = plot.scatter("x", "y", source=points, legend_field="plan", **_POINT)
-    _respond(plot, glyph, ("tokens/s", "@x{0.0}"), (label, "@y{0.000}"))
+    _respond(plot, glyph, ("tokens/s", "@x{0.0}"), (label, "@y{0.000}, of @scored"))
     _below(plot)
     return plot
 

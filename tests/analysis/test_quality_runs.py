@@ -1,13 +1,16 @@
 """Runs on few prompts name the batched run that measured their plan's quality on more."""
 
+import re
+
 import pytest
 
 from analysis import plots
-from analysis.comparison import SAME_DECODER, compare
+from analysis.comparison import SAME_DECODER, compare, quality_intervals
 from analysis.comparison_tables import sweep_table
 from analysis.plots import make_plots
 from analysis.tables import make_tables
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan
+from tests.analysis.pages import parsed
 from tests.analysis.test_logged_runs import samples_of
 from tests.conftest import rewritten
 from tests.made_up import AUTOREGRESSIVE, SPECULATIVE, read
@@ -140,3 +143,50 @@ def test_plots_show_speed_beside_the_quality_of_more_prompts(swept, monkeypatch)
     heights = {line.get_ydata()[0] for line in axes.get_lines() if len(line.get_ydata()) == 1}
     assert heights == {run.quality("rouge-l") for run in runs if run.is_batched}
     assert len(kept["quality_by_layers_removed"].axes) == 1
+
+
+def test_the_report_shows_the_quality_of_the_named_run(swept):
+    found = parsed(swept, most_loss=0.5)
+    runs = read(swept)
+    batched = {run.method: run for run in runs if run.is_batched}
+    pruned = next(one for one in compare(runs) if one.run is batched["angular"])
+    loss = -pruned.quality_changes["rouge-l"].value
+    assert re.search(
+        rf"Its loss is \{loss:+.3f} \[[^]]+\] [^.]* on 30 prompts in run "
+        + batched["angular"].record.run_id,
+        found.text,
+    )
+    settings = [one for one in found.data["settings"] if one["plots"]["speed"]["speed_points"]]
+    points = settings[0]["plots"]["speed"]["speed_points"]
+    for place, score, scored in zip(*(points[n] for n in ("run", "y", "scored")), strict=True):
+        source = batched[runs[place].method]
+        assert score == source.quality("rouge-l")
+        assert scored == f"30 prompts, run {source.record.run_id}"
+    bars = settings[0]["plots"]["quality"]["quality_points"]
+    assert {runs[place].path for place in bars["run"]} == {one.path for one in batched.values()}
+
+
+def test_a_score_that_only_the_quality_run_has_is_plotted(tmp_path, monkeypatch):
+    for plan in (base_plan(), angular_plan(2)):
+        write_batched(tmp_path, plan=plan, nats=2.0)
+        MadeUpRun(plan=plan, examples=5, **SPECULATIVE).write(tmp_path)
+        MadeUpRun(plan=plan, examples=5, **AUTOREGRESSIVE).write(tmp_path)
+    runs = read(tmp_path)
+    study = plots.Study.of(runs, "nats_per_token", compare(runs))
+    assert len(study.scored) == 6
+    kept = {}
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.update({path.name: figure}))
+    assert make_plots(runs, "nats_per_token", tmp_path, compare(runs)) == []
+    assert {"speed_and_quality", "quality_by_layers_removed"} <= set(kept)
+    settings = parsed(tmp_path, quality="nats_per_token").data["settings"]
+    assert sum(len(one["plots"]["speed"]["speed_points"].get("y", [])) for one in settings) == 4
+
+
+def test_a_runs_surprise_is_the_mean_over_prompts_that_its_interval_is_of(tmp_path):
+    path = MadeUpRun(nats=2.0, **AUTOREGRESSIVE).write(tmp_path)
+    with rewritten(path) as log:
+        log["teacher_forced"] = {"nats_per_token": 9.0}  # another mean: over tokens
+    (run,) = read(tmp_path)
+    interval = quality_intervals(run)["nats_per_token"]
+    assert run.quality("nats_per_token") == interval.value
+    assert interval.low < interval.value < interval.high < 9
