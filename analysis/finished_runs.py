@@ -105,6 +105,11 @@ class LoggedRun(FinishedRun):
         return self.conditions["batch_size"] != 1
 
     @property
+    def speed(self) -> float | None:
+        """Tokens per second of all outputs together; None for prompts decoded together."""
+        return None if self.is_batched else super().speed
+
+    @property
     def acceptance_by_position(self) -> list[float]:
         """Acceptance of the first, second, ... draft of a round; empty without drafts."""
         return (self.metrics.get("acceptance_rate") or {}).get("by_position") or []

@@ -64,17 +64,18 @@ class Headline:
 
 
 def headlines(comparisons: list[Comparison], quality: str, most_loss: float) -> list[Headline]:
-    """Return the choices in each group of comparable runs, the largest group first."""
-    groups: dict[str, list[Comparison]] = defaultdict(list)
+    """Return the choices in each group of comparable runs with a speed, the largest group first."""
+    by_conditions: dict[str, list[Comparison]] = defaultdict(list)
     for one in comparisons:
         conditions = {k: v for k, v in one.run.conditions.items() if k != "compile"}
-        groups[json.dumps(conditions, sort_keys=True)].append(one)
+        by_conditions[json.dumps(conditions, sort_keys=True)].append(one)
+    groups = [group for group in by_conditions.values() if any(one.run.speed for one in group)]
     # Eager runs name a group that has them, so that compilation does not enter its title.
-    named = [min(group, key=lambda one: one.run.conditions["compile"]) for group in groups.values()]
+    named = [min(group, key=lambda one: one.run.conditions["compile"]) for group in groups]
     titles = group_titles([one.run for one in named])
     found = [
         _headline(titles[first.run.condition_key], group, quality, most_loss)
-        for first, group in zip(named, groups.values(), strict=True)
+        for first, group in zip(named, groups, strict=True)
     ]
     return sorted(found, key=lambda one: (-one.runs, one.title))
 

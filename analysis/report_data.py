@@ -112,19 +112,19 @@ def _columns(points: Iterable[dict[str, Any]]) -> Columns:
 
 def _speed(setting: Setting) -> Sources:
     """Each run's speed and its plan's mean score, and the Pareto front."""
-    study, quality = setting.study, setting.study.quality
+    quality = setting.study.quality
     points = [
         setting.at(
             run,
             x=run.speed,
             y=score,
             ring=0 if run.removed_layers else 1,
-            scored=f"{study.source(run).num_samples:g} prompts, run {study.source(run).record.run_id}",
+            scored=f"{source.num_samples:g} prompts, run {source.record.run_id}",
         )
         for run in setting.runs
         if run.decodes_whole_model
         and run.speed is not None
-        and (score := study.source(run).quality(quality)) is not None
+        and (score := (source := setting.study.source(run)).quality(quality)) is not None
     ]
     places = [(point["x"], point["y"]) for point in points]
     on_front = pareto_front(places, quality in LESS_IS_BETTER)

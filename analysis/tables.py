@@ -127,9 +127,9 @@ def _timing_table(runs: list[FinishedRun]) -> Table:
 
 def _speed(run: FinishedRun) -> Interval | None:
     """Return all tokens by all seconds of decoding; None for prompts decoded together."""
-    if not isinstance(run, LoggedRun) or run.is_batched:
+    if not isinstance(run, LoggedRun) or run.speed is None:
         return None
-    return speed_interval(run.examples) or (None if run.speed is None else Interval(run.speed))
+    return speed_interval(run.examples) or Interval(run.speed)
 
 
 def _throughput(row: Row) -> str:

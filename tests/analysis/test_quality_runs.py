@@ -7,6 +7,7 @@ import pytest
 from analysis import plots
 from analysis.comparison import SAME_DECODER, compare, quality_intervals
 from analysis.comparison_tables import sweep_table
+from analysis.headline import headlines
 from analysis.plots import make_plots
 from analysis.tables import make_tables
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan
@@ -190,3 +191,16 @@ def test_a_runs_surprise_is_the_mean_over_prompts_that_its_interval_is_of(tmp_pa
     interval = quality_intervals(run)["nats_per_token"]
     assert run.quality("nats_per_token") == interval.value
     assert interval.low < interval.value < interval.high < 9
+
+
+def test_a_batched_run_has_no_speed_and_leads_nothing_though_its_log_holds_one(tmp_path):
+    path = write_batched(tmp_path)
+    with rewritten(path) as log:
+        log["tokens_per_second"]["token_weighted"] = 240.0  # of a last batch of one prompt
+    (run,) = read(tmp_path)
+    assert run.speed is None
+    compared = compare([run])
+    assert headlines(compared, "rouge-l", 0.01) == []
+    assert "no run can be called the fastest" in parsed(tmp_path).text
+    (timing,) = (t for t in make_tables([run], compared) if t.name == "summary_timing")
+    assert timing.rows[0]["speed"] is None
