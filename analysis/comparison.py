@@ -51,7 +51,7 @@ _MOST_DRIFT = 1.25
 _WHOLE_MODEL = Decoder("autoregressive", None, None)
 
 Pair = tuple[Examples, Examples]  # of two runs, those that both finished
-# Runs by plan and decoder, then by conditions; the newest of equal runs.
+# Runs by plan and decoder, then by conditions; of equal runs the newest, teacher-forced ones first.
 Index = dict[tuple[Any, Decoder], dict[str, LoggedRun]]
 
 
@@ -62,7 +62,7 @@ class Comparison:
     `speedups` are ratios of tokens per second, decoding alone. `quality_changes` are differences
     of means from the base run of the same decoder. `equal_outputs` is (prompts with the same tokens
     as the autoregressive run, prompts that both ran). `quality` is the comparison of the run that
-    measured the plan's quality on more prompts, in batches, if there is one.
+    measured the plan's quality on more prompts, or on as many in batches or teacher-forced.
     """
 
     run: LoggedRun
@@ -100,7 +100,9 @@ def compare(runs: list[FinishedRun]) -> list[Comparison]:
     index: Index = defaultdict(dict)
     for run in own:
         for plan in {run.plan_name, run.kept_layers, run.method}:
-            index[plan, run.decoder][run.condition_key] = run
+            alike = index[plan, run.decoder]
+            if run.is_forced >= alike.get(run.condition_key, run).is_forced:
+                alike[run.condition_key] = run
     found = {run.path: _compared(run, index) for run in own}
     measured = quality_runs(own)
     return [

@@ -105,6 +105,11 @@ class LoggedRun(FinishedRun):
         return self.conditions["batch_size"] != 1
 
     @property
+    def is_forced(self) -> bool:
+        """Whether teacher-forced passes measured the references too."""
+        return bool(self.record.identity.get("teacher_forced"))
+
+    @property
     def speed(self) -> float | None:
         """Tokens per second of all outputs together; None for prompts decoded together."""
         return None if self.is_batched else super().speed

@@ -28,6 +28,7 @@ class Examples:
     """
 
     indices: numpy.ndarray
+    example_ids: numpy.ndarray
     scores: dict[str, numpy.ndarray]
     decoded_tokens: numpy.ndarray
     decode_seconds: numpy.ndarray
@@ -105,6 +106,7 @@ def _arrays(
 
     return Examples(
         indices=numpy.array([sample.index for sample in done]),
+        example_ids=numpy.array([sample.example_id for sample in done]),
         scores=_scores(done, sums_by_name),
         decoded_tokens=sums(tokens_ER, (sample.decoded_tokens for sample in done)),
         decode_seconds=sums(seconds_ER, (sample.decode_seconds for sample in done)),

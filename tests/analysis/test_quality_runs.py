@@ -8,6 +8,7 @@ from analysis import plots
 from analysis.comparison import SAME_DECODER, compare, quality_intervals
 from analysis.comparison_tables import sweep_table
 from analysis.headline import headlines
+from analysis.logged_runs import find_logged_runs
 from analysis.plots import make_plots
 from analysis.tables import make_tables
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan
@@ -67,7 +68,7 @@ def test_speed_runs_name_the_batched_run_of_their_plan(swept):
         {"generation": {"max_steps": 9}},
         {"generation": {"sample": True}},
         {"plan": angular_plan(3)},
-        {"examples": 5},
+        {"examples": 4},
         {"batch_size": 1},
     ],
 )
@@ -204,3 +205,50 @@ def test_a_batched_run_has_no_speed_and_leads_nothing_though_its_log_holds_one(t
     assert "no run can be called the fastest" in parsed(tmp_path).text
     (timing,) = (t for t in make_tables([run], compared) if t.name == "summary_timing")
     assert timing.rows[0]["speed"] is None
+
+
+@pytest.mark.parametrize("change", ["other rows", "another source", "other shots"])
+def test_a_run_on_other_prompts_measures_another_quality(tmp_path, change):
+    path = write_batched(tmp_path)
+    MadeUpRun(examples=5, **SPECULATIVE).write(tmp_path)
+    if change == "other rows":
+        with samples_of(path) as lines:
+            for line in lines:
+                line["example_id"] = f"line {line['index'] + 1}"
+    else:
+        with rewritten(path) as log:
+            new = {"source": "a file"} if change == "another source" else {"shots": ["line 90"]}
+            log["data"]["evaluation"] |= new
+    assert [one.quality for one in compare(read(tmp_path))] == [None, None]
+
+
+def test_a_prompt_that_memory_ran_out_on_does_not_hide_the_others(tmp_path):
+    path = write_batched(tmp_path)
+    MadeUpRun(examples=5, **SPECULATIVE).write(tmp_path)
+    with samples_of(path) as lines:
+        lines[0]["status"] = "out_of_memory"
+    with rewritten(path) as log:
+        log["counts"]["failed_prompts"] = 1
+    compared = compare(find_logged_runs([tmp_path]).runs)
+    assert sorted(one.quality is None for one in compared) == [False, True]
+
+
+def test_as_many_prompts_suffice_and_teacher_forced_runs_go_first(tmp_path):
+    forced = write_batched(tmp_path, examples=5, nats=2.0, identity={"teacher_forced": True})
+    newer = write_batched(tmp_path, examples=5)
+    MadeUpRun(examples=5, **SPECULATIVE).write(tmp_path)
+    found = {one.run.path: one.quality for one in compare(read(tmp_path))}
+    assert found.pop(forced) is None
+    assert len(found) == 2
+    assert newer in found
+    assert {one.run.path for one in found.values()} == {forced}
+
+
+def test_a_newer_base_run_without_teacher_forcing_does_not_hide_its_forced_twin(tmp_path):
+    forced = {"identity": {"teacher_forced": True}, "nats": 2.0}
+    older = MadeUpRun(**forced, **AUTOREGRESSIVE).write(tmp_path)
+    MadeUpRun(**AUTOREGRESSIVE).write(tmp_path)
+    pruned = MadeUpRun(plan=angular_plan(2), **forced, **AUTOREGRESSIVE).write(tmp_path)
+    (one,) = (one for one in compare(read(tmp_path)) if one.run.path == pruned)
+    assert one.baselines[SAME_DECODER].path == older
+    assert "nats_per_token" in one.quality_changes
