@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from runs.reader import whole_lines
-from runs.record import RUN, DoneSample, RunRecord, is_done, samples_path
+from runs.record import RUN, RunRecord, SampleRecord, is_finished, samples_path
 
 # Errors from reading a file that is no log of either tool.
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, IndexError)
@@ -17,6 +17,8 @@ UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, Recursio
 @dataclass(frozen=True)
 class Examples:
     """A run's E finished examples, which its R timed passes decoded: arrays (E,) and (E, R).
+
+    Plain texts, which are not decoded, have no output, no token and no time.
 
     `scores` and `outputs`, which are hashes of token ids, come from the first pass. `timed` marks
     the examples that count for speed: those with the ranks and threads of the run's seconds in some
@@ -80,15 +82,15 @@ def read_examples(path: Path, record: RunRecord) -> tuple[Examples | None, list[
         if len(first) != expected:
             found = f"its samples file holds {len(first)} of {expected} prompts"
             return None, [f"is compared without intervals: {found}"]
-        done = list(filter(is_done, first))
-        passes = list(filter(is_done, samples))
+        done = list(filter(is_finished, first))
+        passes = list(filter(is_finished, samples))
         return _arrays(done, passes, record.metrics.get("timed")) if done else None, []
     except UNREADABLE as error:
         return None, [f"is compared without intervals: its samples are damaged ({reason(error)})"]
 
 
 def _arrays(
-    done: list[DoneSample], passes: list[DoneSample], timed: dict[str, Any] | None
+    done: list[SampleRecord], passes: list[SampleRecord], timed: dict[str, Any] | None
 ) -> Examples:
     """Return the examples that the first pass finished, with the times of all `passes`.
 
@@ -126,7 +128,7 @@ def _arrays(
 
 
 def _by_pass(
-    done: list[DoneSample], counting: list[DoneSample], repeats: list[int]
+    done: list[SampleRecord], counting: list[SampleRecord], repeats: list[int]
 ) -> tuple[numpy.ndarray, numpy.ndarray]:
     """Return tokens and seconds of each example in each pass, (E, R), NaN where none counts."""
     row = {sample.index: number for number, sample in enumerate(done)}
@@ -142,7 +144,7 @@ def _by_pass(
 
 
 def _scores(
-    done: list[DoneSample], sums_by_name: dict[str, numpy.ndarray]
+    done: list[SampleRecord], sums_by_name: dict[str, numpy.ndarray]
 ) -> dict[str, numpy.ndarray]:
     scores = {name: _numbers(sample.scores[name] for sample in done) for name in done[0].scores}
     if sums_by_name and sums_by_name["tokens"].all():
@@ -150,7 +152,7 @@ def _scores(
     return scores
 
 
-def _teacher_forced(done: list[DoneSample]) -> dict[str, numpy.ndarray]:
+def _teacher_forced(done: list[SampleRecord]) -> dict[str, numpy.ndarray]:
     """Return the sums that all examples have."""
     found = [sample.teacher_forced or {} for sample in done]
     names = set(found[0]).intersection(*found)

@@ -60,6 +60,12 @@ def _metrics_table(runs: list[FinishedRun]) -> Table:
             row |= numbers(run, name)
         rows.append(row | _likelihood(run))
     few: Columns = {
+        "ROUGE-L": number("predicted_text_rouge-l", ".3f"),
+        "ROUGE-1": number("predicted_text_rouge-1", ".3f"),
+        "ROUGE-2": number("predicted_text_rouge-2", ".3f"),
+        "BLEU": number("predicted_text_bleu_score", ".3f"),
+        "exact match": number("predicted_text_exact_match", ".3f"),
+        "edit distance": number("predicted_text_edit_distance", ".1f"),
         "pass@1": number("predicted_text_pass@1", ".3f"),
         "numeric match": number("predicted_text_numeric_match", ".3f"),
         "perplexity": number("teacher_forced_perplexity", ".3f"),
@@ -68,19 +74,10 @@ def _metrics_table(runs: list[FinishedRun]) -> Table:
         "KL, nats/token": number("teacher_forced_kl", ".4f"),
         "top-1 agreement": number("teacher_forced_agreement", ".3f"),
         "copied": number("copied_share_mean", ".3f"),
-    }
-    columns = run_columns(runs) | {
-        "ROUGE-L": number("predicted_text_rouge-l", ".3f"),
-        "ROUGE-1": number("predicted_text_rouge-1", ".3f"),
-        "ROUGE-2": number("predicted_text_rouge-2", ".3f"),
-        "BLEU": number("predicted_text_bleu_score", ".3f"),
-        "exact match": number("predicted_text_exact_match", ".3f"),
-        "edit distance": number("predicted_text_edit_distance", ".1f"),
-        **where_known(rows, few),
         "acceptance": number("acceptance_rate_mean", ".3f"),
-        **where_known(rows, {"tokens/verification": number("acceptance_length_mean", ".2f")}),
-        "prompts": number("num_samples", "g"),
+        "tokens/verification": number("acceptance_length_mean", ".2f"),
     }
+    columns = run_columns(runs) | where_known(rows, few) | {"prompts": number("num_samples", "g")}
     return Table("summary_metrics", "Metrics", rows, columns)
 
 
@@ -108,6 +105,9 @@ def _timing_table(runs: list[FinishedRun]) -> Table:
         weights = run.record.model["weight_bytes"] if isinstance(run, LoggedRun) else None
         rows.append(row | {"weight_bytes": weights} | bounds("speed", _speed(run)))
     few: Columns = {
+        "total time, s": number("total_time_mean", ".3f"),
+        "time per token, s": number("time_per_token_mean", ".4f"),
+        "tokens/s": number("tokens_per_second_mean", ".2f"),
         "all tokens / all s": number("speed", ".2f"),
         "first token, s (median)": number("time_to_first_token_median", ".3f"),
         "time per token, s (median)": number("time_per_token_median", ".4f"),
@@ -115,9 +115,6 @@ def _timing_table(runs: list[FinishedRun]) -> Table:
         "throughput, tokens/s": _throughput,
     }
     columns = run_columns(runs) | {
-        "total time, s": number("total_time_mean", ".3f"),
-        "time per token, s": number("time_per_token_mean", ".4f"),
-        "tokens/s": number("tokens_per_second_mean", ".2f"),
         **where_known(rows, few),
         "peak memory, GB": number("peak_memory_bytes", ".2f", 1e-9),
         "weights, GB": number("weight_bytes", ".2f", 1e-9),

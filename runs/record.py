@@ -81,9 +81,9 @@ class SampleRecord:
 
     @property
     def decoded_tokens(self) -> int:
-        """Tokens of a finished example that decoding yielded: all but the first of each answer."""
+        """Tokens that decoding yielded: all but the first of each answer; 0 without an output."""
         answered = sum(turn["generated_tokens"] > 0 for turn in self.turns)
-        return len(self.output_ids) - (answered or 1)
+        return len(self.output_ids) - (answered or 1) if self.output_ids else 0
 
 
 class DoneSample(SampleRecord):
@@ -96,6 +96,11 @@ class DoneSample(SampleRecord):
 
 def is_done(sample: SampleRecord) -> TypeGuard[DoneSample]:
     return sample.status == "done"
+
+
+def is_finished(sample: SampleRecord) -> bool:
+    """Return whether the sample is done, or is a plain text that was measured."""
+    return sample.status in ("done", "measured")
 
 
 @dataclass
