@@ -103,7 +103,7 @@ def _arrays(
     is_timed = ~numpy.isnan(seconds_ER).all(axis=1)
     sums_by_name = _teacher_forced(done)
 
-    def sums(values_ER: numpy.ndarray, untimed: Iterable[float]) -> numpy.ndarray:
+    def sums(values_ER: numpy.ndarray, untimed: Iterable[float | None]) -> numpy.ndarray:
         return numpy.where(is_timed, numpy.nansum(values_ER, axis=1), _numbers(untimed))
 
     return Examples(
