@@ -12,7 +12,7 @@ from analysis.logged_runs import find_logged_runs
 from analysis.plots import make_plots
 from analysis.tables import make_tables
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan
-from tests.analysis.pages import parsed
+from tests.analysis.pages import make_report, parsed
 from tests.analysis.test_logged_runs import samples_of
 from tests.conftest import rewritten
 from tests.made_up import AUTOREGRESSIVE, SPECULATIVE, read
@@ -252,3 +252,16 @@ def test_a_newer_base_run_without_teacher_forcing_does_not_hide_its_forced_twin(
     (one,) = (one for one in compare(read(tmp_path)) if one.run.path == pruned)
     assert one.baselines[SAME_DECODER].path == older
     assert "nats_per_token" in one.quality_changes
+
+
+def test_the_reports_header_tells_whose_numbers_and_which_intervals_there_are(swept):
+    found = parsed(swept)
+    assert "for shares and their changes from closed forms" in found.text
+    assert "over timed passes too" in found.text
+    table = make_report(swept).tables[2]
+    place = 1 + list(table.columns).index("quality run")  # the row's own run leads
+    of_speed = [cells for _, cells in found.tables[table.name][1:] if cells[place][0] != "-"]
+    assert {cells[place][0] for cells in of_speed} == {
+        run.record.run_id for run in read(swept) if run.is_batched
+    }
+    assert all(cells[0][0] != cells[place][0] for cells in of_speed)
