@@ -1,5 +1,7 @@
 """Tests of difference: equal runs are told apart as rarely as promised, unequal ones are found."""
 
+import tracemalloc
+
 import numpy
 import pytest
 from hypothesis import given
@@ -111,6 +113,19 @@ def test_many_prompts_have_nearly_the_p_of_other_random_flips():
         rng=numpy.random.default_rng(9),
     )
     assert sign_flip_p(changes[:, None])[0] == pytest.approx(expected.pvalue, abs=0.01)
+
+
+def test_thousands_of_prompts_take_little_memory_and_have_the_p_of_10_000_flips():
+    changes = numpy.random.default_rng(5).normal(0.03, 1, size=(2000, 3))
+    tracemalloc.start()
+    p = sign_flip_p(changes)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+    flips = numpy.random.default_rng(0).integers(2, size=(10_000, 2000))
+    flips[0] = 0
+    sums = changes.sum(axis=0) - 2 * (flips @ changes)
+    assert p.tolist() == (abs(sums) >= abs(changes.sum(axis=0)) - 1e-6).mean(axis=0).tolist()
 
 
 @pytest.mark.parametrize("examples", [1, 5, 6, 14, 15, 100])
