@@ -63,7 +63,8 @@ def check_least(flags: Any, **least: float) -> None:
         value = getattr(flags, name)
         for number in value if isinstance(value, list) else [value]:
             if number is not None and not smallest <= number < math.inf:
-                reject(name, number, f"must be at least {smallest}")
+                finite = "" if math.isfinite(number) else "a finite number of "
+                reject(name, number, f"must be {finite}at least {smallest}")
 
 
 def flag(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:

@@ -205,9 +205,17 @@ def test_a_page_that_cannot_be_written_is_refused_early(tmp_path, capsys, value,
     assert line.endswith(reason)
 
 
-def test_a_negative_loss_is_refused(tmp_path, capsys):
-    assert run_script(analyze_logs.main, [str(tmp_path), "--most_loss", "-1"]) == 2
-    assert "--most_loss -1.0: must be at least 0" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("-1", "-1.0: must be at least 0"),
+        ("inf", "inf: must be a finite number of at least 0"),
+        ("nan", "nan: must be a finite number of at least 0"),
+    ],
+)
+def test_a_negative_or_endless_loss_is_refused(tmp_path, capsys, value, reason):
+    assert run_script(analyze_logs.main, [str(tmp_path), "--most_loss", value]) == 2
+    assert f"--most_loss {reason}" in capsys.readouterr().err
 
 
 def test_the_page_is_written_with_notes_and_without_plots(tmp_path, capsys):
