@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def _parser() -> OneLineParser:
     parser = OneLineParser(description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "log_dirs", nargs="*", default=["logs"], help="folders with logs (default: logs)"
@@ -100,7 +100,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         default=0.01,
         help="most loss of --quality by which a pruned plan may lead the report (default: 0.01)",
     )
-    arguments = parser.read(argv)
+    return parser
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    arguments = _parser().read(argv)
     for folder in arguments.log_dirs:
         if not is_folder(folder):
             raise UsageError(f"log_dirs {folder}: is no folder")

@@ -10,7 +10,6 @@ from benchmarks.results import conditions
 
 def table(results: dict[str, Any]) -> str:
     """Return the results in Markdown."""
-    rows = results["removal"]["rows"]
     generate = results["against_transformers"]["speedup_over_generate"]
     calibration_cost = results["calibration"]["seconds_over_bare_forward"]
     states = results["calibration"]["bytes_of_states_held_a_prompt"]
@@ -20,35 +19,46 @@ def table(results: dict[str, Any]) -> str:
         "| autoregressive against transformers' `generate`, the same weights | "
         f"{generate['median']:.2f}x (quartiles {generate['lower_quartile']:.2f} "
         f"to {generate['upper_quartile']:.2f}) |",
-    ]
-    for row in results["self_speculation"]:
-        lines.append(
-            f"| self-speculative against autoregressive, exit layer {row['exit_layer']}, "
-            f"k {results['num_speculations']}{', sampled' * row['sample']} | "
-            f"{row['measured_speedup']:.2f}x, predicted {row['predicted_speedup']:.2f}x; "
-            f"{row['acceptance']:.1%} accepted; "
-            f"round {row['round_overhead']:.1%} above its passes |"
-        )
-    for row in rows[1:]:
-        lines.append(
-            f"| {row['layers_removed']} of {results['layers']} layers removed | step "
-            f"{row['step_seconds'] / rows[0]['step_seconds']:.2f} of the whole model's, "
-            f"{row['share_of_ideal_time_saved']:.0%} of the ideal saving; weights "
-            f"{row['weight_bytes'] / 1e9:.2f} of {rows[0]['weight_bytes'] / 1e9:.2f} GB |"
-        )
-    lines.append(
+        *_self_speculation(results),
+        *_removal(results),
         f"| calibration against a bare forward pass | {calibration_cost['median']:.2f}x, "
-        f"{states / 1e3:.0f} kB of states held a prompt |"
-    )
-    for row in results["equality"]:
-        different = f", {row['different']} different" if "different" in row else ""
-        lines.append(
-            f"| greedy outputs of both decoders, {row['plan']} | {row['equal']} equal, "
-            f"{row['tie']} tied, {row['wrong']} wrong{different}; "
-            f"{row['tokens']} tokens |"
-        )
-    lines += ["", conditions(results, results["runtime"], "human_eval, greedy")]
+        f"{states / 1e3:.0f} kB of states held a prompt |",
+        *map(_equality, results["equality"]),
+        "",
+        conditions(results, results["runtime"], "human_eval, greedy"),
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _self_speculation(results: dict[str, Any]) -> list[str]:
+    return [
+        f"| self-speculative against autoregressive, exit layer {row['exit_layer']}, "
+        f"k {results['num_speculations']}{', sampled' * row['sample']} | "
+        f"{row['measured_speedup']:.2f}x, predicted {row['predicted_speedup']:.2f}x; "
+        f"{row['acceptance']:.1%} accepted; "
+        f"round {row['round_overhead']:.1%} above its passes |"
+        for row in results["self_speculation"]
+    ]
+
+
+def _removal(results: dict[str, Any]) -> list[str]:
+    whole, *pruned = results["removal"]["rows"]
+    return [
+        f"| {row['layers_removed']} of {results['layers']} layers removed | step "
+        f"{row['step_seconds'] / whole['step_seconds']:.2f} of the whole model's, "
+        f"{row['share_of_ideal_time_saved']:.0%} of the ideal saving; weights "
+        f"{row['weight_bytes'] / 1e9:.2f} of {whole['weight_bytes'] / 1e9:.2f} GB |"
+        for row in pruned
+    ]
+
+
+def _equality(row: dict[str, Any]) -> str:
+    different = f", {row['different']} different" if "different" in row else ""
+    return (
+        f"| greedy outputs of both decoders, {row['plan']} | {row['equal']} equal, "
+        f"{row['tie']} tied, {row['wrong']} wrong{different}; "
+        f"{row['tokens']} tokens |"
+    )
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
