@@ -93,9 +93,18 @@ def test_every_category_and_plan_is_drawn(tmp_path, monkeypatch):
         marks = [line for line in axes.get_lines() if line.get_marker() in "*os"]
         assert len(marks) == 3 * len(names)  # two seeds are one mark
     assert overlapping(figure) == []
-    renderer = figure.canvas.get_renderer()
+
+
+def test_titles_are_no_wider_than_axes_that_long_names_narrow(tmp_path, monkeypatch):
+    kept = {}
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.update({path.name: figure}))
+    names = tuple(f"{number} long name of a category of prompts" for number in range(3))
+    for decoder in (AUTOREGRESSIVE, SPECULATIVE, SPECULATIVE | {"num_speculations": 3}):
+        write(tmp_path, None, decoder, names)
+    runs = read(tmp_path)
+    make_plots(runs, "rouge-l", tmp_path, compare(runs))
+    figure = kept["speedup_by_category"]
+    assert len(figure.axes) == 2
     for axes in figure.axes:
-        assert axes.title.get_window_extent(renderer).width <= axes.bbox.width
-    renderer = figure.canvas.get_renderer()
-    for axes in figure.axes:
-        assert axes.title.get_window_extent(renderer).width <= axes.bbox.width
+        assert axes.title.get_window_extent().width <= axes.bbox.width
+        assert axes.title.get_window_extent().x1 <= figure.bbox.x1
