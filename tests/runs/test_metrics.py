@@ -203,10 +203,15 @@ def test_texts_without_references_have_no_scores():
 
 
 def test_the_first_token_of_every_turn_belongs_to_its_prefill():
-    turns = [{"generated_tokens": count} for count in (5, 4, 0)]
+    turns = [
+        {"generated_tokens": count, "prefill_seconds": seconds}
+        for count, seconds in ((5, 0.1), (4, 0.3), (0, None))
+    ]
     spoken = sample(tokens=9, decode=1.0, turns=turns)
     assert spoken.decoded_tokens == 7
     summary = summarize([spoken, sample(tokens=3, decode=2.0)])
     assert summary["tokens_per_second"]["token_weighted"] == pytest.approx((7 + 2) / 3)
     assert (summary["counts"]["turns"], summary["counts"]["skipped_turns"]) == (3, 1)
+    alone = summarize([spoken])["time_to_first_token"]
+    assert (alone["mean"], alone["p95"]) == (pytest.approx(0.2), pytest.approx(0.29))
     assert "turns" not in summarize([sample()])["counts"]
