@@ -17,7 +17,7 @@ from analysis.comparison import (
 from analysis.finished_runs import LoggedRun
 from analysis.row_parts import bounds, facts, order, run_columns, where_known
 
-# Of the run that measured the plan's quality in the row's stead.
+# Columns of the run that measured the plan's quality instead of the row's run.
 _QUALITY_COLUMNS: Columns = {
     "plan's ROUGE-L": number("quality_rouge-l", ".3f"),
     "its change": number("quality_change_rouge-l", "+.3f"),

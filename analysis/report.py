@@ -27,7 +27,7 @@ _PAGE = Path(__file__).parent / "page"  # template, style and script
 
 @dataclass(frozen=True)
 class Report:
-    """What a report shows; `notes` are the lines that `analyze_logs.py` prints beside tables."""
+    """The content of a page; `notes` are the lines that `analyze_logs.py` prints beside tables."""
 
     runs: list[FinishedRun]
     comparisons: list[Comparison]

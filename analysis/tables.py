@@ -29,7 +29,7 @@ _TIMINGS = (
     *("prefill_seconds", "step_seconds", "batched", "peak_memory_bytes"),
 )
 _WINDOWS = ("window", "stride", "first_token")
-# What a mean over tokens of each sum becomes.
+# The sum behind each likelihood, and the function of its mean over tokens.
 _LIKELIHOODS: dict[str, tuple[str, Callable[[float], float]]] = {
     "perplexity": ("nats", lambda nats: math.exp(min(nats, _MOST_NATS))),
     "nats_per_token": ("nats", float),

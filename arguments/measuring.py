@@ -12,7 +12,7 @@ _WINDOW = 512
 
 @dataclass(frozen=True)
 class MeasureArguments:
-    """What is measured beside text and speed, and on how many prompts at a time."""
+    """Measures beside text and speed, and the prompts that are read at a time."""
 
     batch_size: int | None = flag(
         None,

@@ -46,7 +46,7 @@ class Side(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What a side made of all prompts in one turn."""
+    """The outputs and seconds of a side in one turn."""
 
     turn: int
     side: Side

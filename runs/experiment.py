@@ -74,7 +74,7 @@ def _begin(
         return PlainTextJob(definition, command, loaded, pruned, encoded).job()
     forced = None
     if arguments.is_teacher_forced:
-        # What decoding would refuse is refused before these passes take their time.
+        # Refuse flags that decoding would refuse before these passes take their time.
         check_stop_token_ids(arguments.generation, loaded.config.vocab_size)
         check_batches(arguments.measure.at_once, loaded)
         forced = measure_references(definition, loaded, pruned, encoded, done)

@@ -1,4 +1,4 @@
-"""What a teacher-forced pass reads: a reference behind its prompt, or the windows of a text."""
+"""Passages for teacher-forced passes: a reference behind its prompt, or windows of a text."""
 
 from dataclasses import dataclass
 from typing import Any
