@@ -88,7 +88,6 @@ class DataArguments(PromptArguments):
         "human_eval, mbpp: run the data set's tests on each completion, which is code that a "
         "model wrote, each in a separate process; measures pass@1",
     )
-
     numeric_match: bool = flag(
         False,
         "also compare the numbers that text and reference give as answers, as gsm8k always does",

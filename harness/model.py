@@ -38,9 +38,9 @@ class HarnessModel(HFLM):
 
     The strategy of the flags generates texts: autoregressive decoding up to `batch_size` at a time,
     self-speculation one after another. The harness's own code computes log-likelihoods, in batches,
-    with the model as pruned; autoregressive decoding with an exit
-    layer is another model, the layers up to that exit. Self-speculation follows the distribution
-    of the whole model, and so do its log-likelihoods.
+    with the model as pruned; autoregressive decoding with an exit layer is another model, the
+    layers up to that exit. Self-speculation follows the distribution of the whole model, and so do
+    its log-likelihoods.
 
     Each process answers its share of the requests and gets the answers of all, so that the harness
     takes each for the only one. `generated` holds counts and seconds of each generated text;

@@ -18,7 +18,9 @@ from runs.record import RUN, LogKind, RunRecord, SampleRecord
 from runs.writer import LogWriter, claimed, done_indices, resume
 
 Prepare = Callable[[RunDefinition, RunRecord | None], tuple[LoadedModel, PruneModel]]
-Begin = Callable[[LoadedModel, PruneModel, list[EncodedExample], Collection[int]], Job]
+# Reads the indices of the examples that the log has; all processes call it together.
+Done = Callable[[], Collection[int]]
+Begin = Callable[[LoadedModel, PruneModel, list[EncodedExample], Done], Job]
 
 
 def perform_run(
@@ -39,7 +41,7 @@ def perform_run(
         loaded: LoadedModel,
         pruned: PruneModel,
         encoded: list[EncodedExample],
-        done: Collection[int],
+        done: Done,
     ) -> Job:
         job = _begin(definition, command, loaded, pruned, encoded, done)
         return dataclasses.replace(job, turn=turn)
@@ -66,7 +68,7 @@ def _begin(
     loaded: LoadedModel,
     pruned: PruneModel,
     encoded: list[EncodedExample],
-    done: Collection[int],
+    done: Done,
 ) -> Job[SampleRecord]:
     """Return the run's job, after the teacher-forced passes that need the unpruned model."""
     arguments = definition.arguments
@@ -77,7 +79,7 @@ def _begin(
         # Refuse flags that decoding would refuse before these passes take their time.
         check_stop_token_ids(arguments.generation, loaded.config.vocab_size)
         check_batches(arguments.measure.at_once, loaded)
-        forced = measure_references(definition, loaded, pruned, encoded, done)
+        forced = measure_references(definition, loaded, pruned, encoded, done())
         pruned.release()
     return measurement(definition, command, loaded, pruned, encoded, forced)
 
@@ -92,9 +94,9 @@ def work_once(
     """Prepare the model, begin the job, obey `--save_pruned`, and fill the job's log.
 
     Returns the log's record and its file. A log that an earlier start left is continued, and
-    `begin` gets the indices of its lines; a complete log is returned as it is. Several processes
-    share the examples, and an error in one is raised in all. `check_left` raises for a log that
-    this start must not continue.
+    `begin` can read the indices of its lines; a complete log is returned as it is. Several
+    processes share the examples, and an error in one is raised in all. `check_left` raises for a
+    log that this start must not continue.
     """
     ranks, output_dir = definition.runtime.ranks, definition.arguments.log.output_dir
     with ranks.together():
@@ -111,7 +113,10 @@ def work_once(
                 return found
             loaded, pruned = prepare(definition, left)
             encoded = encode_examples(definition)
-            done = ranks.first(done_indices(found[1], kind) if found and ranks.leads else [])
+
+            def done() -> list[int]:
+                return ranks.first(done_indices(found[1], kind) if found and ranks.leads else [])
+
             job = begin(loaded, pruned, encoded, done)  # refuses flags that do not fit the model
             save_as_asked(definition.arguments.prune, loaded, pruned, ranks)
             record = resume(left, job.record, job.turn.continues) if left else job.record

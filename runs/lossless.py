@@ -16,7 +16,7 @@ from models.loading import LoadedModel
 from pruned_model import PruneModel, PrunePlan
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample
-from runs.experiment import load_and_prune, work_once
+from runs.experiment import Done, load_and_prune, work_once
 from runs.fitting import fitted_to_memory, within_memory
 from runs.loop import Job
 from runs.measuring import make_record
@@ -39,7 +39,7 @@ def check_run(definition: RunDefinition, draws: int, command: str) -> tuple[RunR
     """
 
     def begin(
-        loaded: LoadedModel, pruned: PruneModel, encoded: list[EncodedExample], _: Collection[int]
+        loaded: LoadedModel, pruned: PruneModel, encoded: list[EncodedExample], _: Done
     ) -> Job:
         pair = DecoderPair(definition, loaded, pruned.plan, encoded, draws)
         record = make_record(definition, loaded, pruned.plan, command)

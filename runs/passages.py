@@ -88,13 +88,12 @@ def plain_text(
     `--first_token skip` does not count the bytes of the first token, unless it ends inside a
     character.
     """
-    text_bytes = len(text.encode())
-    if measure.windows()["first_token"] == "bos":
+    text_bytes, flags = len(text.encode()), measure.windows()
+    if flags["first_token"] == "bos":
         ids = [tokenizer.bos_token_id, *ids]
     else:
         first = OutputText(tokenizer)(ids[:1])
         text_bytes -= len(first.encode()) if text.startswith(first) else 0
-    flags = measure.windows()
     passages = windows(ids, flags["window"], flags["stride"])
     return ForcedText(passages, text_bytes) if passages else None
 

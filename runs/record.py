@@ -16,7 +16,7 @@ STATUSES = ("running", "complete", "interrupted", "failed")
 
 
 class Key(NamedTuple):
-    """What names a line in its file: the pass over the examples, and the index of the example."""
+    """Names a line in its file by the pass over the examples and the index of the example."""
 
     repeat: int
     example: int

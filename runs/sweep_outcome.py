@@ -1,4 +1,4 @@
-"""What a sweep has done: its complete runs, and the errors of the others."""
+"""The outcome of a sweep: its complete runs, and the errors of the others."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

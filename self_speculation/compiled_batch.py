@@ -12,7 +12,7 @@ from self_speculation.batched_llama import BatchedLlama, RowCache
 from self_speculation.compiled_blocks import CompiledBlocks, TensorFunction
 from self_speculation.llama_model_utils import on_device
 from self_speculation.model_protocol import Llama
-from self_speculation.programs import compile_errors, programs_known
+from self_speculation.programs import compile_errors
 
 # A step of few sequences costs almost as much as a step of a quarter of the batch.
 _FEWER = 4
@@ -63,7 +63,7 @@ class CompiledBatch(BatchedLlama):
     @property
     def compilations(self) -> int:
         """Number of programs of this process and of steps that this engine made of them."""
-        return programs_known() + len(self._spans) + len(self._heads)
+        return self._blocks.compilations
 
     def _step(self, ids: list[int]) -> Tensor:
         rows = next(count for count in self._row_counts if count >= len(ids))

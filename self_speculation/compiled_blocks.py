@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from self_speculation.model_protocol import Decoder, ModelConfig
-from self_speculation.programs import program_of, tensors_of
+from self_speculation.programs import program_of, programs_known, tensors_of
 from self_speculation.row_kernels import HeadBlock, LayerBlock
 
 TensorFunction = Callable[[list[Tensor]], Tensor]
@@ -24,6 +24,12 @@ class CompiledBlocks:
         self._layer_tensors = [tensors_of(layer) for layer in self._layers]
         self._head = HeadBlock(decoder.norm, head)
         self._head_tensors = tensors_of(self._head)
+        self._functions = 0
+
+    @property
+    def compilations(self) -> int:
+        """Number of programs of this process and of functions that were made of them."""
+        return programs_known() + self._functions
 
     def span(
         self, layers: tuple[int, int], caches: list[list[Tensor]], inputs: list[Tensor]
@@ -45,17 +51,17 @@ class CompiledBlocks:
                 states_BTD = program(tensors, [states_BTD, *others, *cache])
             return states_BTD
 
-        return _fast(run, inputs)
+        return self._made(run, inputs)
 
     def head(self, inputs: list[Tensor]) -> TensorFunction:
         """Return norm and head as a function from states, (1, T, D), to logits, (T, V)."""
         program, tensors = program_of(self._head, inputs, self._config), self._head_tensors
-        return _fast(lambda inputs: program(tensors, inputs), inputs)
+        return self._made(lambda inputs: program(tensors, inputs), inputs)
 
-
-def _fast(function: TensorFunction, inputs: list[Tensor]) -> TensorFunction:
-    """Return the function on a CPU; on CUDA, a graph that replays all its launches at once."""
-    return _Replay(function, inputs) if inputs[0].device.type == "cuda" else function
+    def _made(self, function: TensorFunction, inputs: list[Tensor]) -> TensorFunction:
+        """Return the function on a CPU; on CUDA, a graph that replays all its launches at once."""
+        self._functions += 1
+        return _Replay(function, inputs) if inputs[0].device.type == "cuda" else function
 
 
 class _Replay:

@@ -12,7 +12,7 @@ from torch import Tensor
 from self_speculation.compiled_blocks import CompiledBlocks, TensorFunction
 from self_speculation.llama_model_utils import CachedLlama, KeyValueCache
 from self_speculation.model_protocol import Llama
-from self_speculation.programs import compile_errors, programs_known
+from self_speculation.programs import compile_errors
 
 _SMALLEST_BUCKET = 256
 # Capacities are often powers of two; the padding of a last draft lies behind them.
@@ -65,7 +65,7 @@ class CompiledLlama(CachedLlama):
     @property
     def compilations(self) -> int:
         """Number of programs of this process and of steps that this engine made of them."""
-        return programs_known() + len(self._spans) + len(self._heads)
+        return self._blocks.compilations
 
     @torch.inference_mode()
     def reset(self, exit_layer: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a run measures of each example beside its speed."""
+"""A run measures scores and copied tokens of each example beside its speed."""
 
 import pytest
 
