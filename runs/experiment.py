@@ -10,7 +10,7 @@ from models.loading import LoadedModel, load_model
 from pruned_model import PruneModel, is_saved
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample, encode_examples
-from runs.forced_runs import PlainTextJob, measure_references
+from runs.forced_runs import PlainTextJob, PlanGroup, measure_references
 from runs.loop import Job, Turn, fill_log
 from runs.measuring import measurement
 from runs.preparation import check_batches, check_stop_token_ids, decide_plan, prune, save_as_asked
@@ -28,11 +28,13 @@ def perform_run(
     command: str,
     prepare: Prepare | None = None,
     turn: Turn | None = None,
+    group: PlanGroup | None = None,
 ) -> tuple[RunRecord, Path]:
     """Load, prune, decode, measure and log; return the run's record and its file.
 
     `prepare` returns the model; by default the run loads its own. `turn` says which passes over
-    the prompts to do; by default all. Raises `UsageError` for a run that is complete with fewer
+    the prompts to do; by default all. `group` are the plans of a sweep whose references are
+    measured together. Raises `UsageError` for a run that is complete with fewer
     passes than `--repeats`.
     """
     turn = turn or Turn(definition.arguments.measure.repeats)
@@ -43,7 +45,7 @@ def perform_run(
         encoded: list[EncodedExample],
         done: Done,
     ) -> Job:
-        job = _begin(definition, command, loaded, pruned, encoded, done)
+        job = _begin(definition, command, loaded, pruned, encoded, done, group)
         return dataclasses.replace(job, turn=turn)
 
     check_left = partial(check_repeats, definition)
@@ -69,6 +71,7 @@ def _begin(
     pruned: PruneModel,
     encoded: list[EncodedExample],
     done: Done,
+    group: PlanGroup | None,
 ) -> Job[SampleRecord]:
     """Return the run's job, after the teacher-forced passes that need the unpruned model."""
     arguments = definition.arguments
@@ -79,7 +82,7 @@ def _begin(
         # Refuse flags that decoding would refuse before these passes take their time.
         check_stop_token_ids(arguments.generation, loaded.config.vocab_size)
         check_batches(arguments.measure.at_once, loaded)
-        forced = measure_references(definition, loaded, pruned, encoded, done())
+        forced = measure_references(definition, loaded, pruned, encoded, done(), group)
         pruned.release()
     return measurement(definition, command, loaded, pruned, encoded, forced)
 

@@ -1,7 +1,7 @@
 """The teacher-forced part of a run: references before decoding, or plain texts alone."""
 
 import dataclasses
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from command_line.errors import reject
 from command_line.messages import warn
 from models.loading import LoadedModel
 from processes.progress import progress
-from pruned_model import PruneModel
+from pruned_model import PruneModel, PrunePlan
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample
 from runs.likelihood import Sums, likelihood, total
@@ -24,42 +24,56 @@ from runs.teacher_forcing import TeacherForcing
 Values = dict[str, float]
 
 
+class PlanGroup:
+    """Plans of one model whose runs measure the same references, one run after another.
+
+    The first run that asks measures for all plans, so that the unpruned model and layers that plans
+    share read each text once. Plans that remove the same layers count as one.
+    """
+
+    def __init__(self, plans: Iterable[PrunePlan]) -> None:
+        self._waiting = {plan.kept_layers: plan for plan in plans}
+        self._found: dict[tuple[int, ...], dict[int, Values | None]] = {}
+
+    def found(self, plan: PrunePlan) -> dict[int, Values | None]:
+        """Return what is known of a plan: None for an example that does not fit into memory."""
+        return self._found.setdefault(plan.kept_layers, {})
+
+    def to_measure(self, plan: PrunePlan) -> list[PrunePlan]:
+        """Return this plan, and the plans whose runs have not asked yet."""
+        self._waiting.pop(plan.kept_layers, None)
+        return [plan, *self._waiting.values()]
+
+
 def measure_references(
     definition: RunDefinition,
     loaded: LoadedModel,
     pruned: PruneModel,
     encoded: list[EncodedExample],
     done: Collection[int],
+    group: PlanGroup | None = None,
 ) -> dict[int, Values]:
     """Return the sums over the reference of every example that is not done, by its index.
 
     The processes share the passes, and each gets all values. Examples without a reference, without
-    a prompt that fits, and without memory for their pass are left out.
+    a prompt that fits, and without memory for their pass are left out. With a group, what an
+    earlier run of the group has measured for this plan is not measured again.
     """
-    ranks = definition.runtime.ranks
+    group = group or PlanGroup([pruned.plan])
+    plans, found = group.to_measure(pruned.plan), group.found(pruned.plan)
     if len(done) == len(encoded):
         return {}
     texts = _references(definition, encoded)
-    missing = [index for index in texts if index not in done]
-    if not missing:
-        return {}
-    own = ranks.share(missing)
-    forcing = TeacherForcing(definition.arguments, loaded, pruned)
-    with progress(ranks, len(missing)) as advance:
-
-        def count(passages: int) -> None:
-            ranks.check()
-            advance(passages)
-
-        found = forcing.measure([texts[index].passages[0] for index in own], count)
-    values = [
-        [index, sums.to_dict(texts[index].text_bytes)]
-        for index, sums in zip(own, found, strict=True)
-        if sums
-    ]
-    known = {index: one for share in ranks.exchange(values) for index, one in share}
-    if len(known) < len(missing):
-        lacking = len(missing) - len(known)
+    left = [index for index in texts if index not in done]
+    missing = [index for index in left if index not in found]
+    if missing:
+        forcing = TeacherForcing(definition.arguments, loaded, pruned)
+        chosen = {index: texts[index] for index in missing}
+        for plan, values in zip(plans, _measured(definition, forcing, plans, chosen), strict=True):
+            group.found(plan).update(values)
+    known = {index: one for index in left if (one := found[index])}
+    if len(known) < len(left):
+        lacking = len(left) - len(known)
         warn(f"--teacher_forced true: out of memory with {lacking} references, not measured")
     return known
 
@@ -136,6 +150,36 @@ class PlainTextJob:
         if not text or len(known) < len(parts):
             return line
         return dataclasses.replace(line, teacher_forced=total(known).to_dict(text.text_bytes))
+
+
+def _measured(
+    definition: RunDefinition,
+    forcing: TeacherForcing,
+    plans: Sequence[PrunePlan],
+    texts: dict[int, ForcedText],
+) -> list[dict[int, Values | None]]:
+    """Return the sums of these texts under each plan; the processes share the texts."""
+    ranks = definition.runtime.ranks
+    own = ranks.share(list(texts))
+    with progress(ranks, len(texts)) as advance:
+
+        def count(passages: int) -> None:
+            ranks.check()
+            advance(passages)
+
+        found = forcing.measure_plans(plans, [texts[index].passages[0] for index in own], count)
+    lines = [
+        [
+            sums and sums.to_dict(texts[index].text_bytes)
+            for index, sums in zip(own, one, strict=True)
+        ]
+        for one in found
+    ]
+    shares = ranks.exchange(lines)
+    return [
+        dict(zip(texts, ranks.in_order([share[place] for share in shares]), strict=True))
+        for place in range(len(plans))
+    ]
 
 
 def _references(definition: RunDefinition, encoded: list[EncodedExample]) -> dict[int, ForcedText]:

@@ -27,6 +27,7 @@ from processes.ranks import Ranks
 from pruned_model import PruneModel, PrunePlan, check_prune_n, with_prune_n
 from runs.definition import RunDefinition, run_definer
 from runs.experiment import Prepare, perform_run
+from runs.forced_runs import PlanGroup
 from runs.preparation import decide_plan
 from runs.record import RunRecord
 from runs.sweep_grid import GridArguments, SweepArguments
@@ -211,6 +212,7 @@ class Sweep:
         count = sum(len(study.runs) for study in studies)
         self._outcome.count = count + len(self._outcome.failed)
         pace = Pace(count, sum(visit.left for one in visits_of for visit in one))
+        groups = _groups(studies, visits_of)
         for study, to_do in zip(studies, visits_of, strict=True):
             pruned = PruneModel(loaded.model, study.plan)
 
@@ -228,7 +230,8 @@ class Sweep:
                         continue
                     with pace.told(visit):
                         placed = dataclasses.replace(visit, run=_placed(visit.run, pruned))
-                        self._perform(placed, prepare, command)
+                        group = groups.get(_texts(visit.run))
+                        self._perform(placed, prepare, command, group)
                     if self._outcome.interrupted:
                         return
 
@@ -244,7 +247,9 @@ class Sweep:
             first = end
         return found
 
-    def _perform(self, visit: Visit, prepare: Prepare, command: str) -> None:
+    def _perform(
+        self, visit: Visit, prepare: Prepare, command: str, group: PlanGroup | None
+    ) -> None:
         run = visit.run
         if self._tries.exhausted(run.run_id):
             self._over.add(run.run_id)
@@ -253,7 +258,7 @@ class Sweep:
         turn = dataclasses.replace(visit.turn, continues=run.run_id in self._begun)
         self._tries.begin(run.run_id)
         try:
-            record, path = perform_run(run, command, prepare, turn)
+            record, path = perform_run(run, command, prepare, turn, group)
         except (InterruptedRunError, LostError):
             raise  # not all processes will go on
         except Exception as error:
@@ -295,6 +300,21 @@ class _Planner:
         plan = decide_plan(pruning, self._loaded, ids, self._ranks)
         self._measured[tokens] = plan
         return plan
+
+
+def _texts(run: RunDefinition) -> tuple[str, str]:
+    """Return what tells the examples of a run from those of others of the sweep."""
+    return run.data_facts["evaluation"]["fingerprint"], tokens_hash(run.prompt_ids)
+
+
+def _groups(studies: list[Study], visits_of: list[list[Visit]]) -> dict[tuple[str, str], PlanGroup]:
+    """Return the plans whose references are still to be measured, by the runs' examples."""
+    plans: dict[tuple[str, str], list[PrunePlan]] = {}
+    for study, to_do in zip(studies, visits_of, strict=True):
+        forced = (visit.run for visit in to_do if visit.run.arguments.measure.teacher_forced)
+        for run in forced:
+            plans.setdefault(_texts(run), []).append(study.plan)
+    return {texts: PlanGroup(found) for texts, found in plans.items()}
 
 
 def _given_up() -> FailedError:

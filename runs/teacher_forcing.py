@@ -1,30 +1,31 @@
 """Teacher-forced passes: how likely a model finds texts, and how far it is from the unpruned model.
 
-Shapes: B passages, T tokens read, N tokens predicted, D hidden, V vocabulary.
+Shapes: M models, B passages, T tokens read, N tokens predicted, D hidden, V vocabulary.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from arguments.generation import GenerationArguments
 from arguments.run import RunArguments
 from command_line.errors import UsageError
 from command_line.messages import warn
 from models.loading import LoadedModel
-from pruned_model import PruneModel
+from pruned_model import PruneModel, PrunePlan
 from runs.fitting import within_memory
 from runs.likelihood import Sums
 from runs.passages import Passage
 from self_speculation.llama_model_utils import position_limit
-from self_speculation.model_protocol import decoder_of
 from self_speculation.uncached_llama import UncachedLlama
 
-_HEAD_ELEMENTS = 1 << 24  # logits that are held at a time, of each of the two models
+Layers = list[nn.Module]
+
+_HEAD_ELEMENTS = 1 << 24  # logits of a model that are held at a time
 
 
 class TeacherForcing:
@@ -35,10 +36,10 @@ class TeacherForcing:
     """
 
     def __init__(self, arguments: RunArguments, loaded: LoadedModel, pruned: PruneModel) -> None:
-        self._batch_size = arguments.measure.at_once
+        self._flags, self._batch_size = arguments.generation, arguments.measure.at_once
         self._loaded, self._pruned = loaded, pruned
         self._llama = UncachedLlama(loaded.model)
-        self._depth = _measured_depth(arguments, pruned)
+        _measured_depth(self._flags, pruned.plan)  # raises for an exit layer without layers
         origin = loaded.plan_of_origin
         self._compares = origin is None or origin.get("removed_layers") == []
         if not self._compares:
@@ -52,25 +53,35 @@ class TeacherForcing:
         Calls `advance` with the number of passages after each batch. Raises `UsageError` if a
         log-likelihood is not finite.
         """
-        found: list[Sums | None] = [None] * len(passages)
-        with self._layers() as (measured, unpruned):
-            work = partial(self._read, measured, unpruned)
-            for batch in self._batches(passages):
-                sums = self._within_memory(work, [passages[index] for index in batch])
-                for index, one in zip(batch, sums, strict=True):
-                    found[index] = one
-                advance(len(batch))
+        (found,) = self.measure_plans([self._pruned.plan], passages, advance)
         return found
 
-    @contextmanager
-    def _layers(self) -> Iterator[tuple[list[nn.Module], list[nn.Module] | None]]:
-        """Yield the layers to measure, and those of the unpruned model if it is to be compared."""
-        measured = list(decoder_of(self._loaded.model).layers)[: self._depth]
-        if not self._compares:
-            yield measured, None
-            return
+    def measure_plans(
+        self,
+        plans: Sequence[PrunePlan],
+        passages: list[Passage],
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> list[list[Sums | None]]:
+        """Return what `measure` returns, for every one of these plans of the same model.
+
+        The unpruned model, and leading layers that several plans share, run once per passage.
+        """
+        found: list[list[Sums | None]] = [[None] * len(passages) for _ in plans]
+        nothing: list[Sums | None] = [None] * len(plans)
         with self._pruned.unpruned() as layers:
-            yield measured, layers
+            depths = [_measured_depth(self._flags, plan) for plan in plans]
+            models = [
+                [layers[index] for index in plan.kept_layers[:depth]]
+                for plan, depth in zip(plans, depths, strict=True)
+            ]
+            work = partial(self._read, models, layers if self._compares else None)
+            for batch in self._batches(passages):
+                read = self._within_memory(work, [passages[index] for index in batch])
+                for index, of_plans in zip(batch, read, strict=True):
+                    for results, one in zip(found, of_plans or nothing, strict=True):
+                        results[index] = one
+                advance(len(batch))
+        return found
 
     def _batches(self, passages: list[Passage]) -> Iterator[list[int]]:
         """Yield the passages' indices, the longest first, so that lack of memory shows early.
@@ -88,8 +99,8 @@ class TeacherForcing:
                 left = left[count:]
 
     def _within_memory(
-        self, work: Callable[[list[Passage]], list[Sums]], passages: list[Passage]
-    ) -> list[Sums | None]:
+        self, work: Callable[[list[Passage]], list[list[Sums]]], passages: list[Passage]
+    ) -> list[list[Sums] | None]:
         sums = within_memory(partial(work, passages))
         if sums is not None:
             return [*sums]
@@ -104,47 +115,73 @@ class TeacherForcing:
 
     @torch.inference_mode()
     def _read(
-        self, measured: list[nn.Module], unpruned: list[nn.Module] | None, passages: list[Passage]
-    ) -> list[Sums]:
-        """Return the passages' sums; leading layers that both models share run once.
+        self, models: list[Layers], unpruned: Layers | None, passages: list[Passage]
+    ) -> list[list[Sums]]:
+        """Return the sums of each passage, one for each model.
 
         A model that is not pruned agrees with itself by definition.
         """
-        llama, ids_BT, predicted_BT = self._llama, *self._padded(passages)
-        shared = _shared(measured, unpruned) if unpruned else 0
-        is_pruned = unpruned is not None and not shared == len(measured) == len(unpruned)
-        states_BTD = llama.run(llama.embed(ids_BT[:, :-1]), measured[:shared])
-        read_ND = [_picked(llama.run(states_BTD, measured[shared:]), predicted_BT)]
-        if is_pruned and unpruned:
-            read_ND.append(_picked(llama.run(states_BTD, unpruned[shared:]), predicted_BT))
-        del states_BTD
+        ids_BT, predicted_BT = self._padded(passages)
+        every = [*models, unpruned] if unpruned else models
+        read_ND = self._through(self._llama.embed(ids_BT[:, :-1]), every, predicted_BT)
+        target_ND = read_ND.pop() if unpruned else None
         row_N, targets_N = predicted_BT.nonzero()[:, 0], ids_BT[:, 1:][predicted_BT]
-        sums_B3 = torch.zeros(len(passages), 3, dtype=torch.float64, device=ids_BT.device)
-        size = max(1, _HEAD_ELEMENTS // self._loaded.config.vocab_size)
-        places = [row_N, targets_N, *read_ND]
-        for rows, targets, *states in zip(*(one.split(size) for one in places), strict=True):
-            sums_B3.index_add_(0, rows, self._sums(targets, *states))
+        sums_MB3 = torch.zeros(
+            len(models), len(passages), 3, dtype=torch.float64, device=ids_BT.device
+        )
+        for part in self._parts(len(row_N)):
+            sums_MN3 = self._sums(part, targets_N, read_ND, target_ND)
+            sums_MB3.index_add_(1, row_N[part], sums_MN3)
+        of_models = sums_MB3.transpose(0, 1).tolist()
         found = [
-            Sums(one.predicted, nats, kl, int(agreeing) if is_pruned else one.predicted)
-            for one, (nats, kl, agreeing) in zip(passages, sums_B3.tolist(), strict=True)
+            [Sums(passage.predicted, nats, kl, int(agreeing)) for nats, kl, agreeing in one]
+            for passage, one in zip(passages, of_models, strict=True)
         ]
         self._check_finite(found)
-        return found if unpruned else [Sums(one.tokens, one.nats) for one in found]
+        if unpruned:
+            return found
+        return [[Sums(one.tokens, one.nats) for one in of_one] for of_one in found]
 
-    def _sums(self, targets_N: Tensor, states_ND: Tensor, *unpruned_ND: Tensor) -> Tensor:
-        """Return nats, KL in nats and agreement at each position, float64 (N, 3).
+    def _through(
+        self, states_BTD: Tensor, models: list[Layers], predicted_BT: Tensor
+    ) -> list[Tensor]:
+        """Return the states that predict, (N, D), after the layers of each model.
 
-        The last two are 0 without the unpruned model's states.
+        Leading layers that models have in common run once; equal models get the same tensor.
         """
-        said_NV = self._llama.log_probabilities(states_ND)
-        nats_N = -said_NV.gather(1, targets_N[:, None])[:, 0]
-        found_3N = [nats_N, torch.zeros_like(nats_N), torch.zeros_like(nats_N)]
-        for one_ND in unpruned_ND:
-            target_NV = self._llama.log_probabilities(one_ND)
-            found_3N[2] = (target_NV.argmax(-1) == said_NV.argmax(-1)).to(nats_N.dtype)
-            difference_NV = said_NV.neg_().add_(target_NV)
-            found_3N[1] = target_NV.exp_().mul_(difference_NV).sum(-1)
-        return torch.stack(found_3N, 1).double()
+        shared = _shared(models)
+        states_BTD = self._llama.run(states_BTD, models[0][:shared])
+        left = [layers[shared:] for layers in models]
+        next_layers = [layers[0] if layers else None for layers in left]
+        found: dict[int, Tensor] = {}
+        for layer in dict.fromkeys(next_layers):
+            places = [place for place, one in enumerate(next_layers) if one is layer]
+            if layer is None:
+                ended_ND = _picked(states_BTD, predicted_BT)
+                found |= dict.fromkeys(places, ended_ND)
+            else:
+                rest = self._through(states_BTD, [left[place] for place in places], predicted_BT)
+                found |= dict(zip(places, rest, strict=True))
+        return [found[place] for place in range(len(models))]
+
+    def _sums(
+        self, part: slice, targets_N: Tensor, read_ND: list[Tensor], target_ND: Tensor | None
+    ) -> Tensor:
+        """Return the sums at each position of a part, (M, N, 3); `target_ND` is the unpruned's."""
+        target_NV = None if target_ND is None else self._llama.log_probabilities(target_ND[part])
+        sums = []
+        for states_ND in read_ND:
+            said_NV = target_NV if states_ND is target_ND else None
+            if said_NV is None:
+                said_NV = self._llama.log_probabilities(states_ND[part])
+            sums.append(_position_sums(targets_N[part], said_NV, target_NV))
+        return torch.stack(sums)
+
+    def _parts(self, count: int) -> Iterator[slice]:
+        """Yield slices of `count` positions whose logits are held at a time."""
+        size = max(1, _HEAD_ELEMENTS // self._loaded.config.vocab_size)
+        for first in range(0, count, size):
+            yield slice(first, first + size)
 
     def _padded(self, passages: list[Passage]) -> tuple[Tensor, Tensor]:
         """Return the tokens, (B, T + 1), and which of the T tokens read predict the next."""
@@ -156,18 +193,33 @@ class TeacherForcing:
         device = self._llama.device
         return torch.tensor(ids, device=device), torch.tensor(predicts, device=device)
 
-    def _check_finite(self, found: list[Sums]) -> None:
-        if not all(math.isfinite(one.nats + (one.kl_nats or 0)) for one in found):
+    def _check_finite(self, found: list[list[Sums]]) -> None:
+        every = itertools.chain.from_iterable(found)
+        if not all(math.isfinite(one.nats + (one.kl_nats or 0)) for one in every):
             name = self._loaded.name
             raise UsageError(f"--model {name}: log-likelihoods are not finite; try another --dtype")
 
 
-def _measured_depth(arguments: RunArguments, pruned: PruneModel) -> int | None:
+def _position_sums(targets_N: Tensor, said_NV: Tensor, target_NV: Tensor | None) -> Tensor:
+    """Return nats, KL in nats and agreement at each position, float64 (N, 3).
+
+    `target_NV` are the unpruned model's log-probabilities; without them the last two are 0.
+    """
+    nats_N = -said_NV.gather(1, targets_N[:, None])[:, 0]
+    kl_N, agreeing_N = torch.zeros_like(nats_N), torch.zeros_like(nats_N)
+    if target_NV is said_NV:
+        agreeing_N += 1
+    elif target_NV is not None:
+        agreeing_N = (target_NV.argmax(-1) == said_NV.argmax(-1)).to(nats_N.dtype)
+        kl_N = said_NV.neg_().add_(target_NV).mul_(target_NV.exp()).sum(-1)
+    return torch.stack([nats_N, kl_N, agreeing_N], 1).double()
+
+
+def _measured_depth(flags: GenerationArguments, plan: PrunePlan) -> int | None:
     """Return how many kept layers decide the output: early-exit inference is another model."""
-    flags = arguments.generation
     if flags.generation_strategy == "self_speculative":
         return None
-    return pruned.plan.kept_exit_layer(flags.exit_layer)
+    return plan.kept_exit_layer(flags.exit_layer)
 
 
 def _picked(states_BTD: Tensor, predicted_BT: Tensor) -> Tensor:
@@ -175,10 +227,10 @@ def _picked(states_BTD: Tensor, predicted_BT: Tensor) -> Tensor:
     return states_BTD[predicted_BT.to(states_BTD.device)]
 
 
-def _shared(measured: list[nn.Module], unpruned: list[nn.Module]) -> int:
-    """Return how many leading layers both models have in common."""
-    pairs = zip(measured, unpruned, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] is pair[1], pairs))
+def _shared(models: list[Layers]) -> int:
+    """Return how many leading layers all models have in common."""
+    levels = zip(*models, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda level: len({*level}) == 1, levels))
 
 
 def _no_comparison(loaded: LoadedModel) -> str:

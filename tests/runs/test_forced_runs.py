@@ -144,13 +144,13 @@ def test_a_resumed_run_measures_only_what_is_missing(
     undo = stop_at(2, KeyboardInterrupt)
     assert run_script(benchmark.main, line) == EXIT_INTERRUPTED
     undo()
-    read, ordinary = [], forced_runs.TeacherForcing.measure
+    read, ordinary = [], forced_runs.TeacherForcing.measure_plans
 
-    def measured(self, passages, *rest):
+    def measured(self, plans, passages, *rest):
         read.extend(passages)
-        return ordinary(self, passages, *rest)
+        return ordinary(self, plans, passages, *rest)
 
-    monkeypatch.setattr(forced_runs.TeacherForcing, "measure", measured)
+    monkeypatch.setattr(forced_runs.TeacherForcing, "measure_plans", measured)
     assert run_script(benchmark.main, line) == 0
     assert len(read) == 3
     (path,) = find_runs(tmp_path / "logs")

@@ -8,6 +8,7 @@ from analysis.comparison import compare
 from analysis.logged_runs import find_logged_runs
 from command_line.script import run_script
 from runs.reader import find_runs, read_record, read_samples
+from runs.teacher_forcing import TeacherForcing
 from tests.conftest import SWEEP_GRID, common_flags
 
 ONE_POINT = ["--exit_layer_first", "4", "--num_speculations_first", "3"]
@@ -60,6 +61,45 @@ def test_quality_is_measured_once_per_plan_and_speed_with_every_decoder(split_sw
     assert "9 of 9 runs are complete" in capsys.readouterr().out
     assert split_sweep(*PLANS, *SPLIT, "--repeats", "2")[0] == 0
     assert "no run is left" in capsys.readouterr().out
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Notes the removed layers of each plan, and the number of texts, of teacher-forced passes."""
+    noted, ordinary = [], TeacherForcing.measure_plans
+
+    def measure_plans(self, plans, passages, *rest):
+        noted.append((sorted(plan.removed_layers for plan in plans), len(passages)))
+        return ordinary(self, plans, passages, *rest)
+
+    monkeypatch.setattr(TeacherForcing, "measure_plans", measure_plans)
+    return noted
+
+
+def likelihoods(folder):
+    return {
+        record.plan["approach"]: [one.teacher_forced for one in samples]
+        for record, samples in runs_of(folder)
+        if "teacher_forced" in record.metrics
+    }
+
+
+def test_references_are_measured_for_all_plans_at_once(split_sweep, passes, stop_at):
+    """A resumed sweep measures what the broken run lacks, and then the rest of the other plans."""
+    flags = [*PLANS, *SPLIT, "--batch_size", "1", "--prune_seeds", "1", "2", "42"]
+    _, folder = split_sweep(*flags)
+    removed = {tuple(record.plan["removed_layers"]) for record, _ in runs_of(folder)}
+    assert passes == [(sorted(removed), 6)]
+    expected = likelihoods(folder)
+    passes.clear()
+    undo = stop_at(3, KeyboardInterrupt)
+    assert split_sweep(*flags, folder="broken")[0] == 130
+    undo()
+    code, broken = split_sweep(*flags, folder="broken")
+    assert code == 0
+    others = sorted(removed - {()})
+    assert passes == [(sorted(removed), 6), (sorted(removed), 3), (others, 3)]
+    assert likelihoods(broken) == expected
 
 
 def test_rows_of_speed_name_the_run_of_their_quality(split_sweep):

@@ -138,7 +138,29 @@ def test_layers_that_both_models_share_run_once(model, monkeypatch):
     assert ran == [2, 2, 4]
     ran.clear()
     forcing(model, PLANS["base"]).measure(passage)
-    assert ran == [6, 0]
+    assert ran == [6]
+
+
+def test_plans_measured_together_equal_plans_measured_alone(model, monkeypatch):
+    """Layers that lead several plans run once: 14 of the 29 layers of five plans and the whole."""
+    passages = [Passage(random_prompt(n, n), 2) for n in (9, 30, 17)]
+    alone = [
+        forcing(copy.deepcopy(model), kept, batch_size=2).measure(passages)
+        for kept in PLANS.values()
+    ]
+    ran, ordinary = [], UncachedLlama.run
+    monkeypatch.setattr(
+        UncachedLlama,
+        "run",
+        lambda self, states, layers: ran.append(len(layers)) or ordinary(self, states, layers),
+    )
+    plans = [PrunePlan("test", LAYERS, kept) for kept in PLANS.values()]
+    # The model is that of the second plan: the others' layers are its unpruned model's.
+    together = forcing(model, PLANS["angular"], batch_size=3).measure_plans(plans, passages)
+    for found, expected in zip(together, alone, strict=True):
+        for one, other in zip(found, expected, strict=True):
+            assert dataclasses.astuple(one) == pytest.approx(dataclasses.astuple(other), abs=1e-6)
+    assert sum(ran) == 14
 
 
 def test_a_model_that_was_saved_pruned_is_compared_with_nothing(model, capsys):
