@@ -13,7 +13,7 @@ from processes.progress import progress
 from pruned_model import PruneModel, PrunePlan
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample
-from runs.likelihood import Sums, likelihood, total
+from runs.likelihood import Sums, check_finite, likelihood, total
 from runs.loop import Job
 from runs.measuring import make_record
 from runs.metrics import summarize
@@ -72,6 +72,7 @@ def measure_references(
         for plan, values in zip(plans, _measured(definition, forcing, plans, chosen), strict=True):
             group.found(plan).update(values)
     known = {index: one for index in left if (one := found[index])}
+    check_finite(loaded.name, known.values())
     if len(known) < len(left):
         lacking = len(left) - len(known)
         warn(f"--teacher_forced true: out of memory with {lacking} references, not measured")

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from command_line.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Sums:
@@ -35,6 +37,12 @@ def total(parts: list[Sums]) -> Sums:
     if len(kl_nats) < len(parts):
         return Sums(tokens, nats)
     return Sums(tokens, nats, math.fsum(kl_nats), sum(agreeing))
+
+
+def check_finite(model: str, lines: Iterable[dict[str, float]]) -> None:
+    """Raise `UsageError` if a value of these lines of `Sums` is not finite."""
+    if not all(math.isfinite(value) for line in lines for value in line.values()):
+        raise UsageError(f"--model {model}: log-likelihoods are not finite; try another --dtype")
 
 
 def likelihood(lines: Iterable[dict[str, float] | None]) -> dict[str, Any]:

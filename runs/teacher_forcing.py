@@ -4,7 +4,6 @@ Shapes: M models, B passages, T tokens read, N tokens predicted, D hidden, V voc
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -13,12 +12,11 @@ from torch import Tensor, nn
 
 from arguments.generation import GenerationArguments
 from arguments.run import RunArguments
-from command_line.errors import UsageError
 from command_line.messages import warn
 from models.loading import LoadedModel
 from pruned_model import PruneModel, PrunePlan
 from runs.fitting import within_memory
-from runs.likelihood import Sums
+from runs.likelihood import Sums, check_finite
 from runs.passages import Passage
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.uncached_llama import UncachedLlama
@@ -54,6 +52,7 @@ class TeacherForcing:
         log-likelihood is not finite.
         """
         (found,) = self.measure_plans([self._pruned.plan], passages, advance)
+        check_finite(self._loaded.name, (one.to_dict(0) for one in found if one))
         return found
 
     def measure_plans(
@@ -64,7 +63,8 @@ class TeacherForcing:
     ) -> list[list[Sums | None]]:
         """Return what `measure` returns, for every one of these plans of the same model.
 
-        The unpruned model, and leading layers that several plans share, run once per passage.
+        The unpruned model, and leading layers that several plans share, run once per passage. Sums
+        that are not finite are returned, as they must not spoil those of other plans.
         """
         found: list[list[Sums | None]] = [[None] * len(passages) for _ in plans]
         nothing: list[Sums | None] = [None] * len(plans)
@@ -137,7 +137,6 @@ class TeacherForcing:
             [Sums(passage.predicted, nats, kl, int(agreeing)) for nats, kl, agreeing in one]
             for passage, one in zip(passages, of_models, strict=True)
         ]
-        self._check_finite(found)
         if unpruned:
             return found
         return [[Sums(one.tokens, one.nats) for one in of_one] for of_one in found]
@@ -192,12 +191,6 @@ class TeacherForcing:
         ]
         device = self._llama.device
         return torch.tensor(ids, device=device), torch.tensor(predicts, device=device)
-
-    def _check_finite(self, found: list[list[Sums]]) -> None:
-        every = itertools.chain.from_iterable(found)
-        if not all(math.isfinite(one.nats + (one.kl_nats or 0)) for one in every):
-            name = self._loaded.name
-            raise UsageError(f"--model {name}: log-likelihoods are not finite; try another --dtype")
 
 
 def _position_sums(targets_N: Tensor, said_NV: Tensor, target_NV: Tensor | None) -> Tensor:

@@ -1,5 +1,8 @@
 """A sweep measures quality once per plan, in batches, and speed on a few of its prompts."""
 
+import dataclasses
+import math
+
 import pytest
 
 import sweep
@@ -100,6 +103,22 @@ def test_references_are_measured_for_all_plans_at_once(split_sweep, passes, stop
     others = sorted(removed - {()})
     assert passes == [(sorted(removed), 6), (sorted(removed), 3), (others, 3)]
     assert likelihoods(broken) == expected
+
+
+def test_a_plan_without_finite_likelihoods_spoils_no_other(split_sweep, monkeypatch, capsys):
+    ordinary = TeacherForcing.measure_plans
+
+    def measure_plans(self, plans, passages, *rest):
+        found = ordinary(self, plans, passages, *rest)
+        place = [plan.method for plan in plans].index("angular")
+        found[place][0] = dataclasses.replace(found[place][0], nats=math.nan)
+        return found
+
+    monkeypatch.setattr(TeacherForcing, "measure_plans", measure_plans)
+    code, folder = split_sweep(*PLANS, *SPLIT)
+    assert code == 2
+    assert "log-likelihoods are not finite" in capsys.readouterr().out
+    assert sorted(likelihoods(folder)) == ["base", "random p=0.2 seed=42"]
 
 
 def test_rows_of_speed_name_the_run_of_their_quality(split_sweep):
