@@ -10,9 +10,10 @@ from models.loading import LoadedModel, load_model
 from pruned_model import PruneModel, is_saved
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample, encode_examples
-from runs.forced_runs import PlainTextJob, PlanGroup, measure_references
+from runs.forced_runs import PlainTextJob, measure_references
 from runs.loop import Job, Turn, fill_log
 from runs.measuring import measurement
+from runs.plan_group import PlanGroup, Values
 from runs.preparation import check_batches, check_stop_token_ids, decide_plan, prune, save_as_asked
 from runs.record import RUN, LogKind, RunRecord, SampleRecord
 from runs.writer import LogWriter, claimed, done_indices, resume
@@ -45,7 +46,10 @@ def perform_run(
         encoded: list[EncodedExample],
         done: Done,
     ) -> Job:
-        job = _begin(definition, command, loaded, pruned, encoded, done, group)
+        def forced() -> dict[int, Values]:
+            return measure_references(definition, loaded, pruned, encoded, done(), group)
+
+        job = _begin(definition, command, loaded, pruned, encoded, forced)
         return dataclasses.replace(job, turn=turn)
 
     check_left = partial(check_repeats, definition)
@@ -70,10 +74,12 @@ def _begin(
     loaded: LoadedModel,
     pruned: PruneModel,
     encoded: list[EncodedExample],
-    done: Done,
-    group: PlanGroup | None,
+    measure: Callable[[], dict[int, Values]],
 ) -> Job[SampleRecord]:
-    """Return the run's job, after the teacher-forced passes that need the unpruned model."""
+    """Return the run's job, after the teacher-forced passes that need the unpruned model.
+
+    `measure` makes these passes.
+    """
     arguments = definition.arguments
     if arguments.is_plain_text:
         return PlainTextJob(definition, command, loaded, pruned, encoded).job()
@@ -82,7 +88,7 @@ def _begin(
         # Refuse flags that decoding would refuse before these passes take their time.
         check_stop_token_ids(arguments.generation, loaded.config.vocab_size)
         check_batches(arguments.measure.at_once, loaded)
-        forced = measure_references(definition, loaded, pruned, encoded, done(), group)
+        forced = measure()
         pruned.release()
     return measurement(definition, command, loaded, pruned, encoded, forced)
 

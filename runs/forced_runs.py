@@ -1,7 +1,7 @@
 """The teacher-forced part of a run: references before decoding, or plain texts alone."""
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,31 +18,9 @@ from runs.loop import Job
 from runs.measuring import make_record
 from runs.metrics import summarize
 from runs.passages import ForcedText, plain_text, reference_text
+from runs.plan_group import PlanGroup, Values
 from runs.record import Key, SampleRecord
 from runs.teacher_forcing import TeacherForcing
-
-Values = dict[str, float]
-
-
-class PlanGroup:
-    """Plans of one model whose runs measure the same references, one run after another.
-
-    The first run that asks measures for all plans, so that the unpruned model and layers that plans
-    share read each text once. Plans that remove the same layers count as one.
-    """
-
-    def __init__(self, plans: Iterable[PrunePlan]) -> None:
-        self._waiting = {plan.kept_layers: plan for plan in plans}
-        self._found: dict[tuple[int, ...], dict[int, Values | None]] = {}
-
-    def found(self, plan: PrunePlan) -> dict[int, Values | None]:
-        """Return what is known of a plan: None for an example that does not fit into memory."""
-        return self._found.setdefault(plan.kept_layers, {})
-
-    def to_measure(self, plan: PrunePlan) -> list[PrunePlan]:
-        """Return this plan, and the plans whose runs have not asked yet."""
-        self._waiting.pop(plan.kept_layers, None)
-        return [plan, *self._waiting.values()]
 
 
 def measure_references(
@@ -60,23 +38,24 @@ def measure_references(
     earlier run of the group has measured for this plan is not measured again.
     """
     group = group or PlanGroup([pruned.plan])
-    plans, found = group.to_measure(pruned.plan), group.found(pruned.plan)
+    plans = group.begin(pruned.plan)
     if len(done) == len(encoded):
         return {}
     texts = _references(definition, encoded)
     left = [index for index in texts if index not in done]
-    missing = [index for index in left if index not in found]
+    known = group.known(pruned.plan, left)
+    missing = {index: texts[index] for index in left if index not in known}
     if missing:
         forcing = TeacherForcing(definition.arguments, loaded, pruned)
-        chosen = {index: texts[index] for index in missing}
-        for plan, values in zip(plans, _measured(definition, forcing, plans, chosen), strict=True):
-            group.found(plan).update(values)
-    known = {index: one for index in left if (one := found[index])}
-    check_finite(loaded.name, known.values())
-    if len(known) < len(left):
-        lacking = len(left) - len(known)
+        for plan, values in zip(plans, _measured(definition, forcing, plans, missing), strict=True):
+            group.add(plan, values)
+        known = group.known(pruned.plan, left)
+    fitting = {index: values for index, values in known.items() if values}
+    check_finite(loaded.name, fitting.values())
+    if len(fitting) < len(left):
+        lacking = len(left) - len(fitting)
         warn(f"--teacher_forced true: out of memory with {lacking} references, not measured")
-    return known
+    return fitting
 
 
 class PlainTextJob:

@@ -22,6 +22,10 @@ class Sums:
     kl_nats: float | None = None
     agreeing: int | None = None
 
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.nats + (self.kl_nats or 0))
+
     def to_dict(self, text_bytes: int) -> dict[str, float]:
         """Return the sums as a line of the log holds them, without those that are None."""
         values = {"tokens": self.tokens, "bytes": text_bytes, "nats": self.nats}
@@ -42,7 +46,11 @@ def total(parts: list[Sums]) -> Sums:
 def check_finite(model: str, lines: Iterable[dict[str, float]]) -> None:
     """Raise `UsageError` if a value of these lines of `Sums` is not finite."""
     if not all(math.isfinite(value) for line in lines for value in line.values()):
-        raise UsageError(f"--model {model}: log-likelihoods are not finite; try another --dtype")
+        raise not_finite(model)
+
+
+def not_finite(model: str) -> UsageError:
+    return UsageError(f"--model {model}: log-likelihoods are not finite; try another --dtype")
 
 
 def likelihood(lines: Iterable[dict[str, float] | None]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from processes.ranks import Ranks
 from pruned_model import PruneModel, PrunePlan, check_prune_n, with_prune_n
 from runs.definition import RunDefinition, run_definer
 from runs.experiment import Prepare, perform_run
-from runs.forced_runs import PlanGroup
+from runs.plan_group import ExamplesKey, PlanGroup, examples_key, plan_groups
 from runs.preparation import decide_plan
 from runs.record import RunRecord
 from runs.sweep_grid import GridArguments, SweepArguments
@@ -212,7 +212,7 @@ class Sweep:
         count = sum(len(study.runs) for study in studies)
         self._outcome.count = count + len(self._outcome.failed)
         pace = Pace(count, sum(visit.left for one in visits_of for visit in one))
-        groups = _groups(studies, visits_of)
+        groups = self._groups(studies, visits_of)
         for study, to_do in zip(studies, visits_of, strict=True):
             pruned = PruneModel(loaded.model, study.plan)
 
@@ -230,8 +230,7 @@ class Sweep:
                         continue
                     with pace.told(visit):
                         placed = dataclasses.replace(visit, run=_placed(visit.run, pruned))
-                        group = groups.get(_texts(visit.run))
-                        self._perform(placed, prepare, command, group)
+                        self._perform(placed, prepare, command, groups)
                     if self._outcome.interrupted:
                         return
 
@@ -247,14 +246,32 @@ class Sweep:
             first = end
         return found
 
+    def _groups(
+        self, studies: list[Study], visits_of: list[list[Visit]]
+    ) -> dict[ExamplesKey, PlanGroup]:
+        """Return the plans that are measured together.
+
+        A run that ended its process is measured alone: it must not end other runs' process again.
+        """
+        pairs = zip(studies, visits_of, strict=True)
+        beginning = (
+            (visit.run, study.plan) for study, to_do in pairs for visit in to_do if visit.begins
+        )
+        return plan_groups(pair for pair in beginning if not self._tries.any(pair[0].run_id))
+
     def _perform(
-        self, visit: Visit, prepare: Prepare, command: str, group: PlanGroup | None
+        self,
+        visit: Visit,
+        prepare: Prepare,
+        command: str,
+        groups: dict[ExamplesKey, PlanGroup],
     ) -> None:
         run = visit.run
         if self._tries.exhausted(run.run_id):
             self._over.add(run.run_id)
             self._outcome.fail(run.arguments, _given_up())
             return
+        group = None if self._tries.any(run.run_id) else groups.get(examples_key(run))
         turn = dataclasses.replace(visit.turn, continues=run.run_id in self._begun)
         self._tries.begin(run.run_id)
         try:
@@ -300,21 +317,6 @@ class _Planner:
         plan = decide_plan(pruning, self._loaded, ids, self._ranks)
         self._measured[tokens] = plan
         return plan
-
-
-def _texts(run: RunDefinition) -> tuple[str, str]:
-    """Return what tells the examples of a run from those of others of the sweep."""
-    return run.data_facts["evaluation"]["fingerprint"], tokens_hash(run.prompt_ids)
-
-
-def _groups(studies: list[Study], visits_of: list[list[Visit]]) -> dict[tuple[str, str], PlanGroup]:
-    """Return the plans whose references are still to be measured, by the runs' examples."""
-    plans: dict[tuple[str, str], list[PrunePlan]] = {}
-    for study, to_do in zip(studies, visits_of, strict=True):
-        forced = (visit.run for visit in to_do if visit.run.arguments.measure.teacher_forced)
-        for run in forced:
-            plans.setdefault(_texts(run), []).append(study.plan)
-    return {texts: PlanGroup(found) for texts, found in plans.items()}
 
 
 def _given_up() -> FailedError:

@@ -93,6 +93,11 @@ class Visit:
     turn: Turn
     left: int  # prompts of this pass
 
+    @property
+    def begins(self) -> bool:
+        """Whether prompts of the first pass are left."""
+        return self.turn.passes == 1 and self.left > 0
+
 
 def visits(runs: list[RunDefinition], left: list[list[int]], first: int) -> Iterator[Visit]:
     """Yield the visits to these runs, whose first number is `first`, pass by pass.

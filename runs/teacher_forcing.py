@@ -16,7 +16,7 @@ from command_line.messages import warn
 from models.loading import LoadedModel
 from pruned_model import PruneModel, PrunePlan
 from runs.fitting import within_memory
-from runs.likelihood import Sums, check_finite
+from runs.likelihood import Sums, not_finite
 from runs.passages import Passage
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.uncached_llama import UncachedLlama
@@ -27,32 +27,24 @@ _HEAD_ELEMENTS = 1 << 24  # logits of a model that are held at a time
 
 
 class TeacherForcing:
-    """Passes over a pruned model, and over the unpruned model if this process has it.
+    """Passes over plans of a model, and over the unpruned model if this process has it.
 
-    Up to `batch_size` passages are read at a time. Where memory does not suffice for a batch, all
-    later batches are half as large.
+    `pruned` holds the layers. Up to `batch_size` passages are read at a time. Where memory does not
+    suffice for a batch, all later batches are half as large.
     """
 
     def __init__(self, arguments: RunArguments, loaded: LoadedModel, pruned: PruneModel) -> None:
         self._flags, self._batch_size = arguments.generation, arguments.measure.at_once
         self._loaded, self._pruned = loaded, pruned
         self._llama = UncachedLlama(loaded.model)
-        _measured_depth(self._flags, pruned.plan)  # raises for an exit layer without layers
         origin = loaded.plan_of_origin
         self._compares = origin is None or origin.get("removed_layers") == []
         if not self._compares:
             warn(_no_comparison(loaded))
 
-    def measure(
-        self, passages: list[Passage], advance: Callable[[int], None] = lambda _: None
-    ) -> list[Sums | None]:
-        """Return the sums of each passage; None where memory suffices for none but shorter ones.
-
-        Calls `advance` with the number of passages after each batch. Raises `UsageError` if a
-        log-likelihood is not finite.
-        """
-        (found,) = self.measure_plans([self._pruned.plan], passages, advance)
-        check_finite(self._loaded.name, (one.to_dict(0) for one in found if one))
+    def measure(self, passages: list[Passage]) -> list[Sums | None]:
+        """Return the sums of each passage under the plan of `pruned`; see `measure_plans`."""
+        (found,) = self.measure_plans([self._pruned.plan], passages)
         return found
 
     def measure_plans(
@@ -61,25 +53,28 @@ class TeacherForcing:
         passages: list[Passage],
         advance: Callable[[int], None] = lambda _: None,
     ) -> list[list[Sums | None]]:
-        """Return what `measure` returns, for every one of these plans of the same model.
+        """Return the sums of each passage under each plan; None where memory does not suffice.
 
-        The unpruned model, and leading layers that several plans share, run once per passage. Sums
-        that are not finite are returned, as they must not spoil those of other plans.
+        The unpruned model, and leading layers that several plans share, run once per passage. Calls
+        `advance` with the number of passages after each batch. Raises `UsageError` if no plan has
+        finite sums; those of one plan must not spoil those of others.
         """
         found: list[list[Sums | None]] = [[None] * len(passages) for _ in plans]
-        nothing: list[Sums | None] = [None] * len(plans)
         with self._pruned.unpruned() as layers:
             depths = [_measured_depth(self._flags, plan) for plan in plans]
             models = [
                 [layers[index] for index in plan.kept_layers[:depth]]
                 for plan, depth in zip(plans, depths, strict=True)
             ]
-            work = partial(self._read, models, layers if self._compares else None)
+            unpruned, are_finite = layers if self._compares else None, [True] * len(plans)
             for batch in self._batches(passages):
-                read = self._within_memory(work, [passages[index] for index in batch])
-                for index, of_plans in zip(batch, read, strict=True):
-                    for results, one in zip(found, of_plans or nothing, strict=True):
-                        results[index] = one
+                read = self._within_memory(models, unpruned, [passages[index] for index in batch])
+                for place, sums in enumerate(zip(*read, strict=True)):
+                    for index, one in zip(batch, sums, strict=True):
+                        found[place][index] = one
+                    are_finite[place] &= all(one.is_finite for one in sums if one)
+                if not any(are_finite):
+                    raise not_finite(self._loaded.name)
                 advance(len(batch))
         return found
 
@@ -99,19 +94,26 @@ class TeacherForcing:
                 left = left[count:]
 
     def _within_memory(
-        self, work: Callable[[list[Passage]], list[list[Sums]]], passages: list[Passage]
-    ) -> list[list[Sums] | None]:
-        sums = within_memory(partial(work, passages))
+        self, models: list[Layers], unpruned: Layers | None, passages: list[Passage]
+    ) -> list[list[Sums | None]]:
+        """Return the sums of each passage, one for each model."""
+        sums = within_memory(partial(self._read, models, unpruned, passages))
         if sums is not None:
-            return [*sums]
+            return [[*of_models] for of_models in sums]
         count = len(passages)
-        if count == 1:
-            return [None]
-        half = (count + 1) // 2
-        self._batch_size = min(self._batch_size, half)
-        warn(f"--batch_size {count}: out of memory in a teacher-forced pass; goes on with {half}")
-        parts = (passages[:half], passages[half:])
-        return [one for part in parts for one in self._within_memory(work, part)]
+        if count > 1:
+            half = (count + 1) // 2
+            self._batch_size = min(self._batch_size, half)
+            told = f"out of memory in a teacher-forced pass; goes on with {half}"
+            warn(f"--batch_size {count}: {told}")
+            parts = (passages[:half], passages[half:])
+            return [one for part in parts for one in self._within_memory(models, unpruned, part)]
+        if len(models) > 1:
+            half = len(models) // 2
+            halves = (models[:half], models[half:])
+            parted = [self._within_memory(part, unpruned, passages)[0] for part in halves]
+            return [[*itertools.chain.from_iterable(parted)]]
+        return [[None]]
 
     @torch.inference_mode()
     def _read(

@@ -13,6 +13,7 @@ from command_line.script import run_script
 from runs.reader import find_runs, read_record, read_samples
 from runs.teacher_forcing import TeacherForcing
 from tests.conftest import SWEEP_GRID, common_flags
+from tests.ranked import scripts_in_ranks
 
 ONE_POINT = ["--exit_layer_first", "4", "--num_speculations_first", "3"]
 PLANS = [
@@ -103,6 +104,38 @@ def test_references_are_measured_for_all_plans_at_once(split_sweep, passes, stop
     others = sorted(removed - {()})
     assert passes == [(sorted(removed), 6), (sorted(removed), 3), (others, 3)]
     assert likelihoods(broken) == expected
+
+
+def test_a_sweep_that_grows_measures_the_new_plans_alone(split_sweep, passes):
+    fewer = ["--prune_methods", "base", "angular", "--prune_ns", "2"]
+    split_sweep(*fewer, "--calibration_samples", "4", *SPLIT)
+    _, folder = split_sweep(*PLANS, *SPLIT)
+    assert len(likelihoods(folder)) == 3
+    assert [len(plans) for plans, _ in passes] == [2, 1]
+
+
+def test_a_run_that_ended_its_process_is_measured_alone(split_sweep, passes, monkeypatch, tmp_path):
+    _, folder = split_sweep(*PLANS, *SPLIT)
+    ids = [record.run_id for record, _ in runs_of(folder) if record.plan["method"] == "base"]
+    tries = tmp_path / "tries"
+    tries.write_text("".join(f"{run_id}\n" for run_id in ids))
+    monkeypatch.setenv("SWEEP_TRIES", str(tries))
+    passes.clear()
+    _, again = split_sweep(*PLANS, *SPLIT, folder="again")
+    assert [len(plans) for plans, _ in passes] == [1, 2]
+    assert likelihoods(again) == likelihoods(folder)
+
+
+def test_processes_share_the_references_of_all_plans(
+    split_sweep, checkpoint, rows, tmp_path, monkeypatch
+):
+    _, folder = split_sweep(*PLANS, *SPLIT)
+    line = [*common_flags(checkpoint, rows, tmp_path / "ranks"), *SWEEP_GRID, *ONE_POINT]
+    assert scripts_in_ranks(monkeypatch, 2, sweep.main, [*line, *PLANS, *SPLIT]) == [0, 0]
+    found, expected = likelihoods(tmp_path / "ranks"), likelihoods(folder)
+    assert found.keys() == expected.keys()
+    for plan, lines in expected.items():
+        assert found[plan] == [pytest.approx(line, abs=1e-9) for line in lines]
 
 
 def test_a_plan_without_finite_likelihoods_spoils_no_other(split_sweep, monkeypatch, capsys):

@@ -196,6 +196,39 @@ def test_a_batch_too_large_for_memory_is_halved_and_says_so(model, monkeypatch, 
     assert "--batch_size 4: out of memory in a teacher-forced pass; goes on with 2" in err
 
 
+def test_plans_that_do_not_fit_together_are_measured_apart(model, monkeypatch):
+    passages = [Passage(random_prompt(n, n), 1) for n in (6, 40, 8)]
+    plans = [PrunePlan("test", LAYERS, kept) for kept in PLANS.values()]
+    expected = forcing(copy.deepcopy(model), PLANS["base"]).measure_plans(plans, passages)
+    ordinary = TeacherForcing._read
+
+    def read(self, models, unpruned, passages):
+        if len(passages) > 1 or (len(passages[0].ids) > 30 and len(models) > 1):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return ordinary(self, models, unpruned, passages)
+
+    monkeypatch.setattr(TeacherForcing, "_read", read)
+    found = forcing(model, PLANS["base"], batch_size=2).measure_plans(plans, passages)
+    assert found == expected
+
+
+def test_a_plan_without_finite_sums_spoils_no_other(model, monkeypatch):
+    """Here the last two layers of the second plan overflow, where they follow the first two."""
+    plans = [PrunePlan("test", LAYERS, PLANS[name]) for name in ("base", "angular", "random")]
+    ordinary = UncachedLlama.run
+
+    def run(self, states, layers):
+        factor = torch.nan if len(layers) == 2 and layers[0] is model.model.layers[-2] else 1
+        return ordinary(self, states, layers) * factor
+
+    measured = forcing(model, PLANS["base"])
+    monkeypatch.setattr(UncachedLlama, "run", run)
+    base, angular, random = measured.measure_plans(plans, [Passage(random_prompt(9), 1)])
+    assert [one[0].is_finite for one in (base, angular, random)] == [True, False, True]
+    with pytest.raises(UsageError, match="log-likelihoods are not finite"):
+        measured.measure_plans([plans[1]], [Passage(random_prompt(9), 1)])
+
+
 def test_infinite_states_are_refused(model):
     model.lm_head.weight.fill_(torch.inf)
     with pytest.raises(UsageError, match="log-likelihoods are not finite; try another --dtype"):

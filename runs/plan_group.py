@@ -1,0 +1,51 @@
+"""PlanGroup: the plans of a sweep whose runs measure the same references."""
+
+from collections.abc import Collection, Iterable
+
+from pruned_model import PrunePlan
+from runs.definition import RunDefinition
+
+Values = dict[str, float]
+ExamplesKey = tuple[str, str]
+
+
+class PlanGroup:
+    """Plans of one model whose runs, with the same flags, measure the same references.
+
+    The first run that asks measures for all plans, so that the unpruned model and layers that plans
+    share read each text once. Plans that remove the same layers count as one.
+    """
+
+    def __init__(self, plans: Iterable[PrunePlan]) -> None:
+        self._waiting = {plan.kept_layers: plan for plan in plans}
+        self._found: dict[tuple[int, ...], dict[int, Values | None]] = {}
+
+    def begin(self, plan: PrunePlan) -> list[PrunePlan]:
+        """Note that a plan's run has begun; return its plan, and those whose runs have not."""
+        self._waiting.pop(plan.kept_layers, None)
+        return [plan, *self._waiting.values()]
+
+    def add(self, plan: PrunePlan, values: dict[int, Values | None]) -> None:
+        """Add what was measured, by the example's index; None where memory did not suffice."""
+        self._found.setdefault(plan.kept_layers, {}).update(values)
+
+    def known(self, plan: PrunePlan, indices: Collection[int]) -> dict[int, Values | None]:
+        """Return what is known of a plan, for those of the examples of which anything is."""
+        found = self._found.get(plan.kept_layers, {})
+        return {index: found[index] for index in indices if index in found}
+
+
+def examples_key(run: RunDefinition) -> ExamplesKey:
+    """Return a key that runs on the same examples and prompts have in common."""
+    return run.identity["data_fingerprint"], run.identity["prompt_tokens_fingerprint"]
+
+
+def plan_groups(
+    runs: Iterable[tuple[RunDefinition, PrunePlan]],
+) -> dict[ExamplesKey, PlanGroup]:
+    """Return the plans of the runs that will measure references, by the runs' examples."""
+    plans: dict[ExamplesKey, list[PrunePlan]] = {}
+    for run, plan in runs:
+        if run.arguments.measure.teacher_forced:
+            plans.setdefault(examples_key(run), []).append(plan)
+    return {key: PlanGroup(found) for key, found in plans.items()}
