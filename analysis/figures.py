@@ -173,7 +173,10 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def group_titles(runs: Runs) -> dict[str, str]:
-    """Return a title per condition key: the data set, and what differs between its groups."""
+    """Return a title per condition key: the data set, and what differs between its groups.
+
+    A group leaves out what it has no value of.
+    """
     by_dataset: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for run in runs:
         by_dataset[run.dataset][run.condition_key] = _plain_facts(run)
@@ -184,7 +187,8 @@ def group_titles(runs: Runs) -> dict[str, str]:
             name for name in first if len({str(facts[name]) for facts in groups.values()}) > 1
         ]
         for key, facts in groups.items():
-            others = [f"{name} {facts[name]}" for name in telling(varying)]
+            known = (name for name in telling(varying) if facts[name] is not None)
+            others = [f"{name} {facts[name]}" for name in known]
             lines = (", ".join(others[at : at + 2]) for at in range(0, len(others), 2))
             titles[key] = "\n".join([dataset, *lines])
     return titles

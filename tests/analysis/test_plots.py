@@ -242,6 +242,14 @@ def test_the_map_of_distances_marks_the_removed_block(tmp_path, figures):
     assert not image.mask[5, 26]
 
 
+def test_a_title_leaves_out_what_a_group_has_no_value_of(tmp_path, figures):
+    for ngrams in (None, 3):
+        MadeUpRun(generation={"no_repeat_ngram_size": ngrams}, examples=4).write(tmp_path)
+    make_plots(read(tmp_path), "rouge-l", tmp_path)
+    titles = {axes.get_title() for axes in figures["speed_and_quality"].axes[:2]}
+    assert titles == {"human_eval", "human_eval\nno_repeat_ngram_size 3"}
+
+
 def test_groups_that_cannot_be_compared_get_panels_and_titles_of_their_own(tmp_path, figures):
     for data_seed, dtype in ((0, "float32"), (0, "bfloat16"), (1, "float32")):
         run = MadeUpRun(plan=angular_plan(1), data_seed=data_seed, runtime={"dtype": dtype})
