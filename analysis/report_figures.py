@@ -50,10 +50,9 @@ def library() -> str:
 
 def figure_items(study: Study) -> dict[str, Any]:
     """Return each figure as JSON that BokehJS embeds into the element `plot-<name>`."""
-    label = study.quality_label.replace("\n", " ")
     drawn = {
-        "speed": _speed(label),
-        "quality": _quality(label),
+        "speed": _speed(study.quality_label),
+        "quality": _quality(study.quality_label),
         "sweep": _sweep(),
         "acceptance": _acceptance(),
     }
