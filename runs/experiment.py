@@ -35,8 +35,8 @@ def perform_run(
 
     `prepare` returns the model; by default the run loads its own. `turn` says which passes over
     the prompts to do; by default all. `group` are the plans of a sweep whose references are
-    measured together. Raises `UsageError` for a run that is complete with fewer
-    passes than `--repeats`.
+    measured together. Raises `UsageError` for a run that is complete with fewer passes than
+    `--repeats`.
     """
     turn = turn or Turn(definition.arguments.measure.repeats)
 

@@ -1,12 +1,12 @@
 """PlanGroup: the plans of a sweep whose runs measure the same references."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 
 from pruned_model import PrunePlan
 from runs.definition import RunDefinition
 
 Values = dict[str, float]
-ExamplesKey = tuple[str, str]
 
 
 class PlanGroup:
@@ -35,17 +35,19 @@ class PlanGroup:
         return {index: found[index] for index in indices if index in found}
 
 
-def examples_key(run: RunDefinition) -> ExamplesKey:
-    """Return a key that runs on the same examples and prompts have in common."""
-    return run.identity["data_fingerprint"], run.identity["prompt_tokens_fingerprint"]
+def plan_groups(runs: Iterable[tuple[RunDefinition, PrunePlan]]) -> dict[str, PlanGroup]:
+    """Return the group of each run that measures references, by the run's id.
 
-
-def plan_groups(
-    runs: Iterable[tuple[RunDefinition, PrunePlan]],
-) -> dict[ExamplesKey, PlanGroup]:
-    """Return the plans of the runs that will measure references, by the runs' examples."""
-    plans: dict[ExamplesKey, list[PrunePlan]] = {}
+    Runs on the same examples and prompts have one group.
+    """
+    members: dict[tuple[str, str], list[tuple[str, PrunePlan]]] = defaultdict(list)
     for run, plan in runs:
         if run.arguments.measure.teacher_forced:
-            plans.setdefault(examples_key(run), []).append(plan)
-    return {key: PlanGroup(found) for key, found in plans.items()}
+            names = ("data_fingerprint", "prompt_tokens_fingerprint")
+            data, prompts = (run.identity[name] for name in names)
+            members[data, prompts].append((run.run_id, plan))
+    groups: dict[str, PlanGroup] = {}
+    for found in members.values():
+        group = PlanGroup(plan for _, plan in found)
+        groups |= dict.fromkeys((run_id for run_id, _ in found), group)
+    return groups

@@ -18,20 +18,19 @@ from command_line.errors import (
     reject,
 )
 from files.error_lines import error_line
-from files.hashes import tokens_hash
 from files.writing import held_folder
 from models.checkpoint import find_checkpoint
 from models.loading import LoadedModel, load_model
 from models.runtime import start
 from processes.ranks import Ranks
-from pruned_model import PruneModel, PrunePlan, check_prune_n, with_prune_n
+from pruned_model import PruneModel, PrunePlan, check_prune_n
 from runs.definition import RunDefinition, run_definer
 from runs.experiment import Prepare, perform_run
-from runs.plan_group import ExamplesKey, PlanGroup, examples_key, plan_groups
-from runs.preparation import decide_plan
+from runs.plan_group import PlanGroup, plan_groups
 from runs.record import RunRecord
 from runs.sweep_grid import GridArguments, SweepArguments
 from runs.sweep_outcome import Outcome
+from runs.sweep_planner import Planner
 from runs.sweep_states import Pace, RunState, Visit, state_of, visits
 from runs.sweep_tries import MOST_TRIES, Tries, ends_the_device
 from runs.writer import lock_name
@@ -110,7 +109,7 @@ class Sweep:
             first = self._first_runs[0]
             with self._ranks.together():
                 loaded = load_model(first.arguments.model, first.runtime, first.checkpoint)
-            self._perform_all(loaded, self._studies(_Planner(loaded, self._ranks)), command)
+            self._perform_all(loaded, self._studies(Planner(loaded, self._ranks)), command)
         except Exception as error:
             if not ends_the_device(error):
                 raise
@@ -164,7 +163,7 @@ class Sweep:
             runs += map(self._define_run, drafting)
         return runs, skipped
 
-    def _studies(self, planner: "_Planner") -> list[Study]:
+    def _studies(self, planner: Planner) -> list[Study]:
         def study(first: RunDefinition) -> Study:
             if self._tries.exhausted(first.run_id):
                 raise _given_up()
@@ -246,10 +245,8 @@ class Sweep:
             first = end
         return found
 
-    def _groups(
-        self, studies: list[Study], visits_of: list[list[Visit]]
-    ) -> dict[ExamplesKey, PlanGroup]:
-        """Return the plans that are measured together.
+    def _groups(self, studies: list[Study], visits_of: list[list[Visit]]) -> dict[str, PlanGroup]:
+        """Return the plans that are measured together, by the ids of their runs.
 
         A run that ended its process is measured alone: it must not end other runs' process again.
         """
@@ -257,25 +254,24 @@ class Sweep:
         beginning = (
             (visit.run, study.plan) for study, to_do in pairs for visit in to_do if visit.begins
         )
-        return plan_groups(pair for pair in beginning if not self._tries.any(pair[0].run_id))
+        return plan_groups(pair for pair in beginning if not self._tries.lost(pair[0].run_id))
 
     def _perform(
         self,
         visit: Visit,
         prepare: Prepare,
         command: str,
-        groups: dict[ExamplesKey, PlanGroup],
+        groups: dict[str, PlanGroup],
     ) -> None:
         run = visit.run
         if self._tries.exhausted(run.run_id):
             self._over.add(run.run_id)
             self._outcome.fail(run.arguments, _given_up())
             return
-        group = None if self._tries.any(run.run_id) else groups.get(examples_key(run))
         turn = dataclasses.replace(visit.turn, continues=run.run_id in self._begun)
         self._tries.begin(run.run_id)
         try:
-            record, path = perform_run(run, command, prepare, turn, group)
+            record, path = perform_run(run, command, prepare, turn, groups.get(run.run_id))
         except (InterruptedRunError, LostError):
             raise  # not all processes will go on
         except Exception as error:
@@ -298,25 +294,6 @@ class Sweep:
         if isinstance(error, BusyError) and self._tries.counts:
             raise error  # run_tests waits: two runs at a time would spoil each other's speed
         self._outcome.fail(run, _in_one_line(error))
-
-
-class _Planner:
-    """Decides plans for a loaded model, and measures the same calibration texts once."""
-
-    def __init__(self, loaded: LoadedModel, ranks: Ranks) -> None:
-        self._loaded, self._ranks = loaded, ranks
-        self._measured: dict[str, PrunePlan] = {}
-
-    def plan(self, run: RunDefinition) -> PrunePlan:
-        pruning, ids = run.arguments.prune, run.calibration_ids
-        if not ids or pruning.prune_n is None:
-            return decide_plan(pruning, self._loaded, ids, self._ranks)
-        tokens = tokens_hash(ids)
-        if tokens in self._measured:
-            return with_prune_n(self._measured[tokens], pruning.prune_n)
-        plan = decide_plan(pruning, self._loaded, ids, self._ranks)
-        self._measured[tokens] = plan
-        return plan
 
 
 def _given_up() -> FailedError:

@@ -37,7 +37,7 @@ class Tries:
         """Whether `run_tests` starts this sweep again after it has ended."""
         return self._path is not None
 
-    def any(self, run_id: str) -> bool:
+    def lost(self, run_id: str) -> bool:
         """Whether a process ended with this run."""
         return run_id in self._left_over
 

@@ -5,7 +5,7 @@ Shapes: M models, B passages, T tokens read, N tokens predicted, D hidden, V voc
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,7 @@ class TeacherForcing:
         """Return the sums of each passage, one for each model."""
         sums = within_memory(partial(self._read, models, unpruned, passages))
         if sums is not None:
-            return [[*of_models] for of_models in sums]
+            return sums
         count = len(passages)
         if count > 1:
             half = (count + 1) // 2
@@ -118,7 +118,7 @@ class TeacherForcing:
     @torch.inference_mode()
     def _read(
         self, models: list[Layers], unpruned: Layers | None, passages: list[Passage]
-    ) -> list[list[Sums]]:
+    ) -> list[list[Sums | None]]:
         """Return the sums of each passage, one for each model.
 
         A model that is not pruned agrees with itself by definition.
@@ -134,14 +134,15 @@ class TeacherForcing:
         for part in self._parts(len(row_N)):
             sums_MN3 = self._sums(part, targets_N, read_ND, target_ND)
             sums_MB3.index_add_(1, row_N[part], sums_MN3)
-        of_models = sums_MB3.transpose(0, 1).tolist()
-        found = [
-            [Sums(passage.predicted, nats, kl, int(agreeing)) for nats, kl, agreeing in one]
-            for passage, one in zip(passages, of_models, strict=True)
+        return [
+            [
+                Sums(passage.predicted, nats, kl, int(agreeing))
+                if unpruned
+                else Sums(passage.predicted, nats)
+                for nats, kl, agreeing in of_models
+            ]
+            for passage, of_models in zip(passages, sums_MB3.transpose(0, 1).tolist(), strict=True)
         ]
-        if unpruned:
-            return found
-        return [[Sums(one.tokens, one.nats) for one in of_one] for of_one in found]
 
     def _through(
         self, states_BTD: Tensor, models: list[Layers], predicted_BT: Tensor
@@ -169,13 +170,15 @@ class TeacherForcing:
         self, part: slice, targets_N: Tensor, read_ND: list[Tensor], target_ND: Tensor | None
     ) -> Tensor:
         """Return the sums at each position of a part, (M, N, 3); `target_ND` is the unpruned's."""
-        target_NV = None if target_ND is None else self._llama.log_probabilities(target_ND[part])
+        target = None
+        if target_ND is not None:
+            target = _Target(self._llama.log_probabilities(target_ND[part]))
         sums = []
         for states_ND in read_ND:
-            said_NV = target_NV if states_ND is target_ND else None
+            said_NV = target.log_NV if target and states_ND is target_ND else None
             if said_NV is None:
                 said_NV = self._llama.log_probabilities(states_ND[part])
-            sums.append(_position_sums(targets_N[part], said_NV, target_NV))
+            sums.append(_position_sums(targets_N[part], said_NV, target))
         return torch.stack(sums)
 
     def _parts(self, count: int) -> Iterator[slice]:
@@ -195,18 +198,36 @@ class TeacherForcing:
         return torch.tensor(ids, device=device), torch.tensor(predicts, device=device)
 
 
-def _position_sums(targets_N: Tensor, said_NV: Tensor, target_NV: Tensor | None) -> Tensor:
+class _Target:
+    """The unpruned model's distributions, with which those of several models are compared.
+
+    `probabilities`, (N, V), and `likeliest` tokens, (N,), are made at first use: base needs none.
+    """
+
+    def __init__(self, log_NV: Tensor) -> None:
+        self.log_NV = log_NV
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        return self.log_NV.exp()
+
+    @cached_property
+    def likeliest(self) -> Tensor:
+        return self.log_NV.argmax(-1)
+
+
+def _position_sums(targets_N: Tensor, said_NV: Tensor, target: _Target | None) -> Tensor:
     """Return nats, KL in nats and agreement at each position, float64 (N, 3).
 
-    `target_NV` are the unpruned model's log-probabilities; without them the last two are 0.
+    Without the unpruned model's distributions the last two are 0.
     """
     nats_N = -said_NV.gather(1, targets_N[:, None])[:, 0]
     kl_N, agreeing_N = torch.zeros_like(nats_N), torch.zeros_like(nats_N)
-    if target_NV is said_NV:
+    if target and target.log_NV is said_NV:
         agreeing_N += 1
-    elif target_NV is not None:
-        agreeing_N = (target_NV.argmax(-1) == said_NV.argmax(-1)).to(nats_N.dtype)
-        kl_N = said_NV.neg_().add_(target_NV).mul_(target_NV.exp()).sum(-1)
+    elif target:
+        agreeing_N = (target.likeliest == said_NV.argmax(-1)).to(nats_N.dtype)
+        kl_N = said_NV.neg_().add_(target.log_NV).mul_(target.probabilities).sum(-1)
     return torch.stack([nats_N, kl_N, agreeing_N], 1).double()
 
 
