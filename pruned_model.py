@@ -1,10 +1,9 @@
-"""PrunePlan decides which layers stay; PruneModel removes the others."""
+"""CRITERIA decide which layers stay; PruneModel removes the others."""
 
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,78 +12,16 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from arguments.pruning import PLAN_FILE, PruneArguments
+from arguments.pruning import PLAN_FILE, PruneArguments, named_layers
 from command_line.errors import UsageError, reject
 from files.reading import read_settings
 from files.writing import whole_folder
 from models.saved import write_checkpoint
 from processes.ranks import ALONE, Ranks
+from pruning.angular import angular_distances
+from pruning.plan import PrunePlan, check_prune_n, spans
 from self_speculation.model_protocol import HasParameters, Llama, decoder_of
-from self_speculation.offloading import forget_offloaded, input_device
-
-
-@dataclass(frozen=True)
-class PrunePlan:
-    """The layers that stay in a model and the reason: frozen data for the log and for surgery.
-
-    `kept_layers` are ascending 0-based indices of the original model. `scores` are the criterion's
-    measurements; `calibration` counts the prompts and tokens that they were measured on.
-    """
-
-    method: str
-    original_layers: int
-    kept_layers: tuple[int, ...]
-    prune_n: int | None = None
-    dropout_threshold: float | None = None
-    prune_seed: int | None = None
-    scores: dict[str, Any] | None = None
-    calibration: dict[str, Any] | None = None
-
-    @property
-    def removed_layers(self) -> tuple[int, ...]:
-        return tuple(sorted(set(range(self.original_layers)) - set(self.kept_layers)))
-
-    @property
-    def approach(self) -> str:
-        """A name of the plan: base, angular n=2, random p=0.1 seed=0."""
-        if self.method == "angular":
-            return f"angular n={self.prune_n}"
-        if self.method == "random":
-            return f"random p={self.dropout_threshold} seed={self.prune_seed}"
-        return self.method
-
-    def kept_exit_layer(self, exit_layer: int) -> int | None:
-        """Return how many of the first `exit_layer` original layers are kept; None for -1.
-
-        Raises `UsageError` if no layer is left to draft with, or none to verify with.
-        """
-        if exit_layer == -1:
-            return None
-        check_exit_layer("exit_layer", exit_layer, self.original_layers)
-        count = sum(layer < exit_layer for layer in self.kept_layers)
-        if count == 0:
-            reject("exit_layer", exit_layer, f"{self.approach} keeps no layer below it")
-        if count == len(self.kept_layers):
-            reject("exit_layer", exit_layer, f"{self.approach} keeps no layer from it on")
-        return count
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"removed_layers": self.removed_layers, "approach": self.approach}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "PrunePlan":
-        """Return the plan that `to_dict` wrote; raise ValueError for values that are no plan."""
-        try:
-            plan = cls(**{item.name: values[item.name] for item in fields(cls)})
-            plan = replace(plan, kept_layers=tuple(plan.kept_layers))
-            layers = [layer for layer in range(plan.original_layers) if layer in plan.kept_layers]
-        except KeyError as error:
-            raise ValueError(f"its plan lacks {error}") from error
-        except TypeError as error:
-            raise ValueError(f"its plan is none ({error})") from error
-        if not layers or layers != list(plan.kept_layers):
-            raise ValueError(f"its plan keeps layers {plan.kept_layers} of {plan.original_layers}")
-        return plan
+from self_speculation.offloading import forget_offloaded
 
 
 class PruneModel:
@@ -197,7 +134,7 @@ class PruneModel:
         removed = self.parameters_before - self.parameters_after
         return (
             f"{plan.approach}: removed {len(plan.removed_layers)} of {plan.original_layers} layers "
-            f"{_spans(plan.removed_layers)}; parameters {self.parameters_before:,} - {removed:,} = "
+            f"{spans(plan.removed_layers)}; parameters {self.parameters_before:,} - {removed:,} = "
             f"{self.parameters_after:,}"
         )
 
@@ -247,45 +184,12 @@ def make_plan(
     return plan if ranks.count == 1 else PrunePlan.from_dict(ranks.first(plan.to_dict()))
 
 
-def check_exit_layer(flag: str, exit_layer: int, layers: int) -> None:
-    """Refuse an exit layer that leaves no layer of the whole model to verify with."""
-    if exit_layer >= layers:
-        reject(flag, exit_layer, f"must be 1 to {layers - 1}")
-
-
-def check_prune_n(flag: str, count: int | None, layers: int) -> int:
-    """Return the number of layers to remove; refuse a number that the criterion cannot remove."""
-    if count is None or not 1 <= count <= layers - 2:
-        reject(flag, count, f"must be 1 to {layers - 2}; the model has {layers} layers")
-    return count
-
-
 def with_prune_n(plan: PrunePlan, count: int) -> PrunePlan:
     """Return the angular plan for another number of layers, from the same measurements."""
     assert plan.scores is not None  # an angular plan holds its distances
     rows = [[math.nan if d is None else d for d in row] for row in plan.scores["distances"]]
     check_prune_n("prune_n", count, plan.original_layers)
     return _least_distance(torch.tensor(rows, dtype=torch.float64), count, plan.calibration)
-
-
-def angular_distances(model: Llama, prompts: list[Tensor], ranks: Ranks = ALONE) -> Tensor:
-    """Return d(l, n) for all l and n, float64 (L + 1, L + 1); NaN for l + n > L.
-
-    d(l, n) = arccos(cos_sim(x(l), x(l + n))) / pi, averaged over prompts, where x(l) is the
-    residual stream before layer l at the prompt's last token, and x(L) that after the last layer
-    (Gromov et al. 2024, arXiv 2403.17887). Each prompt costs one forward pass without the LM head.
-    Each process measures its share of the prompts; they are added up in the order of the prompts.
-    """
-    layers = model.config.num_hidden_layers
-    total = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
-    measured = [_distances_of(model, prompt) for prompt in ranks.share(prompts)]
-    shares = ranks.gather(torch.stack(measured) if measured else total[None][:0])
-    for distances_of_prompt in ranks.in_order([share.unbind() for share in shares]):
-        total += distances_of_prompt
-    distances = torch.full_like(total, math.nan)
-    for first in range(layers + 1):
-        distances[first, : layers + 1 - first] = total[first, first:] / len(prompts)
-    return distances
 
 
 def count_parameters(module: HasParameters) -> int:
@@ -296,30 +200,6 @@ def count_parameters(module: HasParameters) -> int:
 def weight_bytes(module: HasParameters) -> int:
     """Return the bytes of all parameters; a tensor shared between modules counts once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-
-
-def _distances_of(model: Llama, prompt: Tensor) -> Tensor:
-    unit = nn.functional.normalize(_last_token_states(model, prompt), dim=-1)
-    return (unit @ unit.T).clamp(-1, 1).arccos() / math.pi
-
-
-@torch.inference_mode()
-def _last_token_states(model: Llama, prompt: Tensor) -> Tensor:
-    """Return x(0) .. x(L) at the last token, float64 (L + 1, D)."""
-    states: list[Tensor] = []
-
-    def keep_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        states.append(inputs[0][0, -1].clone())  # a view would hold every position
-
-    decoder = decoder_of(model)
-    modules = [*decoder.layers, decoder.norm]
-    hooks = [module.register_forward_pre_hook(keep_input) for module in modules]
-    try:
-        decoder(input_ids=prompt.to(input_device(model)), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack([state.cpu().double() for state in states])
 
 
 def _base(arguments: PruneArguments, model: Llama, *_: Any) -> PrunePlan:
@@ -360,35 +240,55 @@ def _least_distance(distances: Tensor, count: int, calibration: dict[str, Any] |
 
 
 def _random(arguments: PruneArguments, model: Llama, *_: Any) -> PrunePlan:
-    """Drop each layer independently: LayerDrop at inference (Fan et al. 2020, arXiv 1909.11556)."""
+    """Drop each layer independently, or exactly `--prune_n` layers.
+
+    LayerDrop at inference (Fan et al. 2020, arXiv 1909.11556); a fixed number is the control for
+    criteria that remove as many.
+    """
     layers, threshold = model.config.num_hidden_layers, arguments.dropout_threshold
+    draws, seed = random.Random(arguments.prune_seed), arguments.prune_seed
     if threshold is None:
-        reject("prune_method", "random", "needs --dropout_threshold")
-    draws = random.Random(arguments.prune_seed)
+        count = check_prune_n("prune_n", arguments.prune_n, layers)
+        removed = draws.sample(range(layers), count)
+        return PrunePlan("random", layers, _without(removed, layers), count, prune_seed=seed)
     kept = tuple(index for index in range(layers) if draws.random() >= threshold)
     if not kept:
         raise UsageError(
-            f"--dropout_threshold {threshold}: with --prune_seed {arguments.prune_seed} it keeps "
-            f"no layer of {layers}; lower it or change the seed"
+            f"--dropout_threshold {threshold}: with --prune_seed {seed} it keeps no layer of "
+            f"{layers}; lower it or change the seed"
         )
-    return PrunePlan(
-        "random", layers, kept, dropout_threshold=threshold, prune_seed=arguments.prune_seed
-    )
+    return PrunePlan("random", layers, kept, dropout_threshold=threshold, prune_seed=seed)
 
 
-def _spans(layers: tuple[int, ...]) -> str:
-    """Return the indices with runs shortened, as in [3, 20-25]."""
-    spans: list[list[int]] = []
-    for layer in layers:
-        if spans and layer == spans[-1][1] + 1:
-            spans[-1][1] = layer
-        else:
-            spans.append([layer, layer])
-    return "[" + ", ".join(f"{a}-{b}" if a < b else str(a) for a, b in spans) + "]"
+def _last(arguments: PruneArguments, model: Llama, *_: Any) -> PrunePlan:
+    """Remove the deepest layers but the last (Lu et al. 2024, arXiv 2411.15558)."""
+    layers = model.config.num_hidden_layers
+    count = check_prune_n("prune_n", arguments.prune_n, layers)
+    removed = range(layers - 1 - count, layers - 1)
+    return PrunePlan("last", layers, _without(removed, layers), prune_n=count)
+
+
+def _layers(arguments: PruneArguments, model: Llama, *_: Any) -> PrunePlan:
+    """Remove the layers that `--prune_layers` names."""
+    layers, text = model.config.num_hidden_layers, arguments.prune_layers
+    assert text is not None
+    removed = named_layers("prune_layers", text)
+    if removed[-1] >= layers:
+        allowed = f"layers are 0 to {layers - 1}; the model has {layers}"
+        reject("prune_layers", text, f"names layer {removed[-1]}, and {allowed}")
+    if len(removed) == layers:
+        reject("prune_layers", text, "removes all layers of the model")
+    return PrunePlan("layers", layers, _without(removed, layers))
+
+
+def _without(removed: Iterable[int], layers: int) -> tuple[int, ...]:
+    return tuple(sorted(set(range(layers)) - set(removed)))
 
 
 CRITERIA: dict[str, Callable[..., PrunePlan]] = {
     "base": _base,
     "angular": _angular,
     "random": _random,
+    "last": _last,
+    "layers": _layers,
 }

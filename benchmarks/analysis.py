@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan, random_plan
 from command_line.flags import check_least, flag, parse
 from command_line.script import run_script
-from pruned_model import PrunePlan
+from pruning.plan import PrunePlan
 
 ROOT = Path(__file__).parent.parent
 DATASETS = ("cnn_dm_lm", "human_eval", "xsum_summarization", "cnn_dm_summarization")

@@ -40,14 +40,9 @@ from command_line.script import run_script
 from data import get_calibration_data, get_data
 from models.loading import load_model
 from models.runtime import start
-from pruned_model import (
-    PruneModel,
-    angular_distances,
-    check_exit_layer,
-    check_prune_n,
-    make_plan,
-    weight_bytes,
-)
+from pruned_model import PruneModel, make_plan, weight_bytes
+from pruning.angular import angular_distances
+from pruning.plan import check_exit_layer, check_prune_n
 from self_speculation.equality import first_difference, ties_allowed, verdict
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import SamplingRule

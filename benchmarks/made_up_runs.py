@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from files.hashes import content_hash
-from pruned_model import PrunePlan
+from pruning.plan import PrunePlan
 from runs.metrics import summarize
 from runs.record import RunRecord, SampleRecord, is_done
 from runs.writer import LogWriter

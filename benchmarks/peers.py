@@ -37,7 +37,8 @@ from command_line.flags import check_least, check_new_folder, flag, parse
 from command_line.script import run_script
 from models.loading import LoadedModel, load_model
 from models.runtime import Runtime, start_compiled
-from pruned_model import check_exit_layer, check_prune_n, weight_bytes
+from pruned_model import weight_bytes
+from pruning.plan import check_exit_layer, check_prune_n
 from self_speculation.equality import first_difference, verdict
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.text_generator import WARM_UP_STEPS

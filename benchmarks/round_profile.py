@@ -28,7 +28,7 @@ from command_line.flags import check_least, flag, parse
 from command_line.script import run_script
 from models.loading import load_model
 from models.runtime import start_compiled
-from pruned_model import check_exit_layer
+from pruning.plan import check_exit_layer
 from self_speculation import compiled_blocks, compiled_llama, self_speculation_generator
 from self_speculation.generator_base import GenerationConfig, Output
 from self_speculation.programs import Program, program_of, tensors_of

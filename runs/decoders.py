@@ -6,7 +6,7 @@ from functools import partial
 from typing import Protocol
 
 from models.loading import LoadedModel
-from pruned_model import PrunePlan
+from pruning.plan import PrunePlan
 from runs.batches import BatchDecoder, calls_of
 from runs.conversations import Answer, Request, needed_prompt
 from runs.definition import RunDefinition

@@ -13,7 +13,7 @@ from typing import Any
 from arguments.generation import GenerationArguments
 from arguments.model import ModelArguments
 from arguments.prompts import DataArguments
-from arguments.pruning import PruneArguments
+from arguments.pruning import PruneArguments, named_layers
 from arguments.run import RunArguments
 from data import Prompts, Selection, get_prompts
 from files.hashes import content_hash, identity_hash, tokens_hash
@@ -118,14 +118,24 @@ def engine_identity(
 
 
 def plan_identity(flags: PruneArguments, tokens: list[list[int]] | None) -> dict[str, Any]:
-    """Return what decides the plan; `tokens` are those of the calibration examples."""
-    return {
+    """Return what decides the plan; `tokens` are those of the calibration examples.
+
+    Flags of newer methods are keys only where they are used, so that other runs keep their ids.
+    """
+    identity: dict[str, Any] = {
         "method": flags.prune_method,
         "prune_n": flags.prune_n,
         "dropout_threshold": flags.dropout_threshold,
         "prune_seed": flags.prune_seed if flags.prune_method == "random" else None,
         "calibration_fingerprint": None if tokens is None else tokens_hash(tokens),
     }
+    if flags.prune_layers is not None:
+        identity["prune_layers"] = named_layers("prune_layers", flags.prune_layers)
+    if flags.prune_patch != "none":
+        identity["prune_patch"] = flags.prune_patch
+    if flags.calibrates() and flags.calibration_text != "prompts":
+        identity["calibration_text"] = flags.calibration_text, flags.calibration_steps
+    return identity
 
 
 def decoding_identity(flags: GenerationArguments, stop_words: tuple[str, ...]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from command_line.errors import reject
 from command_line.messages import warn
 from models.loading import LoadedModel
 from processes.progress import progress
-from pruned_model import PruneModel, PrunePlan
+from pruned_model import PruneModel
+from pruning.plan import PrunePlan
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample
 from runs.likelihood import Sums, check_finite, likelihood, total

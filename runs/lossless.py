@@ -13,7 +13,8 @@ import torch
 from arguments.generation import GenerationArguments
 from command_line.errors import reject
 from models.loading import LoadedModel
-from pruned_model import PruneModel, PrunePlan
+from pruned_model import PruneModel
+from pruning.plan import PrunePlan
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample
 from runs.experiment import Done, load_and_prune, work_once

@@ -9,7 +9,8 @@ import torch
 from command_line.messages import warn
 from files.commit import current_commit
 from models.loading import LoadedModel
-from pruned_model import PruneModel, PrunePlan
+from pruned_model import PruneModel
+from pruning.plan import PrunePlan
 from runs.conversations import TOO_LONG, Conversation
 from runs.decoders import Decoder, make_decoder
 from runs.definition import RunDefinition

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 
-from pruned_model import PrunePlan
+from pruning.plan import PrunePlan
 from runs.definition import RunDefinition
 
 Values = dict[str, float]

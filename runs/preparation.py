@@ -19,7 +19,8 @@ from models.loading import LoadedModel, load_model
 from models.quantised import check_can_be_saved
 from models.runtime import Runtime, start
 from processes.ranks import ALONE, Ranks
-from pruned_model import PruneModel, PrunePlan, count_parameters, is_saved, make_plan, weight_bytes
+from pruned_model import PruneModel, count_parameters, is_saved, make_plan, weight_bytes
+from pruning.plan import PrunePlan
 from runs.prompt_encoding import check_chat_template, encode, encode_all, fitted, longest_prompt
 from self_speculation.batched_generator import BatchedTextGenerator
 from self_speculation.batched_llama import BATCHED_ATTENTION

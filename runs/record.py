@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeGuard, TypeVar
 from files.hashes import identity_hash
 
 if TYPE_CHECKING:
-    from pruned_model import PrunePlan
+    from pruning.plan import PrunePlan
 
 SCHEMA_VERSION = 1
 STATUSES = ("running", "complete", "interrupted", "failed")
@@ -186,7 +186,7 @@ class RunRecord:
 
     def prune_plan(self) -> "PrunePlan":
         """Return the plan that `plan` logs. Raises ValueError for values that are no plan's."""
-        from pruned_model import PrunePlan  # imports torch, which readers of logs do without
+        from pruning.plan import PrunePlan
 
         return PrunePlan.from_dict(self.plan)
 

@@ -3,7 +3,8 @@
 from files.hashes import tokens_hash
 from models.loading import LoadedModel
 from processes.ranks import Ranks
-from pruned_model import PrunePlan, with_prune_n
+from pruned_model import with_prune_n
+from pruning.plan import PrunePlan
 from runs.definition import RunDefinition
 from runs.preparation import decide_plan
 

@@ -23,7 +23,8 @@ from models.checkpoint import find_checkpoint
 from models.loading import LoadedModel, load_model
 from models.runtime import start
 from processes.ranks import Ranks
-from pruned_model import PruneModel, PrunePlan, check_prune_n
+from pruned_model import PruneModel
+from pruning.plan import PrunePlan, check_prune_n
 from runs.definition import RunDefinition, run_definer
 from runs.experiment import Prepare, perform_run
 from runs.plan_group import PlanGroup, plan_groups

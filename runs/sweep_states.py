@@ -9,7 +9,7 @@ from functools import partial
 
 from arguments.run import RunArguments
 from command_line.errors import UsageError
-from pruned_model import PrunePlan
+from pruning.plan import PrunePlan
 from runs.definition import RunDefinition
 from runs.experiment import check_repeats
 from runs.loop import Turn

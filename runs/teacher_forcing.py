@@ -14,7 +14,8 @@ from arguments.generation import GenerationArguments
 from arguments.run import RunArguments
 from command_line.messages import warn
 from models.loading import LoadedModel
-from pruned_model import PruneModel, PrunePlan
+from pruned_model import PruneModel
+from pruning.plan import PrunePlan
 from runs.fitting import within_memory
 from runs.likelihood import Sums, not_finite
 from runs.passages import Passage

@@ -17,6 +17,7 @@ ROWS = [
     {"processes", "prompts"},
     {"arguments"},
     {"data", "models"},
+    {"pruning"},
     {"pruned_model"},
     {"runs"},
     {"analysis", "harness"},

@@ -6,18 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-import pruned_model
+import pruning.angular as measuring
 from arguments.pruning import PLAN_FILE, PruneArguments
 from command_line.errors import UsageError
 from processes.ranks import Ranks
-from pruned_model import (
-    PruneModel,
-    PrunePlan,
-    angular_distances,
-    count_parameters,
-    make_plan,
-    weight_bytes,
-)
+from pruned_model import PruneModel, count_parameters, make_plan, weight_bytes
+from pruning.angular import angular_distances
+from pruning.plan import PrunePlan
 from tests.conftest import LAYERS, random_prompt, tiny_config
 
 PROMPTS = [torch.tensor([random_prompt(length, seed=length)]) for length in (5, 9, 14)]
@@ -136,7 +131,7 @@ def test_prune_n_that_leaves_too_little_is_refused(model, count):
 def test_calibration_keeps_only_last_tokens(model, monkeypatch):
     """Each prompt keeps L + 1 states with their own storage, not views of all positions."""
     seen = []
-    ordinary = pruned_model._last_token_states
+    ordinary = measuring._last_token_states
 
     def watched(*arguments):
         held = []
@@ -152,7 +147,7 @@ def test_calibration_keeps_only_last_tokens(model, monkeypatch):
         seen.append(held)
         return result
 
-    monkeypatch.setattr(pruned_model, "_last_token_states", watched)
+    monkeypatch.setattr(measuring, "_last_token_states", watched)
     angular_distances(model, PROMPTS)
     assert [len(states) for states in seen] == [LAYERS + 1] * len(PROMPTS)
     width = model.config.hidden_size
@@ -169,7 +164,7 @@ def test_processes_without_prompts_share_the_distances_of_others(model):
         """The second of two processes; the first measures the only prompt."""
 
         def gather(self, tensor):
-            return [pruned_model._distances_of(model, PROMPTS[0])[None], tensor]
+            return [measuring._distances_of(model, PROMPTS[0])[None], tensor]
 
     found = angular_distances(model, PROMPTS[:1], Second(1, 2))
     torch.testing.assert_close(found, angular_distances(model, PROMPTS[:1]), equal_nan=True)

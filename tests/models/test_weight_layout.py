@@ -8,7 +8,8 @@ from arguments.model import ModelArguments
 from models.loading import load_model
 from models.runtime import start
 from models.weight_layout import favour_single_rows
-from pruned_model import PruneModel, PrunePlan
+from pruned_model import PruneModel
+from pruning.plan import PrunePlan
 from tests.conftest import random_prompt, tiny_config
 
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch has no MKL")

@@ -12,7 +12,8 @@ from arguments.run import RUN_GROUPS, RunArguments
 from command_line.flags import parse
 from models.runtime import Runtime
 from prompts.dataset_table import DATASETS
-from pruned_model import PruneModel, angular_distances
+from pruned_model import PruneModel
+from pruning.angular import angular_distances
 from runs import definition, experiment
 from runs.definition import define_run
 from self_speculation.text_generator import WARM_UP_STEPS, TextGenerator

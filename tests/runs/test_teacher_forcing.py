@@ -14,7 +14,8 @@ from arguments.pruning import PruneArguments
 from arguments.run import LogArguments, RunArguments
 from command_line.errors import UsageError
 from models.loading import LoadedModel
-from pruned_model import PruneModel, PrunePlan
+from pruned_model import PruneModel
+from pruning.plan import PrunePlan
 from runs.passages import Passage, windows
 from runs.teacher_forcing import TeacherForcing
 from self_speculation.uncached_llama import UncachedLlama

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pruned_model import PruneModel, PrunePlan
+from pruned_model import PruneModel
+from pruning.plan import PrunePlan
 from self_speculation import programs
 from self_speculation.batched_generator import BatchedTextGenerator
 from self_speculation.generator_base import GenerationConfig

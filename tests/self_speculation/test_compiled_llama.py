@@ -17,7 +17,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from pruned_model import PruneModel, PrunePlan
+from pruned_model import PruneModel
+from pruning.plan import PrunePlan
 from self_speculation import compiled_blocks, programs, row_kernels
 from self_speculation.compiled_llama import CompiledLlama, buckets_for
 from self_speculation.generator_base import GenerationConfig

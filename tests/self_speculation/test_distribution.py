@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
-from pruned_model import PruneModel, PrunePlan
+from pruned_model import PruneModel
+from pruning.plan import PrunePlan
 from self_speculation import distribution, self_speculation_generator
 from self_speculation import sampling as sampling_module
 from self_speculation.distribution import (

@@ -18,7 +18,9 @@ from command_line.errors import UsageError
 from command_line.script import run_script
 from models.loading import load_model
 from models.runtime import Runtime
-from pruned_model import PruneModel, PrunePlan, angular_distances
+from pruned_model import PruneModel
+from pruning.angular import angular_distances
+from pruning.plan import PrunePlan
 from runs.preparation import load_pruned
 from runs.reader import find_runs, read_record, read_samples
 from self_speculation import offloading

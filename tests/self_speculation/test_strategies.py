@@ -6,7 +6,8 @@ import itertools
 import pytest
 import torch
 
-from pruned_model import PruneModel, PrunePlan
+from pruned_model import PruneModel
+from pruning.plan import PrunePlan
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.sampling import SamplingRule
 from self_speculation.self_speculation_generator import Draft, EarlyExitDrafter
