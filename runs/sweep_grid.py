@@ -169,7 +169,7 @@ class SweepArguments:
             data, measure = self._flags_for(data)
             for pruning in self._plans():
                 baseline = RunArguments(
-                    self.model, data, pruning, self.generation, self.log, measure
+                    self.model, data, pruning, self.generation, self.log, measure=measure
                 )
                 yield self._of_quality(baseline) if self.grid.quality_samples else baseline
 
@@ -185,7 +185,7 @@ class SweepArguments:
         if quality is None:
             return first
         pruning = first.prune
-        if pruning.calibrates() and pruning.calibration_excludes is None:
+        if first.calibrating.calibrates() and pruning.calibration_excludes is None:
             pruning = dataclasses.replace(pruning, calibration_excludes=quality)
         measure = dataclasses.replace(
             first.measure, batch_size=None, teacher_forced=False, repeats=self.measure.repeats
