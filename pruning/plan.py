@@ -5,6 +5,9 @@ from typing import Any
 
 from command_line.errors import reject
 
+# Kept layers, kind of patch, and fingerprint of the texts that the patch is fitted to.
+PlanKey = tuple[tuple[int, ...], str | None, str | None]
+
 
 @dataclass(frozen=True)
 class PrunePlan:
@@ -28,6 +31,12 @@ class PrunePlan:
     @property
     def removed_layers(self) -> tuple[int, ...]:
         return tuple(sorted(set(range(self.original_layers)) - set(self.kept_layers)))
+
+    @property
+    def key(self) -> PlanKey:
+        """What decides the pruned model: a patch depends on the calibration texts as well."""
+        facts = self.calibration if self.patch else None
+        return self.kept_layers, self.patch, (facts or {}).get("fingerprint")
 
     @property
     def approach(self) -> str:
@@ -78,6 +87,12 @@ class PrunePlan:
         if not layers or layers != list(plan.kept_layers):
             raise ValueError(f"its plan keeps layers {plan.kept_layers} of {plan.original_layers}")
         return plan
+
+
+def cuts(kept_layers: tuple[int, ...], layers: int) -> list[range]:
+    """Return the runs of removed layers between kept layers, front to back."""
+    ends = zip([-1, *kept_layers], [*kept_layers, layers], strict=True)
+    return [range(before + 1, after) for before, after in ends if before + 1 < after]
 
 
 def check_exit_layer(flag: str, exit_layer: int, layers: int) -> None:

@@ -14,7 +14,14 @@ from runs.forced_runs import PlainTextJob, measure_references
 from runs.loop import Job, Turn, fill_log
 from runs.measuring import measurement
 from runs.plan_group import PlanGroup, Values
-from runs.preparation import check_batches, check_stop_token_ids, decide_plan, prune, save_as_asked
+from runs.preparation import (
+    check_batches,
+    check_stop_token_ids,
+    decide_plan,
+    fit_as_planned,
+    prune,
+    save_as_asked,
+)
 from runs.record import RUN, LogKind, RunRecord, SampleRecord
 from runs.writer import LogWriter, claimed, done_indices, resume
 
@@ -159,12 +166,10 @@ def load_and_prune(
     """Return the run's model with its layers removed; a run that is resumed keeps its plan."""
     arguments = definition.arguments
     loaded = load_model(arguments.model, definition.runtime, definition.checkpoint)
-    if left:
-        plan = left.prune_plan()
-    else:
-        ranks = definition.runtime.ranks
-        plan = decide_plan(arguments.prune, loaded, definition.calibration_ids, ranks)
+    ids, ranks = definition.calibration_ids, definition.runtime.ranks
+    plan = left.prune_plan() if left else decide_plan(arguments.prune, loaded, ids, ranks)
+    fit = partial(fit_as_planned, loaded, plan, ids, ranks)
     releases = not arguments.is_teacher_forced
-    pruned = prune(arguments.prune, arguments.generation, loaded, plan, releases)
+    pruned = prune(arguments.prune, arguments.generation, loaded, plan, fit, releases)
     print(pruned.report())
     return loaded, pruned
