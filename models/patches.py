@@ -129,7 +129,8 @@ def _attach(layer: Any, name: str, weight_DD: Tensor) -> None:
     else:
         layer.register_forward_hook(_map_output)
     device = _execution_device(layer.input_layernorm, like)
-    linear = _linear(weight_DD.to(device, like.dtype)).requires_grad_(like.requires_grad)
+    weight_DD = weight_DD.to(device, like.dtype).contiguous()
+    linear = _linear(weight_DD).requires_grad_(like.requires_grad)
     setattr(layer, name, linear)
 
 
