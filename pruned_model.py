@@ -14,12 +14,15 @@ from transformers import PreTrainedModel
 
 from arguments.pruning import PLAN_FILE, PruneArguments, named_layers
 from command_line.errors import UsageError, reject
+from command_line.messages import warn
 from files.reading import read_settings
 from files.writing import whole_folder
+from models.patches import PATCH_WEIGHTS, patch_weights
 from models.saved import write_checkpoint
 from processes.ranks import ALONE, Ranks
 from pruning.angular import angular_distances
-from pruning.plan import PrunePlan, check_prune_n, spans
+from pruning.patch import Patch, patched_layers, state_width, with_patch
+from pruning.plan import PrunePlan, check_prune_n, drafting_plan, spans
 from self_speculation.model_protocol import HasParameters, Llama, decoder_of
 from self_speculation.offloading import forget_offloaded
 
@@ -28,19 +31,23 @@ class PruneModel:
     """Removes the layers that a plan does not keep.
 
     The pruned model has no passes, memory or cache for them, and saves and loads as an ordinary
-    checkpoint. Raises `UsageError` for the plan of a model with another number of layers.
+    checkpoint. A patch stands for the removed layers in copies of the layers beside them. Raises
+    `UsageError` for the plan of a model with another number of layers.
     """
 
-    def __init__(self, model: PreTrainedModel, plan: PrunePlan) -> None:
+    def __init__(self, model: PreTrainedModel, plan: PrunePlan, patch: Patch | None = None) -> None:
         layers, planned = model.config.num_hidden_layers, plan.original_layers
         if layers != planned:
             raise UsageError(f"a plan for {planned} layers cannot prune a model of {layers}")
         self.model = model
         self.plan = plan
+        self.patch = patch
         self._decoder = decoder_of(model)
         self.parameters_before = count_parameters(model)
         self.parameters_after = self.parameters_before
         self.draft_plan: PrunePlan | None = None
+        self.draft_layers: tuple[nn.Module, ...] | None = None
+        self._removed_parameters = 0
         self._unpruned: list[nn.Module] | None = None
         self._is_for_a_while = False
 
@@ -80,9 +87,9 @@ class PruneModel:
     def _remove(self) -> None:
         layers, plan = self._decoder.layers, self.plan
         removed = sum(count_parameters(layers[index]) for index in plan.removed_layers)
-        self._hold([layers[index] for index in plan.kept_layers], plan.kept_layers)
-        self.parameters_after = count_parameters(self.model)
-        assert self.parameters_before - self.parameters_after == removed
+        self._hold(patched_layers([*layers], plan, self.patch), plan.kept_layers)
+        self._removed_parameters, self.parameters_after = removed, count_parameters(self.model)
+        assert self.patch or self.parameters_before - self.parameters_after == removed
         del layers
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -132,24 +139,37 @@ class PruneModel:
         plan = self.plan
         if not plan.removed_layers:
             return f"{plan.approach}: all {plan.original_layers} layers kept"
-        removed = self.parameters_before - self.parameters_after
-        return (
+        before, removed = self.parameters_before, self._removed_parameters
+        added = self.parameters_after - (before - removed)
+        line = (
             f"{plan.approach}: removed {len(plan.removed_layers)} of {plan.original_layers} layers "
-            f"{spans(plan.removed_layers)}; parameters {self.parameters_before:,} - {removed:,} = "
-            f"{self.parameters_after:,}"
+            f"{spans(plan.removed_layers)}; parameters {before:,} - {removed:,} "
+            + (f"+ {added:,} " if added else "")
+            + f"= {self.parameters_after:,}"
         )
+        return f"{line}; {self.patch.report()}" if self.patch else line
 
-    @property
-    def draft_layers(self) -> tuple[nn.Module, ...] | None:
-        """The layers that draft if `draft_plan` decides; None without it. The model is pruned."""
-        if self.draft_plan is None:
-            return None
-        return tuple(draft_layers(self.model, self.plan, self.draft_plan))
+    def draft_with(self, draft_plan: PrunePlan | None, patch: Patch | None = None) -> None:
+        """Let the layers draft that both plans keep; None: no plan decides.
+
+        The model is pruned, and its removed layers are not released yet. A patch stands for all
+        layers of the unpruned model that do not draft; `drafting_plan` is the plan that it fits.
+        """
+        self.draft_plan, self.draft_layers = draft_plan, None
+        if draft_plan is None:
+            return
+        assert self._unpruned is not None
+        drafting = drafting_plan(self.plan, draft_plan)
+        if patch:
+            self.draft_layers = tuple(patched_layers(self._unpruned, drafting, patch))
+            return
+        held = dict(zip(self.plan.kept_layers, self._decoder.layers, strict=True))
+        self.draft_layers = tuple(held[index] for index in drafting.kept_layers)
 
     def draft_report(self) -> str:
         """Return a line about the layers that draft: original indices."""
         assert self.draft_plan is not None
-        layers = self.plan.drafting_layers(self.draft_plan)
+        layers = drafting_plan(self.plan, self.draft_plan).kept_layers
         return (
             f"drafter {self.draft_plan.approach}: {len(layers)} of {len(self.plan.kept_layers)} "
             f"layers draft {spans(layers)}"
@@ -158,27 +178,23 @@ class PruneModel:
     def save(self, tokenizer: Any, folder: str, fingerprint: str | None = None) -> None:
         """Write model, tokenizer and plan as an ordinary checkpoint, whole or not at all.
 
-        The plan's file also holds the fingerprint of the unpruned model. The folder appears only
-        after its files were read back and compared with the model. Raises `UsageError` on failure.
+        The plan's file also holds the fingerprint of the unpruned model, and the names of maps that
+        only this project reads. The folder appears only after its files were read back and compared
+        with the model. Raises `UsageError` on failure.
         """
-        target = Path(folder)
+        target, maps = Path(folder), patch_weights(self.model)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole_folder(target) as partial:
                 origin = self.plan.to_dict() | {"model_fingerprint": fingerprint}
+                if maps:
+                    origin[PATCH_WEIGHTS] = maps
                 write_checkpoint(self.model, tokenizer, partial, {PLAN_FILE: origin})
         except (OSError, SafetensorError) as error:
             reject("save_pruned", folder, f"cannot be written ({error})")
-
-
-def draft_layers(model: Llama, plan: PrunePlan, draft_plan: PrunePlan) -> list[nn.Module]:
-    """Return the layers of the pruned model that draft: those that both plans keep.
-
-    Raises `UsageError` if none is left, or all are.
-    """
-    drafting = plan.drafting_layers(draft_plan)
-    pairs = zip(plan.kept_layers, decoder_of(model).layers, strict=True)
-    return [layer for index, layer in pairs if index in drafting]
+        if maps:
+            others = "this project reads; plain transformers would leave it out without an error"
+            warn(f"--save_pruned {folder}: holds a linear patch, which {others}")
 
 
 def draft_bytes_ratio(model: Llama, layers: Iterable[nn.Module]) -> float:
@@ -196,10 +212,10 @@ def is_saved(folder: str, plan: PrunePlan, fingerprint: str) -> bool:
         return False
     try:
         found = read_settings(Path(folder) / PLAN_FILE)
-        kept, origin = tuple(found["kept_layers"]), found["model_fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        kept, origin = None, None
-    if (kept, origin) != (plan.kept_layers, fingerprint):
+        key, origin = PrunePlan.from_dict(found).key, found["model_fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        key, origin = None, None
+    if (key, origin) != (plan.key, fingerprint):
         reject("save_pruned", folder, "exists already; name a new folder")
     return True
 
@@ -216,8 +232,12 @@ def make_plan(
     `UsageError` for a number of layers that cannot be removed.
     """
     plan = CRITERIA[arguments.prune_method](arguments, model, calibration, ranks)
-    # Machines that differ might measure differently.
-    return plan if ranks.count == 1 else PrunePlan.from_dict(ranks.first(plan.to_dict()))
+    if ranks.count > 1:
+        # Machines that differ might measure differently.
+        plan = PrunePlan.from_dict(ranks.first(plan.to_dict()))
+    if arguments.prune_patch == "none":
+        return plan
+    return with_patch(plan, arguments.prune_patch, calibration(), state_width(model))
 
 
 def with_prune_n(plan: PrunePlan, count: int) -> PrunePlan:

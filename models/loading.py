@@ -22,6 +22,7 @@ from models.compilation import compile_obstacle
 from models.configurations import unused_settings
 from models.loaded_weights import check_complete, some, unused_heads
 from models.loading_errors import one_line_errors
+from models.patches import attach_saved
 from models.quantised import dequantising_options, finish_loading
 from models.runtime import Runtime
 from models.synthetic import find_synthetic, is_synthetic, make_model
@@ -106,6 +107,8 @@ def _read_weights(checkpoint: Checkpoint, runtime: Runtime) -> PreTrainedModel:
         if checkpoint.commit:
             check_safetensors(name, checkpoint.commit, options.get("cache_dir"))
         raise
+    maps = attach_saved(name, model, Path(checkpoint.source), plan_beside(checkpoint))
+    report["unexpected_keys"] = set(report["unexpected_keys"]) - maps
     check_complete(name, model, report)
     placed = options.get("device_map")
     finish_loading(name, model, checkpoint.config, runtime.dtype, placed)

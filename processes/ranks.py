@@ -10,6 +10,7 @@ Collectives of a gloo group (torch 2.13) were tried instead, and rejected:
 """
 
 import _thread
+import base64
 import functools
 import json
 import os
@@ -107,10 +108,20 @@ class Ranks:
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
         """Return the CPU tensors of all processes, bit by bit."""
-        return [
-            torch.tensor(values, dtype=tensor.dtype).reshape(shape)
-            for shape, values in self.exchange([list(tensor.shape), tensor.flatten().tolist()])
-        ]
+        return [_unpacked(value) for value in self.exchange(_packed(tensor))]
+
+    def total(self, tensor: Tensor) -> Tensor | None:
+        """Return to the leading process the sum of all tensors, added in the order of ranks."""
+        if self.count == 1:
+            return tensor
+        shares = map(_unpacked, self.collect(_packed(tensor)))
+        return functools.reduce(torch.add, shares) if self.leads else None
+
+    def spread(self, tensor: Tensor | None) -> Tensor:
+        """Return the leading process's CPU tensor, bit by bit; others may pass None."""
+        if self.count == 1 and tensor is not None:
+            return tensor
+        return _unpacked(self.first(None if tensor is None else _packed(tensor)))
 
     def check(self) -> None:
         """Raise the error of another process, if one has failed or is lost."""
@@ -199,6 +210,19 @@ class Ranks:
 
     def _key(self, name: str) -> str:
         return f"{self._section} {name}"
+
+
+def _packed(tensor: Tensor) -> list[Any]:
+    raw = bytes(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return [str(tensor.dtype), list(tensor.shape), base64.b64encode(raw).decode()]
+
+
+def _unpacked(value: list[Any]) -> Tensor:
+    name, shape, text = value
+    dtype = getattr(torch, name.removeprefix("torch."))
+    if not text:  # torch reads no empty buffer
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=dtype).reshape(shape)
 
 
 def _unreachable(who: str = "the other processes") -> str:

@@ -5,6 +5,9 @@ from typing import Any
 
 from command_line.errors import reject
 
+# Kept layers, kind of patch, and fingerprint of the texts that the patch is fitted to.
+PlanKey = tuple[tuple[int, ...], str | None, str | None]
+
 
 @dataclass(frozen=True)
 class PrunePlan:
@@ -28,6 +31,12 @@ class PrunePlan:
     @property
     def removed_layers(self) -> tuple[int, ...]:
         return tuple(sorted(set(range(self.original_layers)) - set(self.kept_layers)))
+
+    @property
+    def key(self) -> PlanKey:
+        """What decides the pruned model: a patch depends on the calibration texts as well."""
+        facts = self.calibration if self.patch else None
+        return self.kept_layers, self.patch, (facts or {}).get("fingerprint")
 
     @property
     def approach(self) -> str:
@@ -60,20 +69,6 @@ class PrunePlan:
             reject("exit_layer", exit_layer, f"{self.approach} keeps no layer from it on")
         return count
 
-    def drafting_layers(self, drafter: "PrunePlan") -> tuple[int, ...]:
-        """Return the kept layers that draft if the drafter's plan decides: those that both keep.
-
-        Raises `UsageError` if none is left, or all are.
-        """
-        layers = tuple(layer for layer in self.kept_layers if layer in drafter.kept_layers)
-        if layers == self.kept_layers:
-            allowed = f"{drafter.approach} drafts with all layers; nothing would be gained"
-            reject("draft_prune_method", drafter.method, allowed)
-        if not layers:
-            allowed = f"{drafter.approach} keeps no layer that {self.approach} keeps"
-            reject("draft_prune_method", drafter.method, allowed)
-        return layers
-
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"removed_layers": self.removed_layers, "approach": self.approach}
 
@@ -92,6 +87,27 @@ class PrunePlan:
         if not layers or layers != list(plan.kept_layers):
             raise ValueError(f"its plan keeps layers {plan.kept_layers} of {plan.original_layers}")
         return plan
+
+
+def drafting_plan(plan: PrunePlan, drafter: PrunePlan) -> PrunePlan:
+    """Return the drafter's plan without the layers that the model lacks.
+
+    Raises `UsageError` if no layer is left, or all layers of the model are.
+    """
+    layers = tuple(layer for layer in plan.kept_layers if layer in drafter.kept_layers)
+    if layers == plan.kept_layers:
+        allowed = f"{drafter.approach} drafts with all layers; nothing would be gained"
+        reject("draft_prune_method", drafter.method, allowed)
+    if not layers:
+        allowed = f"{drafter.approach} keeps no layer that {plan.approach} keeps"
+        reject("draft_prune_method", drafter.method, allowed)
+    return replace(drafter, kept_layers=layers)
+
+
+def cuts(kept_layers: tuple[int, ...], layers: int) -> list[range]:
+    """Return the runs of removed layers between kept layers, front to back."""
+    ends = zip([-1, *kept_layers], [*kept_layers, layers], strict=True)
+    return [range(before + 1, after) for before, after in ends if before + 1 < after]
 
 
 def check_exit_layer(flag: str, exit_layer: int, layers: int) -> None:

@@ -20,6 +20,7 @@ from runs.preparation import (
     check_stop_token_ids,
     decide_draft_plan,
     decide_plan,
+    fit_as_planned,
     prune,
     report,
     save_as_asked,
@@ -170,7 +171,9 @@ def load_and_prune(
     loaded = load_model(arguments.model, definition.runtime, definition.checkpoint)
     releases = not arguments.is_teacher_forced
     plans = _plans(definition, loaded, left)
-    pruned = prune(arguments.prune, arguments.generation, loaded, plans, releases)
+    ids, ranks = definition.calibration_ids, definition.runtime.ranks
+    fit = partial(fit_as_planned, loaded, calibration_ids=ids, ranks=ranks)
+    pruned = prune(arguments.prune, arguments.generation, loaded, plans, fit, releases)
     print(report(pruned))
     return loaded, pruned
 

@@ -47,7 +47,7 @@ def measure_references(
     known = group.known(pruned.plan, left)
     missing = {index: texts[index] for index in left if index not in known}
     if missing:
-        forcing = TeacherForcing(definition.arguments, loaded, pruned)
+        forcing = TeacherForcing(definition.arguments, loaded, pruned, group.patches)
         for plan, values in zip(plans, _measured(definition, forcing, plans, missing), strict=True):
             group.add(plan, values)
         known = group.known(pruned.plan, left)

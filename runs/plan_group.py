@@ -3,7 +3,8 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 
-from pruning.plan import PrunePlan
+from pruning.patch import Patches
+from pruning.plan import PlanKey, PrunePlan
 from runs.definition import RunDefinition
 
 Values = dict[str, float]
@@ -13,29 +14,33 @@ class PlanGroup:
     """Plans of one model whose runs, with the same flags, measure the same references.
 
     The first run that asks measures for all plans, so that the unpruned model and layers that plans
-    share read each text once. Plans that remove the same layers count as one.
+    share read each text once. Plans with the same key count as one. `patches` holds those of
+    patched plans.
     """
 
-    def __init__(self, plans: Iterable[PrunePlan]) -> None:
-        self._waiting = {plan.kept_layers: plan for plan in plans}
-        self._found: dict[tuple[int, ...], dict[int, Values | None]] = {}
+    def __init__(self, plans: Iterable[PrunePlan], patches: Patches | None = None) -> None:
+        self.patches = patches or {}
+        self._waiting = {plan.key: plan for plan in plans}
+        self._found: dict[PlanKey, dict[int, Values | None]] = {}
 
     def begin(self, plan: PrunePlan) -> list[PrunePlan]:
         """Note that a plan's run has begun; return its plan, and those whose runs have not."""
-        self._waiting.pop(plan.kept_layers, None)
+        self._waiting.pop(plan.key, None)
         return [plan, *self._waiting.values()]
 
     def add(self, plan: PrunePlan, values: dict[int, Values | None]) -> None:
         """Add what was measured, by the example's index; None where memory did not suffice."""
-        self._found.setdefault(plan.kept_layers, {}).update(values)
+        self._found.setdefault(plan.key, {}).update(values)
 
     def known(self, plan: PrunePlan, indices: Collection[int]) -> dict[int, Values | None]:
         """Return what is known of a plan, for those of the examples of which anything is."""
-        found = self._found.get(plan.kept_layers, {})
+        found = self._found.get(plan.key, {})
         return {index: found[index] for index in indices if index in found}
 
 
-def plan_groups(runs: Iterable[tuple[RunDefinition, PrunePlan]]) -> dict[str, PlanGroup]:
+def plan_groups(
+    runs: Iterable[tuple[RunDefinition, PrunePlan]], patches: Patches
+) -> dict[str, PlanGroup]:
     """Return the group of each run that measures references, by the run's id.
 
     Runs on the same examples and prompts have one group.
@@ -48,6 +53,6 @@ def plan_groups(runs: Iterable[tuple[RunDefinition, PrunePlan]]) -> dict[str, Pl
             members[data, prompts].append((run.run_id, plan))
     groups: dict[str, PlanGroup] = {}
     for found in members.values():
-        group = PlanGroup(plan for _, plan in found)
+        group = PlanGroup((plan for _, plan in found), patches)
         groups |= dict.fromkeys((run_id for run_id, _ in found), group)
     return groups

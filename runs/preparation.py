@@ -1,9 +1,10 @@
 """Loads a model, prunes it and makes its decoder, as the flags say. All scripts use it."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ from pruned_model import (
     make_plan,
     weight_bytes,
 )
-from pruning.plan import PrunePlan
+from pruning.patch import Patch, fit_patch
+from pruning.plan import PrunePlan, drafting_plan
 from runs.prompt_encoding import check_chat_template, encode, encode_all, fitted, longest_prompt
 from self_speculation.batched_generator import BatchedTextGenerator
 from self_speculation.batched_llama import BATCHED_ATTENTION
@@ -59,13 +61,31 @@ def decide_plan(
     calibration_ids: list[list[int]] | None,
     ranks: Ranks = ALONE,
 ) -> PrunePlan:
-    """Return the plan that the flags ask for. Long prompts calibrate with their tail."""
+    """Return the plan that the flags ask for."""
+    return make_plan(
+        pruning, loaded.model, lambda: calibration_prompts(loaded, calibration_ids), ranks
+    )
 
-    def prompts() -> list[torch.Tensor]:
-        limit = position_limit(loaded.config)
-        return [torch.tensor([ids[-limit:]]) for ids in calibration_ids or []]
 
-    return make_plan(pruning, loaded.model, prompts, ranks)
+def fit_as_planned(
+    loaded: LoadedModel,
+    plan: PrunePlan,
+    calibration_ids: list[list[int]] | None,
+    ranks: Ranks = ALONE,
+) -> Patch | None:
+    """Return the patch of a plan, fitted to the texts that it was calibrated on."""
+    if plan.patch is None:
+        return None
+    prompts = calibration_prompts(loaded, calibration_ids)
+    return fit_patch(loaded.model, plan.kept_layers, plan.patch, prompts, ranks)
+
+
+def calibration_prompts(
+    loaded: LoadedModel, calibration_ids: list[list[int]] | None
+) -> list[torch.Tensor]:
+    """Return the tokens of the calibration texts, (1, T) each. A long text keeps its tail."""
+    limit = position_limit(loaded.config)
+    return [torch.tensor([ids[-limit:]]) for ids in calibration_ids or []]
 
 
 def decide_draft_plan(
@@ -86,21 +106,24 @@ def prune(
     generation: GenerationArguments,
     loaded: LoadedModel,
     plans: Plans,
+    fit: Callable[[PrunePlan], Patch | None] = lambda _: None,
     releases: bool = True,
 ) -> PruneModel:
     """Remove the layers, after checking that the drafter and `--save_pruned` fit the plan.
 
-    `releases`: free the memory of removed layers at once.
+    `fit` returns a plan's patch. `releases`: free the memory of removed layers at once.
     """
     plan, draft_plan = plans
     plan.kept_exit_layer(generation.exit_layer)  # raises if no layer would draft, or none verify
-    if draft_plan:
-        plan.drafting_layers(draft_plan)  # raises likewise
+    drafting = draft_plan and drafting_plan(plan, draft_plan)  # raises likewise
     if pruning.save_pruned:
         is_saved(pruning.save_pruned, plan, loaded.fingerprint)  # raises for another model's folder
-    pruned = PruneModel(loaded.model, plan)
-    pruned.prune(releases)
-    pruned.draft_plan = draft_plan
+    draft_patch = fit(drafting) if drafting else None
+    pruned = PruneModel(loaded.model, plan, fit(plan))
+    pruned.prune(releases=False)
+    pruned.draft_with(draft_plan, draft_patch)
+    if releases:
+        pruned.release()
     return pruned
 
 
@@ -334,6 +357,7 @@ def load_pruned(
     ids = None if calibration is None else encode_all(prompting, checkpoint, calibration)
     plan = decide_plan(pruning, loaded, ids, runtime.ranks)
     draft_plan = decide_draft_plan(draft.pruning(pruning), loaded, ids, runtime.ranks)
-    pruned = prune(pruning, generation, loaded, (plan, draft_plan))
+    fit = partial(fit_as_planned, loaded, calibration_ids=ids, ranks=runtime.ranks)
+    pruned = prune(pruning, generation, loaded, (plan, draft_plan), fit)
     save_as_asked(pruning, loaded, pruned, runtime.ranks)
     return PreparedModel(loaded, pruned, prompting, checkpoint, runtime, draft, calibration, ids)

@@ -3,6 +3,7 @@
 import dataclasses
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +25,7 @@ from models.loading import LoadedModel, load_model
 from models.runtime import start
 from processes.ranks import Ranks
 from pruned_model import PruneModel
+from pruning.patch import Patches
 from pruning.plan import PrunePlan, check_prune_n
 from runs.definition import RunDefinition, run_definer
 from runs.experiment import Prepare, perform_run
@@ -44,12 +46,14 @@ _Made = TypeVar("_Made")
 class Study:
     """One plan on one data set: the run of its quality if there is one, the baseline, the drafts.
 
-    `skipped` holds a line for each exit layer of the grid that cannot draft.
+    `skipped` holds a line for each exit layer of the grid that cannot draft. `is_over`: all runs
+    are complete, and need no model.
     """
 
     plan: PrunePlan
     runs: list[RunDefinition]
     skipped: list[str]
+    is_over: bool
 
     @property
     def drafts(self) -> bool:
@@ -110,7 +114,8 @@ class Sweep:
             first = self._first_runs[0]
             with self._ranks.together():
                 loaded = load_model(first.arguments.model, first.runtime, first.checkpoint)
-            self._perform_all(loaded, self._studies(Planner(loaded, self._ranks)), command)
+            planner = Planner(loaded, self._ranks)
+            self._perform_all(loaded, self._studies(planner), planner.patches, command)
         except Exception as error:
             if not ends_the_device(error):
                 raise
@@ -170,9 +175,13 @@ class Sweep:
                 raise _given_up()
             self._tries.begin(first.run_id)
             plan = planner.plan(first)
+            others, skipped = self._others(first.arguments, plan)
+            runs = [first, *others]
+            is_over = self._ranks.first(all(state_of(run).state == "complete" for run in runs))
+            if not is_over:
+                planner.fit(first, plan)
             self._tries.end()
-            runs, skipped = self._others(first.arguments, plan)
-            return Study(plan, [first, *runs], skipped)
+            return Study(plan, runs, skipped, is_over)
 
         studies = self._each(((one.arguments, one) for one in self._first_runs), study)
         for one in studies:
@@ -207,14 +216,16 @@ class Sweep:
             raise self._outcome.failed[0][1]
         return results
 
-    def _perform_all(self, loaded: LoadedModel, studies: list[Study], command: str) -> None:
+    def _perform_all(
+        self, loaded: LoadedModel, studies: list[Study], patches: Patches, command: str
+    ) -> None:
         visits_of = self._visits(studies)
         count = sum(len(study.runs) for study in studies)
         self._outcome.count = count + len(self._outcome.failed)
         pace = Pace(count, sum(visit.left for one in visits_of for visit in one))
-        groups = self._groups(studies, visits_of)
+        groups = self._groups(studies, visits_of, patches)
         for study, to_do in zip(studies, visits_of, strict=True):
-            pruned = PruneModel(loaded.model, study.plan)
+            pruned = PruneModel(loaded.model, study.plan, patches.get(study.plan.key))
 
             def prepare(
                 run: RunDefinition, left: RunRecord | None, pruned: PruneModel = pruned
@@ -222,8 +233,9 @@ class Sweep:
                 _check_same_plan(run, left, pruned.plan)
                 return loaded, pruned
 
-            with pruned.for_a_while():
-                print(pruned.report())
+            with nullcontext() if study.is_over else pruned.for_a_while():
+                if not study.is_over:
+                    print(pruned.report())
                 for visit in to_do:
                     if visit.run.run_id in self._over:
                         pace.skip(visit)
@@ -246,7 +258,9 @@ class Sweep:
             first = end
         return found
 
-    def _groups(self, studies: list[Study], visits_of: list[list[Visit]]) -> dict[str, PlanGroup]:
+    def _groups(
+        self, studies: list[Study], visits_of: list[list[Visit]], patches: Patches
+    ) -> dict[str, PlanGroup]:
         """Return the plans that are measured together, by the ids of their runs.
 
         A run that ended its process is measured alone: it must not end other runs' process again.
@@ -255,7 +269,8 @@ class Sweep:
         beginning = (
             (visit.run, study.plan) for study, to_do in pairs for visit in to_do if visit.begins
         )
-        return plan_groups(pair for pair in beginning if not self._tries.lost(pair[0].run_id))
+        left = (pair for pair in beginning if not self._tries.lost(pair[0].run_id))
+        return plan_groups(left, patches)
 
     def _perform(
         self,

@@ -15,6 +15,7 @@ from arguments.run import RunArguments
 from command_line.messages import warn
 from models.loading import LoadedModel
 from pruned_model import PruneModel
+from pruning.patch import Patches, patched_layers
 from pruning.plan import PrunePlan
 from runs.fitting import within_memory
 from runs.likelihood import Sums, not_finite
@@ -30,13 +31,22 @@ _HEAD_ELEMENTS = 1 << 24  # logits of a model that are held at a time
 class TeacherForcing:
     """Passes over plans of a model, and over the unpruned model if this process has it.
 
-    `pruned` holds the layers. Up to `batch_size` passages are read at a time. Where memory does not
-    suffice for a batch, all later batches are half as large.
+    `pruned` holds the layers, and `patches` the patches of other plans. Up to `batch_size` passages
+    are read at a time. Where memory does not suffice for a batch, all later batches are half as
+    large.
     """
 
-    def __init__(self, arguments: RunArguments, loaded: LoadedModel, pruned: PruneModel) -> None:
+    def __init__(
+        self,
+        arguments: RunArguments,
+        loaded: LoadedModel,
+        pruned: PruneModel,
+        patches: Patches | None = None,
+    ) -> None:
         self._flags, self._batch_size = arguments.generation, arguments.measure.at_once
         self._loaded, self._pruned = loaded, pruned
+        own = {pruned.plan.key: pruned.patch} if pruned.patch else {}
+        self._patches = own | (patches or {})
         self._llama = UncachedLlama(loaded.model)
         origin = loaded.plan_of_origin
         self._compares = origin is None or origin.get("removed_layers") == []
@@ -64,7 +74,7 @@ class TeacherForcing:
         with self._pruned.unpruned() as layers:
             depths = [_measured_depth(self._flags, plan) for plan in plans]
             models = [
-                [layers[index] for index in plan.kept_layers[:depth]]
+                patched_layers(layers, plan, self._patches.get(plan.key))[:depth]
                 for plan, depth in zip(plans, depths, strict=True)
             ]
             unpruned, are_finite = layers if self._compares else None, [True] * len(plans)
@@ -253,7 +263,7 @@ def _shared(models: list[Layers]) -> int:
 def _no_comparison(loaded: LoadedModel) -> str:
     origin = loaded.plan_of_origin or {}
     names = {"prune_method": "method", "prune_n": "prune_n", "prune_seed": "prune_seed"}
-    names["dropout_threshold"] = "dropout_threshold"
+    names |= {"dropout_threshold": "dropout_threshold", "prune_patch": "patch"}
     known = {flag: origin.get(key) for flag, key in names.items()}
     flags = " ".join(f"--{flag} {value}" for flag, value in known.items() if value is not None)
     return (

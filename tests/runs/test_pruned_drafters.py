@@ -14,7 +14,7 @@ from arguments.pruning import PruneArguments
 from command_line.errors import UsageError
 from command_line.script import run_script
 from pruned_model import draft_bytes_ratio, weight_bytes
-from pruning.plan import PrunePlan
+from pruning.plan import PrunePlan, drafting_plan
 from runs import experiment
 from runs.preparation import load_pruned
 from runs.reader import find_runs, read_record, read_samples
@@ -217,8 +217,8 @@ def test_the_bytes_of_a_draft_step_are_those_of_its_layers_norm_and_head(model):
 @pytest.mark.parametrize("kept", [(0, 1, 4), (0, 2, 3, 5), (5,)])
 def test_the_layers_that_both_plans_keep_draft(kept):
     plan = PrunePlan("test", LAYERS, (0, 2, 4, 5))
-    drafting = plan.drafting_layers(PrunePlan("test", LAYERS, kept))
-    assert drafting == tuple(sorted({0, 2, 4, 5} & set(kept)))
+    drafting = drafting_plan(plan, PrunePlan("test", LAYERS, kept))
+    assert drafting.kept_layers == tuple(sorted({0, 2, 4, 5} & set(kept)))
 
 
 def test_older_logs_have_no_drafter(run, tmp_path):
