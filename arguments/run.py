@@ -4,6 +4,7 @@ import typing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from arguments.drafting import DraftArguments
 from arguments.generation import GenerationArguments
 from arguments.measuring import MeasureArguments
 from arguments.model import ModelArguments
@@ -36,6 +37,7 @@ class RunArguments:
     generation: GenerationArguments
     log: LogArguments
     measure: MeasureArguments = field(default_factory=MeasureArguments)
+    draft: DraftArguments = field(default_factory=DraftArguments)
 
     def __post_init__(self) -> None:
         strategy, size = self.generation.generation_strategy, self.measure.at_once
@@ -101,5 +103,5 @@ class RunArguments:
                 reject(flag_name, shown, f"{name} measures each text as it is")
 
 
-MEASURED_GROUPS = tuple(typing.get_type_hints(RunArguments).values())
+MEASURED_GROUPS = tuple(typing.get_type_hints(RunArguments).values())[:-1]
 RUN_GROUPS = MEASURED_GROUPS[:-1]  # of a script that decodes and measures nothing

@@ -136,7 +136,7 @@ class RunRecord:
 
     `identity` is all that defines the run; `run_id` is its hash. `status` is one of `STATUSES`.
     `resumed` has an entry for every later start that continued the run. `metrics` are spread over
-    the file's top level; docs/logs.md explains their keys.
+    the file's top level; docs/logs.md explains their keys. `draft_plan` is a pruned drafter's.
     """
 
     identity: dict[str, Any]
@@ -153,6 +153,7 @@ class RunRecord:
     ended: str | None = None
     resumed: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
+    draft_plan: dict[str, Any] | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
