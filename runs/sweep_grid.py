@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from arguments.generation import GenerationArguments
 from arguments.measuring import MeasureArguments
@@ -76,7 +77,7 @@ class SweepArguments:
             data, measure = self._flags_for(data)
             for pruning in plans_of(self.grid, self.calibration):
                 baseline = RunArguments(
-                    self.model, data, pruning, self.generation, self.log, measure
+                    self.model, data, pruning, self.generation, self.log, measure=measure
                 )
                 yield self._of_quality(baseline) if self.grid.quality_samples else baseline
 
@@ -137,7 +138,7 @@ class SweepArguments:
 
     def speculative(self, baseline: RunArguments, exit_layer: int) -> Iterator[RunArguments]:
         """Yield the runs of the same plan and data set that draft at one exit layer."""
-        yield from self._drafting(baseline, exit_layer)
+        yield from self._drafting(baseline, exit_layer=exit_layer)
 
     def pruned_drafts(self, baseline: RunArguments, plan: PruneArguments) -> Iterator[RunArguments]:
         """Yield the runs in which the layers that a plan keeps draft for the baseline's model.
@@ -145,11 +146,12 @@ class SweepArguments:
         The drafter's plan has the seed and the calibration of `plan`.
         """
         pruning = calibrated_like(baseline.prune, plan)
-        drafted = dataclasses.replace(baseline, prune=pruning, draft=draft_flags(plan))
-        yield from self._drafting(drafted, exit_layer=-1)
+        yield from self._drafting(baseline, prune=pruning, draft=draft_flags(plan))
 
-    def _drafting(self, run: RunArguments, exit_layer: int) -> Iterator[RunArguments]:
-        """Yield the speculative runs of each draft length."""
+    def _drafting(
+        self, run: RunArguments, exit_layer: int = -1, **changes: Any
+    ) -> Iterator[RunArguments]:
+        """Yield the speculative runs of each draft length, with other changes of the run."""
         measure = dataclasses.replace(run.measure, teacher_forced=False)
         for drafts in self.grid.draft_lengths():
             generation = dataclasses.replace(
@@ -158,7 +160,7 @@ class SweepArguments:
                 exit_layer=exit_layer,
                 num_speculations=drafts,
             )
-            yield dataclasses.replace(run, generation=generation, measure=measure)
+            yield dataclasses.replace(run, generation=generation, measure=measure, **changes)
 
     def _rows_of(self, dataset: str) -> str | None:
         """Return where --data_dir holds the rows of a data set; None leaves them to the hub."""
