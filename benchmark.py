@@ -15,7 +15,7 @@ from data import get_local_prompts
 def main(argv: list[str] | None = None) -> int:
     arguments = RunArguments(*parse(argv, __doc__, *MEASURED_GROUPS))
     # Read local data before importing torch, so that bad data are refused within a second.
-    prompts = get_local_prompts(arguments.data, arguments.prune, arguments.generation.seed)
+    prompts = get_local_prompts(arguments.data, arguments.calibrating, arguments.generation.seed)
 
     from processes.ranks import joined
     from runs import code_execution

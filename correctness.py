@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         reject("generation_strategy", strategy, "only self_speculative can be checked")
     if arguments.data.execute_code:
         reject("execute_code", "true", "here tokens are compared; benchmark.py executes code")
-    prompts = get_local_prompts(arguments.data, arguments.prune, arguments.generation.seed)
+    prompts = get_local_prompts(arguments.data, arguments.calibrating, arguments.generation.seed)
 
     from processes.ranks import joined
     from runs.definition import define_run

@@ -128,7 +128,7 @@ def get_calibration_data(
     unused = f"{reader.source} has {len(chosen)} examples that are not evaluated"
     if not chosen:
         hint = "; evaluate fewer examples, or name others with --calibration_path"
-        reject("prune_method", pruning.prune_method, f"calibrates on examples; {unused}{hint}")
+        reject("calibration_samples", pruning.calibration_samples, f"{unused}{hint}")
     if len(chosen) < pruning.calibration_samples:
         warn(f"--calibration_samples {pruning.calibration_samples}: {unused}; these calibrate")
     shots = [] if pruning.names_calibration() else evaluated.shots

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from arguments.drafting import DraftArguments, check_together
 from arguments.generation import STREAMERS, GenerationArguments
 from arguments.model import ModelArguments
 from arguments.prompts import PromptArguments, with_stored_template
@@ -16,7 +17,7 @@ from command_line.flags import flag, parse
 from command_line.messages import print_error
 from command_line.script import run_script
 
-GROUPS = (ModelArguments, PruneArguments, GenerationArguments, PromptArguments)
+GROUPS = (ModelArguments, PruneArguments, GenerationArguments, DraftArguments, PromptArguments)
 HELP = "An empty line or Ctrl-D sends a prompt, Ctrl-C stops an answer, Ctrl-D alone quits."
 
 
@@ -41,21 +42,22 @@ class AnswerArguments:
 
 
 def main(argv: list[str] | None = None) -> int:
-    model, pruning, generation, prompting, answering = parse(
+    model, pruning, generation, draft, prompting, answering = parse(
         argv, __doc__, *GROUPS, AnswerArguments
     )
+    check_together(pruning, generation, draft)
     prompting, prompt = with_stored_template(prompting, model.model), answering.prompt
     if sys.stdout is None:
         raise UsageError("standard output is closed; nothing could be shown")
     if prompt is None and not (sys.stdin and sys.stdin.isatty()):
         prompt = piped_prompt()
 
-    from runs.preparation import load_pruned
+    from runs.preparation import load_pruned, report
     from self_speculation.speculative_streamer import make_streamer
 
-    prepared = load_pruned(model, pruning, prompting, generation)
+    prepared = load_pruned(model, pruning, prompting, generation, draft=draft)
     ids = prepared.encode(prompt, generation.max_steps) if prompt is not None else [0]
-    say(prepared.pruned.report())
+    say(report(prepared.pruned))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # the terminal may lack the answer's characters
     prepared.generator(generation, len(ids))  # warm before anything is timed

@@ -40,6 +40,7 @@ class PruneModel:
         self._decoder = decoder_of(model)
         self.parameters_before = count_parameters(model)
         self.parameters_after = self.parameters_before
+        self.draft_plan: PrunePlan | None = None
         self._unpruned: list[nn.Module] | None = None
         self._is_for_a_while = False
 
@@ -138,6 +139,22 @@ class PruneModel:
             f"{self.parameters_after:,}"
         )
 
+    @property
+    def draft_layers(self) -> tuple[nn.Module, ...] | None:
+        """The layers that draft if `draft_plan` decides; None without it. The model is pruned."""
+        if self.draft_plan is None:
+            return None
+        return tuple(draft_layers(self.model, self.plan, self.draft_plan))
+
+    def draft_report(self) -> str:
+        """Return a line about the layers that draft: original indices."""
+        assert self.draft_plan is not None
+        layers = self.plan.drafting_layers(self.draft_plan)
+        return (
+            f"drafter {self.draft_plan.approach}: {len(layers)} of {len(self.plan.kept_layers)} "
+            f"layers draft {spans(layers)}"
+        )
+
     def save(self, tokenizer: Any, folder: str, fingerprint: str | None = None) -> None:
         """Write model, tokenizer and plan as an ordinary checkpoint, whole or not at all.
 
@@ -152,6 +169,25 @@ class PruneModel:
                 write_checkpoint(self.model, tokenizer, partial, {PLAN_FILE: origin})
         except (OSError, SafetensorError) as error:
             reject("save_pruned", folder, f"cannot be written ({error})")
+
+
+def draft_layers(model: Llama, plan: PrunePlan, draft_plan: PrunePlan) -> list[nn.Module]:
+    """Return the layers of the pruned model that draft: those that both plans keep.
+
+    Raises `UsageError` if none is left, or all are.
+    """
+    drafting = plan.drafting_layers(draft_plan)
+    pairs = zip(plan.kept_layers, decoder_of(model).layers, strict=True)
+    return [layer for index, layer in pairs if index in drafting]
+
+
+def draft_bytes_ratio(model: Llama, layers: Iterable[nn.Module]) -> float:
+    """Return the bytes that a draft step reads over those of a full step: layers, norm and head."""
+    decoder = decoder_of(model)
+    ends = decoder.norm, model.lm_head
+    read = [nn.ModuleList([*some, *ends]) for some in (layers, decoder.layers)]
+    draft, full = map(weight_bytes, read)
+    return draft / full
 
 
 def is_saved(folder: str, plan: PrunePlan, fingerprint: str) -> bool:

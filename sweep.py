@@ -45,7 +45,7 @@ def check_local(arguments: SweepArguments) -> None:
     for run in runs:
         try:
             arguments.check_run(run)
-            get_local_prompts(run.data, run.prune, run.generation.seed)
+            get_local_prompts(run.data, run.calibrating, run.generation.seed)
         except UsageError as error:
             errors.append(error)
     if errors and len(errors) == len(runs):

@@ -1,7 +1,11 @@
 """The flags that say which layers draft."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 
+from arguments.generation import GenerationArguments
 from arguments.pruning import (
     PATCHES,
     PRUNE_METHODS,
@@ -9,10 +13,11 @@ from arguments.pruning import (
     PruneArguments,
     check_plan_flags,
 )
-from command_line.errors import reject
+from command_line.errors import UsageError, reject
 from command_line.flags import flag
 
 DRAFTERS = ("early_exit", "pruned")
+_PLAN_FLAGS = re.compile(r"--(prune_(?:method|n|layers|patch)|dropout_threshold)\b")
 _METHODS = tuple(name for name in PRUNE_METHODS if name != "base")
 
 
@@ -63,3 +68,44 @@ class DraftArguments:
             if name != "drafter"
         }
         return PruneArguments(**shared, **own)
+
+
+EARLY_EXIT = DraftArguments()
+
+
+def calibrating(prune: PruneArguments, draft: DraftArguments = EARLY_EXIT) -> PruneArguments:
+    """Return the flags that decide which examples calibrate: the model's plan, or the drafter's."""
+    drafting = draft.pruning(prune)
+    if drafting is None or prune.calibrates():
+        return prune
+    return drafting if drafting.calibrates() else prune
+
+
+def check_drafts(generation: GenerationArguments, draft: DraftArguments = EARLY_EXIT) -> None:
+    """Refuse self-speculation without layers that draft, or with two choices of them."""
+    exit_layer = generation.exit_layer
+    if draft.drafter == "pruned":
+        if exit_layer != -1:
+            reject("exit_layer", exit_layer, "contradicts --drafter pruned, whose plan drafts")
+    elif generation.speculates and exit_layer == -1:
+        reject("exit_layer", -1, "--generation_strategy self_speculative needs one, 1 to L - 1")
+
+
+def check_together(
+    prune: PruneArguments, generation: GenerationArguments, draft: DraftArguments = EARLY_EXIT
+) -> None:
+    """Refuse flags of plans, decoder and drafter that contradict each other."""
+    check_drafts(generation, draft)
+    if draft.drafter == "pruned" and not generation.speculates:
+        reject("drafter", "pruned", "needs --generation_strategy self_speculative")
+    if not calibrating(prune, draft).calibrates():
+        prune.check_unused()
+
+
+@contextmanager
+def errors_of_drafter() -> Iterator[None]:
+    """Let errors name the drafter's flags instead of those of the model's plan."""
+    try:
+        yield
+    except UsageError as error:
+        raise type(error)(_PLAN_FLAGS.sub(r"--draft_\1", str(error))) from error

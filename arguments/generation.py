@@ -21,7 +21,7 @@ class GenerationArguments:
     exit_layer: int = flag(
         -1,
         "number of first layers of the original model that draft (self_speculative) or decode "
-        "(autoregressive); -1: none",
+        "(autoregressive); -1: none, or those of --drafter pruned",
     )
     num_speculations: int = flag(-1, "self_speculative: tokens drafted per round; -1: none")
     sample: bool = flag(True, "sample; false: greedy")
@@ -43,8 +43,8 @@ class GenerationArguments:
         check_least(self, max_steps=1, no_repeat_ngram_size=1)
         if self.exit_layer != -1 and self.exit_layer < 1:
             reject("exit_layer", self.exit_layer, "must be 1 to L - 1, or -1 for none")
-        if self.generation_strategy == "self_speculative":
-            self._check_speculation()
+        if self.speculates and self.num_speculations < 1:
+            reject("num_speculations", self.num_speculations, "self_speculative needs at least 1")
         if self.sample:
             self._check_sampling()
         self._check_stop_words(self.stop_words or [])
@@ -63,11 +63,10 @@ class GenerationArguments:
         if NO_STOP_WORDS in words and len(words) > 1:
             reject("stop_words", " ".join(words), f"{NO_STOP_WORDS} must be the only word")
 
-    def _check_speculation(self) -> None:
-        if self.exit_layer == -1:
-            reject("exit_layer", -1, "--generation_strategy self_speculative needs one, 1 to L - 1")
-        if self.num_speculations < 1:
-            reject("num_speculations", self.num_speculations, "self_speculative needs at least 1")
+    @property
+    def speculates(self) -> bool:
+        """Whether a drafter proposes tokens."""
+        return self.generation_strategy == "self_speculative"
 
     def _check_sampling(self) -> None:
         # Logits divided by a smaller number would leave float32's range.

@@ -123,8 +123,6 @@ class PruneArguments(CalibrationArguments):
     def check(self) -> None:
         super().check()
         check_plan_flags(self)
-        if not self.calibrates():
-            self.check_unused()
         if self.save_pruned is not None:
             # A pruned checkpoint may exist already: its plan is compared once this plan is known.
             check_new_folder("save_pruned", self.save_pruned, may_exist=True)

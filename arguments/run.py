@@ -4,7 +4,7 @@ import typing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from arguments.drafting import DraftArguments
+from arguments.drafting import DraftArguments, calibrating, check_together
 from arguments.generation import GenerationArguments
 from arguments.measuring import MeasureArguments
 from arguments.model import ModelArguments
@@ -36,10 +36,11 @@ class RunArguments:
     prune: PruneArguments
     generation: GenerationArguments
     log: LogArguments
+    draft: DraftArguments = DraftArguments()
     measure: MeasureArguments = field(default_factory=MeasureArguments)
-    draft: DraftArguments = field(default_factory=DraftArguments)
 
     def __post_init__(self) -> None:
+        check_together(self.prune, self.generation, self.draft)
         strategy, size = self.generation.generation_strategy, self.measure.at_once
         if size > 1 and strategy != "autoregressive":
             allowed = f"--generation_strategy {strategy} decodes one prompt at a time"
@@ -49,6 +50,16 @@ class RunArguments:
             return
         self._check_prompts()
         self.data = with_stored_template(self.data, self.model.model, self.data.dataset)
+
+    @property
+    def drafting(self) -> PruneArguments | None:
+        """The flags of the drafter's plan; None for another drafter."""
+        return self.draft.pruning(self.prune)
+
+    @property
+    def calibrating(self) -> PruneArguments:
+        """The flags that decide which examples calibrate the plans."""
+        return calibrating(self.prune, self.draft)
 
     @property
     def is_plain_text(self) -> bool:
@@ -103,5 +114,5 @@ class RunArguments:
                 reject(flag_name, shown, f"{name} measures each text as it is")
 
 
-MEASURED_GROUPS = tuple(typing.get_type_hints(RunArguments).values())[:-1]
+MEASURED_GROUPS = tuple(typing.get_type_hints(RunArguments).values())
 RUN_GROUPS = MEASURED_GROUPS[:-1]  # of a script that decodes and measures nothing

@@ -6,6 +6,7 @@ Nothing here imports torch or the harness, so that a mistyped flag is answered a
 import sys
 from dataclasses import dataclass
 
+from arguments.drafting import check_together
 from arguments.generation import GenerationArguments
 from arguments.model import ModelArguments
 from arguments.prompts import PromptArguments
@@ -59,6 +60,7 @@ class EvaluationArguments:
 
     def check(self) -> None:
         """Refuse flags that tasks decide themselves, and seeds that the harness cannot take."""
+        check_together(self.prune, self.generation)
         if not 0 <= self.generation.seed < _SEEDS:
             reject("seed", self.generation.seed, f"must be 0 to {_SEEDS - 1}")
         if self.prompt.template is not None:

@@ -161,7 +161,7 @@ def make_record(
         identity=identity | engine_identity(arguments.model, prepared.runtime, prepared.checkpoint),
         command=command,
         arguments=dataclasses.asdict(arguments),
-        model=model_facts(prepared.loaded, prepared.plan),
+        model=model_facts(prepared.loaded, prepared.pruned),
         data={"tasks": tasks, "calibration": calibration},
         plan=prepared.plan.to_dict(),
         exit_layer=exit_layer_facts(generation, prepared.plan),

@@ -60,6 +60,20 @@ class PrunePlan:
             reject("exit_layer", exit_layer, f"{self.approach} keeps no layer from it on")
         return count
 
+    def drafting_layers(self, drafter: "PrunePlan") -> tuple[int, ...]:
+        """Return the kept layers that draft if the drafter's plan decides: those that both keep.
+
+        Raises `UsageError` if none is left, or all are.
+        """
+        layers = tuple(layer for layer in self.kept_layers if layer in drafter.kept_layers)
+        if layers == self.kept_layers:
+            allowed = f"{drafter.approach} drafts with all layers; nothing would be gained"
+            reject("draft_prune_method", drafter.method, allowed)
+        if not layers:
+            allowed = f"{drafter.approach} keeps no layer that {self.approach} keeps"
+            reject("draft_prune_method", drafter.method, allowed)
+        return layers
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"removed_layers": self.removed_layers, "approach": self.approach}
 

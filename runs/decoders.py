@@ -6,7 +6,7 @@ from functools import partial
 from typing import Protocol
 
 from models.loading import LoadedModel
-from pruning.plan import PrunePlan
+from pruned_model import PruneModel
 from runs.batches import BatchDecoder, calls_of
 from runs.conversations import Answer, Request, needed_prompt
 from runs.definition import RunDefinition
@@ -42,14 +42,17 @@ class Decoder(Protocol):
 
 
 def make_decoder(
-    definition: RunDefinition, loaded: LoadedModel, plan: PrunePlan, encoded: list[EncodedExample]
+    definition: RunDefinition,
+    loaded: LoadedModel,
+    pruned: PruneModel,
+    encoded: list[EncodedExample],
 ) -> Decoder:
     """Return a warm decoder with room for the longest prompt that memory allows.
 
     Raises `FailedError` if memory suffices for no prompt.
     """
     kind = SingleDecoder if definition.arguments.measure.at_once == 1 else ManyDecoder
-    return kind(definition, loaded, plan, encoded)
+    return kind(definition, loaded, pruned, encoded)
 
 
 class SingleDecoder:
@@ -62,7 +65,7 @@ class SingleDecoder:
         self,
         definition: RunDefinition,
         loaded: LoadedModel,
-        plan: PrunePlan,
+        pruned: PruneModel,
         encoded: list[EncodedExample],
     ) -> None:
         self._definition = definition
@@ -70,7 +73,8 @@ class SingleDecoder:
 
         def make(longest: int, prompt: list[int]) -> TextGenerator:
             flags, words = arguments.generation, arguments.stop_words
-            generator = make_generator(flags, loaded, plan, words, longest)
+            layers = pruned.draft_layers
+            generator = make_generator(flags, loaded, pruned.plan, words, longest, layers)
             made = generator.warm_up(prompt)  # allocates the cache
             _time_full_step(generator, prompt, made)
             return generator
@@ -107,7 +111,7 @@ class ManyDecoder:
         self,
         definition: RunDefinition,
         loaded: LoadedModel,
-        plan: PrunePlan,
+        pruned: PruneModel,
         encoded: list[EncodedExample],
     ) -> None:
         self._definition, self._encoded = definition, encoded
@@ -118,7 +122,7 @@ class ManyDecoder:
 
         def made(size: int, longest: int, prompts: list[list[int]]) -> BatchedTextGenerator:
             words = arguments.stop_words
-            generator = make_batched_generator(flags, loaded, plan, words, longest, size)
+            generator = make_batched_generator(flags, loaded, pruned.plan, words, longest, size)
             generator.warm_up(prompts)
             return generator
 

@@ -87,6 +87,8 @@ class RunDefinition:
         if DATASETS[data.dataset].turns and data.max_prompt_tokens:
             # It cuts later turns too, whose tokens are not known yet.
             identity["max_prompt_tokens"] = data.max_prompt_tokens
+        if arguments.drafting is not None:
+            identity["draft_plan"] = plan_identity(arguments.drafting, self.calibration_ids)
         return identity | arguments.identity_of_measuring()
 
     def _decoding_identity(self) -> dict[str, Any]:
@@ -127,8 +129,10 @@ def plan_identity(flags: PruneArguments, tokens: list[list[int]] | None) -> dict
         "prune_n": flags.prune_n,
         "dropout_threshold": flags.dropout_threshold,
         "prune_seed": flags.prune_seed if flags.prune_method == "random" else None,
-        "calibration_fingerprint": None if tokens is None else tokens_hash(tokens),
+        "calibration_fingerprint": None,
     }
+    if tokens is not None and flags.calibrates():  # another plan may calibrate on them alone
+        identity["calibration_fingerprint"] = tokens_hash(tokens)
     if flags.prune_layers is not None:
         identity["prune_layers"] = named_layers("prune_layers", flags.prune_layers)
     if flags.prune_patch != "none":
@@ -179,7 +183,7 @@ def run_definer(
         converses = DATASETS[arguments.data.dataset].turns is not None
         check_chat_template(arguments.data, checkpoint, converses)
         check_windows(arguments, checkpoint)
-        calibration = _calibration_flags(arguments.prune)
+        calibration = _calibration_flags(arguments.calibrating)
         drawn_by = arguments.data, calibration, arguments.generation.seed
         found, ids = prompts_of(*drawn_by), ids_of(arguments.model, *drawn_by)
         return RunDefinition(arguments, runtime, checkpoint, *found, *ids)

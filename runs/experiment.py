@@ -14,7 +14,16 @@ from runs.forced_runs import PlainTextJob, measure_references
 from runs.loop import Job, Turn, fill_log
 from runs.measuring import measurement
 from runs.plan_group import PlanGroup, Values
-from runs.preparation import check_batches, check_stop_token_ids, decide_plan, prune, save_as_asked
+from runs.preparation import (
+    Plans,
+    check_batches,
+    check_stop_token_ids,
+    decide_draft_plan,
+    decide_plan,
+    prune,
+    report,
+    save_as_asked,
+)
 from runs.record import RUN, LogKind, RunRecord, SampleRecord
 from runs.writer import LogWriter, claimed, done_indices, resume
 
@@ -156,15 +165,19 @@ def _is_over(definition: RunDefinition, left: RunRecord) -> bool:
 def load_and_prune(
     definition: RunDefinition, left: RunRecord | None
 ) -> tuple[LoadedModel, PruneModel]:
-    """Return the run's model with its layers removed; a run that is resumed keeps its plan."""
+    """Return the run's model with its layers removed; a run that is resumed keeps its plans."""
     arguments = definition.arguments
     loaded = load_model(arguments.model, definition.runtime, definition.checkpoint)
-    if left:
-        plan = left.prune_plan()
-    else:
-        ranks = definition.runtime.ranks
-        plan = decide_plan(arguments.prune, loaded, definition.calibration_ids, ranks)
     releases = not arguments.is_teacher_forced
-    pruned = prune(arguments.prune, arguments.generation, loaded, plan, releases)
-    print(pruned.report())
+    plans = _plans(definition, loaded, left)
+    pruned = prune(arguments.prune, arguments.generation, loaded, plans, releases)
+    print(report(pruned))
     return loaded, pruned
+
+
+def _plans(definition: RunDefinition, loaded: LoadedModel, left: RunRecord | None) -> Plans:
+    if left:
+        return left.prune_plan(), left.drafter_plan()
+    arguments, how = definition.arguments, (definition.calibration_ids, definition.runtime.ranks)
+    plan = decide_plan(arguments.prune, loaded, *how)
+    return plan, decide_draft_plan(arguments.drafting, loaded, *how)

@@ -76,7 +76,7 @@ class PlainTextJob:
         self._definition, self._encoded = definition, encoded
         self._texts = _plain_texts(definition, encoded)
         self._forcing = TeacherForcing(definition.arguments, loaded, pruned)
-        self._record = make_record(definition, loaded, pruned.plan, command)
+        self._record = make_record(definition, loaded, pruned, command)
 
     def job(self) -> Job[SampleRecord]:
         return Job(self._record, self._measure, self._summarize, self._groups)

@@ -14,7 +14,6 @@ from arguments.generation import GenerationArguments
 from command_line.errors import reject
 from models.loading import LoadedModel
 from pruned_model import PruneModel
-from pruning.plan import PrunePlan
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample
 from runs.experiment import Done, load_and_prune, work_once
@@ -42,8 +41,8 @@ def check_run(definition: RunDefinition, draws: int, command: str) -> tuple[RunR
     def begin(
         loaded: LoadedModel, pruned: PruneModel, encoded: list[EncodedExample], _: Done
     ) -> Job:
-        pair = DecoderPair(definition, loaded, pruned.plan, encoded, draws)
-        record = make_record(definition, loaded, pruned.plan, command)
+        pair = DecoderPair(definition, loaded, pruned, encoded, draws)
+        record = make_record(definition, loaded, pruned, command)
         record.arguments["correctness"] = {"num_draws": draws}
         return Job(record, pair.compare, pair.summarize)
 
@@ -74,11 +73,11 @@ class DecoderPair:
         self,
         definition: RunDefinition,
         loaded: LoadedModel,
-        plan: PrunePlan,
+        pruned: PruneModel,
         encoded: list[EncodedExample],
         draws: int,
     ) -> None:
-        self._definition, self._loaded, self._plan = definition, loaded, plan
+        self._definition, self._loaded, self._pruned = definition, loaded, pruned
         self._encoded, self._draws = encoded, draws
         flags = definition.arguments.generation
         if flags.sample:
@@ -119,7 +118,8 @@ class DecoderPair:
         self, flags: GenerationArguments, loaded: LoadedModel, longest: int
     ) -> TextGenerator:
         words = self._definition.arguments.stop_words
-        return make_generator(flags, loaded, self._plan, words, longest)
+        layers = self._pruned.draft_layers
+        return make_generator(flags, loaded, self._pruned.plan, words, longest, layers)
 
     def _compared(self, item: EncodedExample) -> Result:
         facts = {"example_id": item.example.example_id, "prompt_tokens": item.full_length}

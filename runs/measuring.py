@@ -10,7 +10,6 @@ from command_line.messages import warn
 from files.commit import current_commit
 from models.loading import LoadedModel
 from pruned_model import PruneModel
-from pruning.plan import PrunePlan
 from runs.conversations import TOO_LONG, Conversation
 from runs.decoders import Decoder, make_decoder
 from runs.definition import RunDefinition
@@ -27,19 +26,21 @@ Forced = dict[int, dict[str, float]]  # what teacher-forced passes have measured
 
 
 def make_record(
-    definition: RunDefinition, loaded: LoadedModel, plan: PrunePlan, command: str
+    definition: RunDefinition, loaded: LoadedModel, pruned: PruneModel, command: str
 ) -> RunRecord:
     """Return what a log says before the first token: what defines the run, and where it runs."""
+    plan, draft_plan = pruned.plan, pruned.draft_plan
     return RunRecord(
         identity=definition.identity,
         command=command,
         arguments=dataclasses.asdict(definition.arguments),
-        model=model_facts(loaded, plan),
+        model=model_facts(loaded, pruned),
         data=definition.data_facts | {"scoring": definition.scoring},
         plan=plan.to_dict(),
         exit_layer=exit_layer_facts(definition.arguments.generation, plan),
         runtime=definition.runtime.facts(),
         commit=current_commit(),
+        draft_plan=draft_plan.to_dict() if draft_plan else None,
     )
 
 
@@ -55,8 +56,8 @@ def measurement(
 
     `forced` is None without teacher-forced passes.
     """
-    decoder = make_decoder(definition, loaded, pruned.plan, encoded)
-    record = make_record(definition, loaded, pruned.plan, command)
+    decoder = make_decoder(definition, loaded, pruned, encoded)
+    record = make_record(definition, loaded, pruned, command)
     record.runtime["compile_seconds"] = decoder.compile_seconds
 
     def examine(keys: list[Key]) -> list[SampleRecord]:

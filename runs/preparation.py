@@ -8,6 +8,14 @@ from typing import Any
 
 import torch
 
+from arguments.drafting import (
+    EARLY_EXIT,
+    DraftArguments,
+    calibrating,
+    check_drafts,
+    check_together,
+    errors_of_drafter,
+)
 from arguments.generation import GenerationArguments
 from arguments.model import ModelArguments
 from arguments.prompts import PromptArguments
@@ -19,7 +27,14 @@ from models.loading import LoadedModel, load_model
 from models.quantised import check_can_be_saved
 from models.runtime import Runtime, start
 from processes.ranks import ALONE, Ranks
-from pruned_model import PruneModel, count_parameters, is_saved, make_plan, weight_bytes
+from pruned_model import (
+    PruneModel,
+    count_parameters,
+    draft_bytes_ratio,
+    is_saved,
+    make_plan,
+    weight_bytes,
+)
 from pruning.plan import PrunePlan
 from runs.prompt_encoding import check_chat_template, encode, encode_all, fitted, longest_prompt
 from self_speculation.batched_generator import BatchedTextGenerator
@@ -33,6 +48,9 @@ from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
 
 _LEAST_ROOM = 256  # tokens of a prompt
+# The model's plan, and that of a pruned drafter.
+Plans = tuple[PrunePlan, PrunePlan | None]
+DraftLayers = tuple[torch.nn.Module, ...]
 
 
 def decide_plan(
@@ -50,23 +68,48 @@ def decide_plan(
     return make_plan(pruning, loaded.model, prompts, ranks)
 
 
+def decide_draft_plan(
+    drafting: PruneArguments | None,
+    loaded: LoadedModel,
+    calibration_ids: list[list[int]] | None,
+    ranks: Ranks = ALONE,
+) -> PrunePlan | None:
+    """Return the plan of the drafter of an unpruned model; None for another drafter."""
+    if drafting is None:
+        return None
+    with errors_of_drafter():
+        return decide_plan(drafting, loaded, calibration_ids, ranks)
+
+
 def prune(
     pruning: PruneArguments,
     generation: GenerationArguments,
     loaded: LoadedModel,
-    plan: PrunePlan,
+    plans: Plans,
     releases: bool = True,
 ) -> PruneModel:
-    """Remove the layers, after checking that exit layer and `--save_pruned` fit the plan.
+    """Remove the layers, after checking that the drafter and `--save_pruned` fit the plan.
 
     `releases`: free the memory of removed layers at once.
     """
+    plan, draft_plan = plans
     plan.kept_exit_layer(generation.exit_layer)  # raises if no layer would draft, or none verify
+    if draft_plan:
+        plan.drafting_layers(draft_plan)  # raises likewise
     if pruning.save_pruned:
         is_saved(pruning.save_pruned, plan, loaded.fingerprint)  # raises for another model's folder
     pruned = PruneModel(loaded.model, plan)
     pruned.prune(releases)
+    pruned.draft_plan = draft_plan
     return pruned
+
+
+def report(pruned: PruneModel) -> str:
+    """Return a line about the removed layers, and another if a plan decides which layers draft."""
+    lines = [pruned.report()]
+    if pruned.draft_plan:
+        lines.append(pruned.draft_report())
+    return "\n".join(lines)
 
 
 def save_as_asked(
@@ -89,9 +132,15 @@ def make_generator(
     plan: PrunePlan,
     stop_words: tuple[str, ...],
     prompt_tokens: int,
+    draft_layers: DraftLayers | None = None,
 ) -> TextGenerator:
-    """Return the flags' decoder; its cache has room for a prompt of this length and its output."""
+    """Return the flags' decoder; its cache has room for a prompt of this length and its output.
+
+    `draft_layers` draft if the flags name no exit layer.
+    """
     config = _decoding(flags, loaded, plan, stop_words)
+    if flags.exit_layer == -1:
+        config = dataclasses.replace(config, draft_layers=draft_layers)
     capacity = positions_for(loaded.config, flags, prompt_tokens)
     strategy = flags.generation_strategy
     with _compile_failures():
@@ -168,9 +217,11 @@ def check_stop_token_ids(flags: GenerationArguments, vocabulary: int) -> None:
         reject("stop_token_ids", max(flags.stop_token_ids), f"must be below {vocabulary}")
 
 
-def model_facts(loaded: LoadedModel, plan: PrunePlan) -> dict[str, Any]:
+def model_facts(loaded: LoadedModel, pruned: PruneModel) -> dict[str, Any]:
     """Return what a log says of the pruned model."""
-    return {
+    plan, layers = pruned.plan, pruned.draft_layers
+    cost = {} if layers is None else {"draft_bytes_ratio": draft_bytes_ratio(loaded.model, layers)}
+    return cost | {
         "name": loaded.name,
         "fingerprint": loaded.fingerprint,
         "parameters": count_parameters(loaded.model),
@@ -192,8 +243,8 @@ def exit_layer_facts(flags: GenerationArguments, plan: PrunePlan) -> dict[str, i
 class PreparedModel:
     """A pruned model that answers prompts with any flags of decoding.
 
-    `calibration` and `calibration_ids` are the examples that decided the plan, and their tokens;
-    None for a plan that measures nothing.
+    `draft` says what drafts. `calibration` and `calibration_ids` are the examples that decided the
+    plans, and their tokens; None for plans that measure nothing.
     """
 
     loaded: LoadedModel
@@ -201,6 +252,7 @@ class PreparedModel:
     prompting: PromptArguments
     checkpoint: Checkpoint
     runtime: Runtime
+    draft: DraftArguments = EARLY_EXIT
     calibration: Selection | None = None
     calibration_ids: list[list[int]] | None = None
     _latest: tuple[GenerationArguments, TextGenerator] | None = field(default=None, init=False)
@@ -226,6 +278,7 @@ class PreparedModel:
     def generator(self, flags: GenerationArguments, prompt_tokens: int) -> TextGenerator:
         """Return a warm decoder with room for such a prompt: the latest one if it suffices."""
         flags.check()
+        check_drafts(flags, self.draft)
         needed = positions_for(self.loaded.config, flags, prompt_tokens)
         if self._latest:
             known, latest = self._latest
@@ -236,7 +289,8 @@ class PreparedModel:
         words = flags.chosen_stop_words() or ()
         # Rounded up, so that the growing prompts of a conversation seldom need a new cache.
         room = max(_LEAST_ROOM, 1 << (prompt_tokens - 1).bit_length())
-        made = make_generator(flags, self.loaded, self.plan, words, room)
+        layers = self.pruned.draft_layers
+        made = make_generator(flags, self.loaded, self.plan, words, room, layers)
         made.warm_up()
         self._latest = dataclasses.replace(flags), made
         return made
@@ -259,17 +313,19 @@ def load_pruned(
     prompting: PromptArguments | None = None,
     generation: GenerationArguments | None = None,
     parallel: bool = False,
+    draft: DraftArguments = EARLY_EXIT,
 ) -> PreparedModel:
     """Load a model and remove the layers that the flags say, for scripts that evaluate nothing.
 
     `parallel`: torchrun may have started several processes; each loads and prunes the model.
-    Raises `UsageError` for flags that the model does not allow, and for an exit layer that the plan
-    does not allow.
+    Raises `UsageError` for flags that the model does not allow, and for an exit layer or a drafter
+    that the plan does not allow.
     """
     prompting, generation = prompting or PromptArguments(), generation or GenerationArguments()
-    for flags in (model, pruning, prompting, generation):
+    for flags in (model, pruning, prompting, generation, draft):
         flags.check()
-    calibration = get_calibration_alone(prompting, pruning)
+    check_together(pruning, generation, draft)
+    calibration = get_calibration_alone(prompting, calibrating(pruning, draft))
     runtime, checkpoint = start(model, parallel), find_checkpoint(model)
     check_can_be_saved("save_pruned", pruning.save_pruned, checkpoint.name, checkpoint.config)
     check_chat_template(prompting, checkpoint)
@@ -277,6 +333,7 @@ def load_pruned(
     loaded = load_model(model, runtime, checkpoint)
     ids = None if calibration is None else encode_all(prompting, checkpoint, calibration)
     plan = decide_plan(pruning, loaded, ids, runtime.ranks)
-    pruned = prune(pruning, generation, loaded, plan)
+    draft_plan = decide_draft_plan(draft.pruning(pruning), loaded, ids, runtime.ranks)
+    pruned = prune(pruning, generation, loaded, (plan, draft_plan))
     save_as_asked(pruning, loaded, pruned, runtime.ranks)
-    return PreparedModel(loaded, pruned, prompting, checkpoint, runtime, calibration, ids)
+    return PreparedModel(loaded, pruned, prompting, checkpoint, runtime, draft, calibration, ids)

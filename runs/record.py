@@ -135,8 +135,9 @@ class RunRecord:
     """A log's JSON object.
 
     `identity` is all that defines the run; `run_id` is its hash. `status` is one of `STATUSES`.
+    `draft_plan` is the plan of a pruned drafter; None for others, and absent in older logs.
     `resumed` has an entry for every later start that continued the run. `metrics` are spread over
-    the file's top level; docs/logs.md explains their keys. `draft_plan` is a pruned drafter's.
+    the file's top level; docs/logs.md explains their keys.
     """
 
     identity: dict[str, Any]
@@ -190,6 +191,12 @@ class RunRecord:
         from pruning.plan import PrunePlan
 
         return PrunePlan.from_dict(self.plan)
+
+    def drafter_plan(self) -> "PrunePlan | None":
+        """Return the drafter's plan, as `prune_plan` does; None for another drafter."""
+        from pruning.plan import PrunePlan
+
+        return None if self.draft_plan is None else PrunePlan.from_dict(self.draft_plan)
 
     def to_dict(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)

@@ -93,7 +93,7 @@ class SweepArguments:
         if quality is None:
             return first
         pruning = first.prune
-        if pruning.calibrates() and pruning.calibration_excludes is None:
+        if first.calibrating.calibrates() and pruning.calibration_excludes is None:
             pruning = dataclasses.replace(pruning, calibration_excludes=quality)
         measure = dataclasses.replace(
             first.measure, batch_size=None, teacher_forced=False, repeats=self.measure.repeats

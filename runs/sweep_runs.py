@@ -182,9 +182,13 @@ class Sweep:
             pruned = PruneModel(loaded.model, study.plan)
 
             def prepare(
-                run: RunDefinition, left: RunRecord | None, pruned: PruneModel = pruned
+                run: RunDefinition,
+                left: RunRecord | None,
+                pruned: PruneModel = pruned,
+                drafters: dict[str, PrunePlan] = study.draft_plans,
             ) -> tuple[LoadedModel, PruneModel]:
-                _check_same_plan(run, left, pruned.plan)
+                pruned.draft_plan = drafters.get(run.run_id)
+                _check_same_plans(run, left, pruned)
                 return loaded, pruned
 
             with pruned.for_a_while():
@@ -283,15 +287,16 @@ def _placed(run: RunDefinition, pruned: PruneModel) -> RunDefinition:
     return dataclasses.replace(run, runtime=runtime)
 
 
-def _check_same_plan(run: RunDefinition, left: RunRecord | None, plan: PrunePlan) -> None:
-    """Refuse to go on with a run that another plan began, as distances that tie may decide."""
+def _check_same_plans(run: RunDefinition, left: RunRecord | None, pruned: PruneModel) -> None:
+    """Refuse to go on with a run that other plans began, as distances that tie may decide."""
     if left is None:
         return
-    began = left.prune_plan()
-    if began.kept_layers != plan.kept_layers:
-        reject(
-            "output_dir",
-            run.arguments.log.output_dir,
-            f"run {left.run_id} was begun with layers {list(began.removed_layers)} removed, "
-            f"where now {list(plan.removed_layers)} are; move its two files away to begin anew",
-        )
+    pairs = (left.prune_plan(), pruned.plan), (left.drafter_plan(), pruned.draft_plan)
+    for began, plan in pairs:
+        if began and plan and began.kept_layers != plan.kept_layers:
+            reject(
+                "output_dir",
+                run.arguments.log.output_dir,
+                f"run {left.run_id} was begun with layers {list(began.removed_layers)} removed, "
+                f"where now {list(plan.removed_layers)} are; move its two files away to begin anew",
+            )

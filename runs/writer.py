@@ -291,6 +291,7 @@ def _left_over(output_dir: str, run_id: str, kind: LogKind) -> tuple[RunRecord, 
     try:
         left = read_record(path)
         left.prune_plan()  # no run could continue without it
+        left.drafter_plan()
     except (OSError, ValueError) as error:
         reject("output_dir", output_dir, f"{path.name} cannot be taken up: {error}; move it away")
     return left, path

@@ -129,7 +129,8 @@ class BatchedLlama(LlamaEngine):
         self._cache.write_at(rows_T, positions_T, seen=None)
         mask = self._packed_mask(len(prompts), rows_T, states_1TD.dtype)
         rotary = self._rotary_by_call(states_1TD, positions_T[None], counts)
-        states_1TD = self._through((0, self._depth), states_1TD, self._cache, mask, rotary)
+        layers = self._decoder.layers[: self._depth]
+        states_1TD = self._through(layers, states_1TD, self._cache, mask, rotary)
         self.lengths += counts
         last = on_device([end - 1 for end in accumulate(counts)], states_1TD.device)
         return self._head_over(states_1TD.index_select(1, last))[0]
@@ -141,7 +142,7 @@ class BatchedLlama(LlamaEngine):
         states_B1D, visible_B1S, *rotary, _ = self._step_inputs(ids, positions_B, length)
         mask = self._as_mask(visible_B1S[:, None], states_B1D.dtype)
         cosine, sine = rotary
-        layers = 0, self._depth
+        layers = self._decoder.layers[: self._depth]
         states_B1D = self._through(layers, states_B1D, self._cache, mask, (cosine, sine))
         return self._head_over(states_B1D)[:, 0]
 

@@ -3,10 +3,10 @@
 Shapes: B sequences, T new tokens of each, S a bucket of cached positions, D hidden, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from self_speculation.model_protocol import Decoder, ModelConfig
 from self_speculation.programs import program_of, programs_known, tensors_of
@@ -16,11 +16,20 @@ TensorFunction = Callable[[list[Tensor]], Tensor]
 
 
 class CompiledBlocks:
-    """Makes functions of a model's layers and of its norm and head. Raises `CompileError`."""
+    """Makes functions of a model's layers and of its norm and head. Raises `CompileError`.
 
-    def __init__(self, decoder: Decoder, head: torch.nn.Module, config: ModelConfig) -> None:
+    Spans count the model's layers, then those of a drafter's own.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        head: nn.Module,
+        config: ModelConfig,
+        own_layers: Iterable[nn.Module] = (),
+    ) -> None:
         self._config = config
-        self._layers = [LayerBlock(layer) for layer in decoder.layers]
+        self._layers = [LayerBlock(layer) for layer in [*decoder.layers, *own_layers]]
         self._layer_tensors = [tensors_of(layer) for layer in self._layers]
         self._head = HeadBlock(decoder.norm, head)
         self._head_tensors = tensors_of(self._head)

@@ -4,13 +4,15 @@ Shapes: T new tokens, S a bucket of cached positions.
 """
 
 import time
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from self_speculation.compiled_blocks import CompiledBlocks, TensorFunction
-from self_speculation.llama_model_utils import CachedLlama, KeyValueCache
+from self_speculation.key_value_cache import KeyValueCache
+from self_speculation.llama_model_utils import CachedLlama, place_in_cache
 from self_speculation.model_protocol import Llama
 from self_speculation.programs import compile_errors
 
@@ -34,12 +36,13 @@ def buckets_for(positions: int) -> list[int]:
 class CompiledLlama(CachedLlama):
     """Runs steps of 1 token and of `num_speculations` + 1 tokens as programs of static shapes.
 
-    A verification of fewer tokens is padded. Steps of other shapes, above all the prefill, run
-    uncompiled over the same cache.
+    A verification of fewer tokens is padded. A drafter's own layers run 1 token, or 2 after a draft
+    that was accepted as a whole. Steps of other shapes, above all the prefill, run uncompiled over
+    the same caches.
 
     The constructor compiles all programs, or loads them from an earlier start, and raises
     `CompileError` if that fails; `compile_seconds` is its time, first runs included. `exit_layer`
-    counts the model's layers.
+    counts the model's layers; it is None for an engine with `draft_layers`.
     """
 
     def __init__(
@@ -48,16 +51,21 @@ class CompiledLlama(CachedLlama):
         capacity: int,
         exit_layer: int | None = None,
         num_speculations: int = 0,
+        draft_layers: Sequence[nn.Module] | None = None,
     ) -> None:
-        super().__init__(model, capacity)
+        super().__init__(model, capacity, draft_layers)
         started = time.perf_counter()
         self._most_rows = 1 + num_speculations
         # Padding is written behind the last token.
         self._buckets = buckets_for(capacity + self._most_rows)
         self._cache = KeyValueCache(self._buckets[-1])
-        self._blocks = CompiledBlocks(self._decoder, self._head, model.config)
+        self._draft_cache = KeyValueCache(self._buckets[-1])
+        own = self._layers[self.num_layers :]
+        self._blocks = CompiledBlocks(self._decoder, self._head, model.config, own)
         self._spans: dict[tuple[int, int, int, int], TensorFunction] = {}
         self._heads: dict[int, TensorFunction] = {}
+        if draft_layers is not None:
+            exit_layer = self.exit_layer
         with compile_errors():
             self._warm_up(exit_layer)
         self.compile_seconds = time.perf_counter() - started
@@ -72,14 +80,14 @@ class CompiledLlama(CachedLlama):
         super().reset(exit_layer)
         # An overflowed sequence may have left values that are not finite: 0 times them is NaN.
         self._cache.clear()
+        self._draft_cache.clear()
 
     @torch.inference_mode()
     def verify(self, ids_1T: Tensor, count: int) -> Tensor:
         rows = self.pending + ids_1T.shape[1]
         if rows > self._most_rows:
             return super().verify(ids_1T, count)
-        states_1TD = torch.cat([*self._exit_states, self._early(ids_1T)], dim=1)
-        self._exit_states = []
+        states_1TD = self._all_exit_states(ids_1T)
         padded_1TD = F.pad(states_1TD, (0, 0, 0, self._most_rows - rows))
         padded_1TD = self._run(padded_1TD, self.exit_layer, self.num_layers, self.length, rows)
         self.length += rows
@@ -116,18 +124,30 @@ class CompiledLlama(CachedLlama):
     def _warm_up(self, exit_layer: int | None) -> None:
         """Build and run all programs that rounds need, in every bucket."""
         ids_11 = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        super()._run(self._embed(ids_11), 0, self.num_layers, 0)  # allocates the cache
-        spans = {(0, self.num_layers, 1)}
-        if exit_layer is not None:
-            spans |= {(0, exit_layer, 1), (exit_layer, self.num_layers, self._most_rows)}
-        for first, last, rows in sorted(spans):
+        for first, last in filter(None, [(0, self.num_layers), self._own]):
+            super()._run(self._embed(ids_11), first, last, 0)  # allocates the cache
+        for first, last, rows in self._steps(exit_layer):
             states_1TD = self._embed(ids_11.expand(1, rows))
             for bucket in self._buckets:
                 inputs = self._inputs(states_1TD, bucket - rows, bucket, rows)
-                caches = [list(self._cache.layer(index, bucket)) for index in range(first, last)]
+                caches = [self._cached(layer, bucket) for layer in range(first, last)]
                 span = self._blocks.span((first, last), caches, inputs)
                 self._spans[first, last, rows, bucket] = span
                 self._run(states_1TD, first, last, bucket - rows)
-            if rows not in self._heads:
+            if rows not in self._heads and first < self.num_layers:
                 self._heads[rows] = self._blocks.head([states_1TD])
                 self._logits(states_1TD, rows)
+
+    def _steps(self, exit_layer: int | None) -> list[tuple[int, int, int]]:
+        """Return the first and last (excluded) layer and the rows of each step of a round."""
+        steps = {(0, self.num_layers, 1)}
+        if exit_layer is not None:
+            steps |= {(0, exit_layer, 1), (exit_layer, self.num_layers, self._most_rows)}
+        if self._own is not None:
+            steps |= {(*self._own, 1), (*self._own, 2)}
+        return sorted(step for step in steps if step[0] < step[1])
+
+    def _cached(self, layer: int, bucket: int) -> list[Tensor]:
+        """Return keys and values of a layer in a bucket."""
+        place = place_in_cache(self._layers[layer])
+        return list(self._cache_of(layer).layer(place, bucket))

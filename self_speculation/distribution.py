@@ -56,7 +56,7 @@ def sample_sequences(
     judge = judge or strategy
     engine, sampling = strategy.engine, strategy.config.sampling
     strategy.begin(prompt_ids, generator)
-    logits_1V = engine.forward(strategy.column(prompt_ids))
+    logits_1V = engine.prefill(strategy.column(prompt_ids))
     first_token, _ = sampling.pick(logits_1V, prompt_ids, generator)
     first = int(first_token)
     if strategy.ending.reason([first]):

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from self_speculation.llama_model_utils import CachedLlama, LlamaEngine, on_device
 from self_speculation.output_text import OutputText
@@ -23,8 +24,9 @@ ENGINE_VERSION = 6
 class GenerationConfig:
     """How to decode.
 
-    `kept_exit_layer` counts the layers that pruning kept. `num_speculations` is the draft length;
-    autoregressive decoding ignores it.
+    `kept_exit_layer` counts the layers that pruning kept. `draft_layers` draft instead, if given:
+    layers of any model of this shape, of which the model's own first layers are computed once.
+    `num_speculations` is the draft length; autoregressive decoding ignores it and `draft_layers`.
     """
 
     max_steps: int = 512
@@ -33,6 +35,7 @@ class GenerationConfig:
     sampling: SamplingRule = SamplingRule()
     stop_words: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    draft_layers: tuple[nn.Module, ...] | None = None
 
 
 @dataclass
@@ -290,7 +293,10 @@ class GenerationStrategy(ABC):
 
     def step(self, output: Output, ids_1T: torch.Tensor, depth: int | None = None) -> int:
         """Run new tokens through the first `depth` layers (default: all); return the next token."""
-        logits_1V = self.engine.forward(ids_1T, depth=depth)
+        return self.picked(output, self.engine.forward(ids_1T, depth=depth))
+
+    def picked(self, output: Output, logits_1V: Tensor) -> int:
+        """Choose the token that follows prompt and output by these logits."""
         token, _ = self.config.sampling.pick(logits_1V, output.tokens, self.generator)
         return int(token)
 

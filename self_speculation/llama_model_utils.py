@@ -8,13 +8,15 @@ V vocabulary.
 """
 
 import copy
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from self_speculation.model_protocol import DecoderLayer, Llama, ModelConfig, decoder_of
+from self_speculation.draft_layers import Backlog, count_shared
+from self_speculation.key_value_cache import KeyValueCache
+from self_speculation.model_protocol import Llama, ModelConfig, decoder_of
 from self_speculation.offloading import input_device
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -85,49 +87,6 @@ def _shallow_copy(module: Any) -> Any:
     return other
 
 
-class KeyValueCache:
-    """Keys and values of every layer, allocated once for `capacity` tokens.
-
-    transformers' decoder layers call `update`, as on transformers' own caches. Growing and
-    forgetting copy nothing: the next tokens are written at `position`, over whatever is there.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.position = 0
-        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(
-        self, key: Tensor, value: Tensor, layer_idx: int, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
-        """Write (1, heads, T, head size) at `position`; return views of all tokens so far."""
-        if layer_idx not in self._buffers:
-            self._buffers[layer_idx] = (self._allocate(key), self._allocate(value))
-        keys, values = self._buffers[layer_idx]
-        end = self.position + key.shape[2]
-        keys[:, :, self.position : end] = key
-        values[:, :, self.position : end] = value
-        return keys[:, :, :end], values[:, :, :end]
-
-    def layer(self, layer_idx: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return a layer's first `length` keys and values as views, (1, heads, S, head size).
-
-        The layer must have been updated before. Shapes and strides do not depend on the capacity.
-        """
-        keys, values = self._buffers[layer_idx]
-        return keys[0, :, :length][None], values[0, :, :length][None]
-
-    def clear(self) -> None:
-        """Overwrite everything with zeros."""
-        for buffer in chain.from_iterable(self._buffers.values()):
-            buffer.zero_()
-
-    def _allocate(self, like: Tensor) -> Tensor:
-        # Token by token in memory, so that the strides of a view do not depend on the capacity.
-        _, heads, _, size = like.shape
-        return like.new_zeros(1, self.capacity, heads, size).transpose(1, 2)
-
-
 class LlamaEngine:
     """A model's parts and limits; its subclasses own a cache and run the layers over it.
 
@@ -166,15 +125,14 @@ class LlamaEngine:
 
     def _through(
         self,
-        layers: tuple[int, int],
+        layers: Iterable[nn.Module],
         states_BTD: Tensor,
         cache: Any,
         mask: Tensor | None,
         rotary: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """Run a half-open span of layers, which write to the cache and read from it."""
-        layer: DecoderLayer
-        for layer in self._decoder.layers[slice(*layers)]:
+        """Run layers, each a `DecoderLayer`, which write to the cache and read from it."""
+        for layer in layers:
             states_BTD = layer(
                 states_BTD,
                 attention_mask=mask,
@@ -196,35 +154,75 @@ class LlamaEngine:
 
 
 class CachedLlama(LlamaEngine):
-    """Decodes one sequence at a time; the early layers may run ahead of the others to draft.
+    """Decodes one sequence at a time; the drafter's layers may run ahead of the others.
 
-    `length` counts the tokens that every layer has cached. `draft` runs more tokens through the
-    early layers and keeps their outputs (the exit states) pending; `verify` runs them through the
-    remaining layers. The cache is allocated at first use and reused for all sequences.
+    The drafter shares its first `exit_layer` layers with the model. Its own layers, if there are
+    any, follow them and have a cache of their own, because their inputs are others than those of
+    the model's layers. `length` counts the tokens that every layer of the model has cached. `draft`
+    runs more tokens through the drafter and keeps the outputs of the shared layers (the exit
+    states) pending; `verify` runs them through the model's remaining layers. Caches are allocated
+    at first use and reused for all sequences.
+
+    Without `draft_layers`, `reset` says how many layers draft, and all of them are shared.
     """
 
-    def __init__(self, model: Llama, capacity: int) -> None:
+    def __init__(
+        self, model: Llama, capacity: int, draft_layers: Sequence[nn.Module] | None = None
+    ) -> None:
         super().__init__(model, capacity)
+        layers = list(self._decoder.layers)
+        self._shared = self.num_layers
+        own: list[nn.Module] = []
+        if draft_layers is not None:
+            self._shared = count_shared(layers, draft_layers)
+            own = list(draft_layers[self._shared :])
+        # Spans of layers count the model's layers, then the drafter's own.
+        self._layers = [*layers, *own]
+        self._own = (self.num_layers, len(self._layers)) if own else None
+        places = {place_in_cache(layer) for layer in own}
+        assert len(places) == len(own), "two of the drafter's own layers have one place in a cache"
         self._cache = KeyValueCache(capacity)
+        self._draft_cache = KeyValueCache(capacity)
         self.reset()
 
     def reset(self, exit_layer: int | None = None) -> None:
-        """Begin a new sequence; drafts will run the first `exit_layer` layers (default: all)."""
+        """Begin a new sequence; drafts will run the first `exit_layer` layers.
+
+        By default they run the engine's draft layers, or all layers of the model.
+        """
+        assert exit_layer is None or self._own is None, "an exit layer besides draft layers"
         self.length = 0
-        self.exit_layer = exit_layer or self.num_layers
+        self.exit_layer = self._shared if exit_layer is None else exit_layer
         self._exit_states: list[Tensor] = []
+        self._backlog = Backlog()
 
     @property
     def pending(self) -> int:
-        """Number of tokens beyond `length` that `draft` has run through the early layers."""
+        """Number of tokens beyond `length` that `draft` has run through the drafter."""
         return sum(states.shape[1] for states in self._exit_states)
+
+    @torch.inference_mode()
+    def prefill(self, ids_1T: Tensor) -> Tensor:
+        """Run the first T tokens of a sequence, after which drafts may follow.
+
+        The drafter's own layers see them too. Return the logits of the last position, (1, V).
+        """
+        assert not self.length, "only the first tokens of a sequence"
+        if self._own is None:
+            return self.forward(ids_1T)
+        states_1TD = self._early(ids_1T)
+        self._drafted(states_1TD)
+        states_1TD = self._run(states_1TD, self.exit_layer, self.num_layers, 0)
+        self.length = ids_1T.shape[1]
+        return self._logits(states_1TD, 1)
 
     @torch.inference_mode()
     def forward(self, ids_1T: Tensor, count: int = 1, depth: int | None = None) -> Tensor:
         """Run T new tokens through the first `depth` layers (default: all).
 
         Return the logits of the last `count` positions, (count, V). No draft may be pending. Use
-        the same depth for a whole sequence: deeper layers do not cache these tokens.
+        the same depth for a whole sequence: deeper layers do not cache these tokens. Layers of the
+        drafter's own do not see them either, so that no draft may follow.
         """
         assert not self._exit_states, "pending drafts must be verified or rolled back first"
         states_1TD = self._run(self._embed(ids_1T), 0, depth or self.num_layers, self.length)
@@ -233,20 +231,20 @@ class CachedLlama(LlamaEngine):
 
     @torch.inference_mode()
     def draft(self, ids_1T: Tensor) -> Tensor:
-        """Run T new tokens through the early layers; return the logits of the last, (1, V)."""
+        """Run T new tokens through the drafter; return the logits of the last, (1, V)."""
         states_1TD = self._early(ids_1T)
+        drafted_1TD = self._drafted(states_1TD)
         self._exit_states.append(states_1TD)
-        return self._logits(states_1TD, 1)
+        return self._logits(drafted_1TD, 1)
 
     @torch.inference_mode()
     def verify(self, ids_1T: Tensor, count: int) -> Tensor:
         """Run all pending tokens and T new tokens through the remaining layers, T at least 1.
 
-        The new tokens run through the early layers first. Return the logits of the last `count`
+        The new tokens run through the shared layers first. Return the logits of the last `count`
         positions, (count, V).
         """
-        states_1TD = torch.cat([*self._exit_states, self._early(ids_1T)], dim=1)
-        self._exit_states = []
+        states_1TD = self._all_exit_states(ids_1T)
         states_1TD = self._run(states_1TD, self.exit_layer, self.num_layers, self.length)
         self.length += states_1TD.shape[1]
         return self._logits(states_1TD, count)
@@ -256,20 +254,46 @@ class CachedLlama(LlamaEngine):
         assert length <= self.length, f"cannot roll {self.length} tokens back to {length}"
         self.length = length
         self._exit_states = []
+        self._backlog.cut(length)
 
     def _early(self, ids_1T: Tensor) -> Tensor:
         start = self.length + self.pending
         return self._run(self._embed(ids_1T), 0, self.exit_layer, start)
 
+    def _drafted(self, states_1TD: Tensor) -> Tensor:
+        """Run new tokens through the drafter's own layers, after those that these have missed."""
+        if self._own is None:
+            return states_1TD
+        self._backlog.add(states_1TD, self.length + self.pending)
+        start = self._backlog.seen
+        return self._run(self._backlog.take(), *self._own, start)
+
+    def _all_exit_states(self, ids_1T: Tensor) -> Tensor:
+        """Return the exit states of all pending and of new tokens; nothing is pending then."""
+        states_1TD = torch.cat([*self._exit_states, self._early(ids_1T)], dim=1)
+        self._exit_states = []
+        if self._own is not None:
+            self._backlog.add(states_1TD, self.length)
+        return states_1TD
+
     def _run(self, states_1TD: Tensor, first: int, last: int, start: int) -> Tensor:
-        """Run layers `first` to `last` (excluded) over tokens that begin at position `start`."""
+        """Run layers `first` to `last` (excluded) over tokens that begin at position `start`.
+
+        Layers from `num_layers` on are the drafter's own.
+        """
+        if first == last:
+            return states_1TD
         count = states_1TD.shape[1]
         assert start + count <= self.capacity, f"{start + count} tokens exceed {self.capacity}"
         positions_1T = torch.arange(start, start + count, device=states_1TD.device)[None]
         rotary = self._rotary(states_1TD, positions_1T)
         mask = self._mask(states_1TD, start)
-        self._cache.position = start
-        return self._through((first, last), states_1TD, self._cache, mask, rotary)
+        cache = self._cache_of(first)
+        cache.position = start
+        return self._through(self._layers[first:last], states_1TD, cache, mask, rotary)
+
+    def _cache_of(self, layer: int) -> KeyValueCache:
+        return self._cache if layer < self.num_layers else self._draft_cache
 
     def _mask(self, states_1TD: Tensor, start: int) -> Tensor | None:
         """Return the causal mask, or None if the kernel masks correctly by itself.
@@ -289,3 +313,9 @@ class CachedLlama(LlamaEngine):
     def _logits(self, states_1TD: Tensor, count: int) -> Tensor:
         """Return logits of the last `count` positions; the head runs only on these."""
         return self._head_over(states_1TD[:, -count:])[0]
+
+
+def place_in_cache(layer: nn.Module) -> int:
+    """Return the index under which a layer caches its keys and values."""
+    attention: Any = layer.self_attn
+    return attention.layer_idx

@@ -1,6 +1,7 @@
 """Self-speculative decoding (LayerSkip, Elhoushi et al. 2024, arXiv 2404.16710).
 
-The early layers draft, the remaining layers verify.
+Few layers draft: the model's first layers, or those that a plan keeps. All layers verify; layers
+that both share from the first on are computed once.
 Shapes: K drafted tokens, V vocabulary.
 """
 
@@ -30,8 +31,8 @@ class Drafter(Protocol):
         """Propose 1 to `count` tokens to follow `tokens`, whose last one is not cached."""
 
 
-class EarlyExitDrafter:
-    """Drafts with the model's early layers, whose work the verifier reuses.
+class LayerDrafter:
+    """Drafts with the engine's draft layers; the verifier reuses the work of shared layers.
 
     On a CPU a draft ends at a token of `ends`. On other devices it has its full length, because
     reading each token would make the host wait.
@@ -70,7 +71,10 @@ class SelfSpeculativeGenerationStrategy(GenerationStrategy):
     ) -> None:
         super().begin(prompt_ids, generator, streamer)
         ends = self.stop_rule.stop_token_ids
-        self.drafter: Drafter = EarlyExitDrafter(self.engine, self.config.sampling, ends)
+        self.drafter: Drafter = LayerDrafter(self.engine, self.config.sampling, ends)
+
+    def prefill(self, output: Output) -> int:
+        return self.picked(output, self.engine.prefill(self.column(output.prompt_ids)))
 
     def round(self, output: Output) -> list[int]:
         engine, tokens, rule = self.engine, output.tokens, self.config.sampling

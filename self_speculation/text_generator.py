@@ -34,12 +34,18 @@ class TextGenerator:
         capacity: int,
         compiled: bool = False,
     ) -> None:
+        drafts = strategy == "self_speculative"
+        draft_layers = config.draft_layers if drafts else None
         if compiled:
-            drafted = config.num_speculations if strategy == "self_speculative" else 0
-            exit_layer = config.kept_exit_layer
-            self.engine: CachedLlama = CompiledLlama(model, capacity, exit_layer, drafted)
+            self.engine: CachedLlama = CompiledLlama(
+                model,
+                capacity,
+                config.kept_exit_layer,
+                config.num_speculations if drafts else 0,
+                draft_layers,
+            )
         else:
-            self.engine = CachedLlama(model, capacity)
+            self.engine = CachedLlama(model, capacity, draft_layers)
         self._tokenizer = tokenizer
         stop_rule = stop_rule_of(model, tokenizer, config)
         self.strategy = STRATEGIES[strategy](self.engine, config, stop_rule)

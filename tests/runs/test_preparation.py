@@ -99,7 +99,10 @@ def test_a_template_goes_around_the_prompt(load):
         ({"prompting": PromptArguments(template="x")}, "--template 'x': must hold {message}"),
         ({"prompting": PromptArguments(apply_chat_template=True)}, "has no template"),
         ({"generation": GenerationArguments(exit_layer=6)}, "--exit_layer 6: must be 1 to 5"),
-        ({"generation": GenerationArguments("self_speculative")}, "--exit_layer -1: "),
+        (
+            {"generation": GenerationArguments("self_speculative", num_speculations=2)},
+            "--exit_layer -1: ",
+        ),
     ],
 )
 def test_flags_that_cannot_work_are_refused_in_python_too(load, changes, message):

@@ -1,17 +1,27 @@
 """The plans of a grid, and the pruned drafters that they make for the unpruned model."""
 
 import itertools
+import shlex
 
 import pytest
 
 import sweep
 from analysis import sweep_report
+from analysis.comparison import SAME_PLAN, compare
+from analysis.logged_runs import find_logged_runs
+from analysis.plan_uses import plan_uses
+from analysis.run_commands import command_of
 from arguments.pruning import METHODS, PATCHES
+from arguments.run import MEASURED_GROUPS, RunArguments
 from command_line.errors import UsageError
+from command_line.flags import parse
+from command_line.script import run_script
 from pruning.plan import PrunePlan
 from runs import sweep_runs
-from runs.reader import find_runs, read_record
+from runs.definition import define_run
+from runs.reader import find_runs, read_record, read_samples
 from runs.sweep_states import plan_name
+from tests.conftest import common_flags
 
 BY_NUMBER = [name for name, method in METHODS.items() if "prune_n" in method.needs]
 MODEL = ["--model", "synthetic:llama", "--dataset", "human_eval"]
@@ -207,3 +217,68 @@ def test_new_criteria_run_as_models(run_sweep):
     assert [len(runs) for runs in found.values()] == [2] * 5
     assert len(randoms) == 3
     assert all(len(removed) == 2 for runs in randoms for removed in runs)
+
+
+def test_plans_draft_for_the_unpruned_model_as_the_benchmark_would(run_sweep, run):
+    """One plan for both uses: the same layers, and the unpruned model's own output."""
+    methods = ["--prune_methods", "base", "last", "angular", "random", "--prune_ns", "2"]
+    methods += ["--prune_seeds", "1", "--calibration_samples", "4", "--num_speculations_first", "3"]
+    code, folder = run_sweep(*methods, "--drafters", "pruned", "early_exit")
+    assert code == 0
+    models, drafts, outputs = {}, {}, {}
+    for path in find_runs(folder):
+        record = read_record(path)
+        outputs[record.run_id] = [one.output_ids for one in read_samples(path)]
+        strategy = record.identity["generation"]["generation_strategy"]
+        if record.draft_plan:
+            drafts[record.drafter_plan().approach] = record
+        elif strategy == "autoregressive":
+            models[record.prune_plan().approach] = record
+    assert set(drafts) == set(models) - {"base"} == {"last n=2", "angular n=2", "random n=2 seed=1"}
+    for name, record in drafts.items():
+        assert record.drafter_plan() == models[name].prune_plan()
+        assert record.plan["method"] == "base"
+        assert outputs[record.run_id] == outputs[models["base"].run_id]
+        assert record.metrics["acceptance_rate"]["token_weighted"] is not None
+    greedy = ["--sample", "false", "--max_steps", "8", "--random_shuffle", "true"]
+    drafting = ["--generation_strategy", "self_speculative", "--num_speculations", "3"]
+    drafting += ["--drafter", "pruned", "--draft_prune_n", "2", "--draft_prune_method"]
+    for method, seed in (("last", "42"), ("angular", "42"), ("random", "1")):
+        flags = ["--prune_seed", seed, "--calibration_samples", "4"]
+        _, alone, _ = run(*greedy, *drafting, method, *flags, samples="2")
+        assert alone.run_id in {record.run_id for record in drafts.values()}
+    for logged in (one for one in find_logged_runs([folder]).runs if one.drafter):
+        logged.record.command = "sweep.py"  # pytest is no sweep
+        words = shlex.split(command_of(logged))[2:]
+        repeated = RunArguments(*parse(words, "", *MEASURED_GROUPS))
+        assert define_run(repeated, None).run_id == logged.record.run_id
+    table = (folder / "sweep.csv").read_text()
+    assert table.count("angular n=2") == 1
+    assert run_sweep(*methods, "--drafters", "pruned", "early_exit")[0] == 0
+
+
+def test_quality_and_drafts_of_a_plan_are_of_one_calibration(checkpoint, rows, tmp_path):
+    flags = ["--prune_methods", "base", "angular", "--prune_ns", "2", "--calibration_samples", "4"]
+    flags += ["--drafters", "pruned", "--num_speculations_first", "3", "--repeats", "2"]
+    flags += ["--num_speculations_last", "3", "--sample", "false", "--max_steps", "8"]
+    split = ["--quality_samples", "4", "--speed_samples", "2"]
+    folder = tmp_path / "logs"
+    line = [*common_flags(checkpoint, rows, folder), *flags, *split]
+    assert run_script(sweep.main, line) == 0
+    uses = {use.name: use for use in plan_uses(compare(find_logged_runs([folder]).runs))}
+    assert set(uses) == {"base", "angular n=2"}
+    use = uses["angular n=2"]
+    (draft,) = use.drafts
+    assert use.model.run.kept_layers == draft.run.drafter.kept_layers
+    assert draft.speedup(SAME_PLAN) and draft.run.record.passes == 2
+    assert use.quality("nats_per_token") == use.model.quality.run.quality("nats_per_token")
+
+
+def test_a_drafter_that_keeps_every_layer_is_named_and_skipped(run_sweep, capsys):
+    code, folder = run_sweep(*PRUNED, "--drafters", "pruned", "early_exit")
+    assert code == 0
+    drafted = [read_record(path).draft_plan for path in find_runs(folder)]
+    assert [plan["approach"] for plan in drafted if plan] == ["last n=2"]
+    out = capsys.readouterr().out
+    line = "skipped: custom_jsonl, base, pruned draft random p=0.001 seed=1: keeps every layer"
+    assert line in out

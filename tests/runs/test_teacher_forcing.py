@@ -35,7 +35,7 @@ def arguments(batch_size=1, **flags):
     generation = GenerationArguments(**flags)
     measure = MeasureArguments(batch_size=batch_size)
     model, log = ModelArguments("tiny"), LogArguments()
-    return RunArguments(model, data, PruneArguments(), generation, log, measure)
+    return RunArguments(model, data, PruneArguments(), generation, log, measure=measure)
 
 
 def forcing(model, kept, tokenizer=None, origin=None, **flags):

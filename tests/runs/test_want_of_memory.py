@@ -10,7 +10,7 @@ from command_line.script import run_script
 from runs import experiment
 from runs.decoders import SingleDecoder
 from runs.reader import find_runs, read_record, read_samples
-from self_speculation.llama_model_utils import KeyValueCache
+from self_speculation.key_value_cache import KeyValueCache
 from self_speculation.text_generator import TextGenerator
 from tests.conftest import GREEDY, write
 

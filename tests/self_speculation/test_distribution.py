@@ -20,7 +20,7 @@ from self_speculation.distribution import (
 )
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.sampling import SamplingRule
-from self_speculation.self_speculation_generator import EarlyExitDrafter
+from self_speculation.self_speculation_generator import LayerDrafter
 from self_speculation.text_generator import TextGenerator
 from tests.conftest import END, LAYERS, random_prompt
 
@@ -95,13 +95,30 @@ def test_speculation_with_many_accepted_drafts_passes(model, strategy):
     assert sum(accepted for _, accepted in tested.rounds) > 100
 
 
+@pytest.mark.parametrize("drafting", [(0, 2), (1, 2), (2,)])
+def test_speculation_by_any_layers_passes(model, tokenizer, drafting):
+    """Layer 2 drafts with states of its own, which rounds extend, cut and catch up with."""
+    PruneModel(model, PrunePlan("test", LAYERS, (0, 3, 5))).prune()
+    for layer in model.model.layers[1:]:
+        layer.self_attn.o_proj.weight *= 0.3
+        layer.mlp.down_proj.weight *= 0.3
+    layers = tuple(model.model.layers[index] for index in drafting)
+    rule = SamplingRule(True, temperature=0.6, top_k=4)
+    config = GenerationConfig(24, None, 3, rule, draft_layers=layers)
+    tested = TextGenerator(model, tokenizer, "self_speculative", config, 64).strategy
+    assert is_passed(tested)
+    if 0 in drafting:  # other drafts are seldom accepted as a whole
+        rounds = {(drafted, accepted == drafted) for drafted, accepted in tested.rounds}
+        assert {(3, True), (3, False)} <= rounds
+
+
 def test_speculation_with_certain_drafts_passes(strategy, monkeypatch):
     """A drafter without chance, as for tokens that are looked up, gives no distribution."""
 
     def drafter(engine, _, ends):
-        return EarlyExitDrafter(engine, SamplingRule(), ends)
+        return LayerDrafter(engine, SamplingRule(), ends)
 
-    monkeypatch.setattr(self_speculation_generator, "EarlyExitDrafter", drafter)
+    monkeypatch.setattr(self_speculation_generator, "LayerDrafter", drafter)
     assert is_passed(strategy())
 
 

@@ -25,7 +25,9 @@ from runs.preparation import load_pruned
 from runs.reader import find_runs, read_record, read_samples
 from self_speculation import offloading
 from self_speculation.equality import first_difference
+from self_speculation.generator_base import GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama
+from self_speculation.text_generator import TextGenerator
 from tests.conftest import (
     ANGULAR,
     GREEDY,
@@ -126,6 +128,19 @@ def test_embeddings_and_head_may_lie_on_disk_too(folder, placement, request):
     for flags in (plain, drafting, sampling):
         one, other = (each.generate("number 1:", flags) for each in (whole, spread))
         assert one.output_ids == other.output_ids
+
+
+@pytest.mark.parametrize("placement", [HALF, ALL_ON_DISK])
+@pytest.mark.parametrize("drafting", [(0, 1, 2, 4, 5), (1, 3)])
+def test_layers_on_disk_may_draft(checkpoint, tokenizer, placement, drafting):
+    found = []
+    for model in (load(checkpoint, ""), load(checkpoint, placement)):
+        layers = tuple(model.model.layers[index] for index in drafting)
+        config = GenerationConfig(16, None, 3, draft_layers=layers)
+        generator = TextGenerator(model, tokenizer, "self_speculative", config, 64)
+        found.append(generator.generate(random_prompt(9)))
+    assert found[0].output_ids == found[1].output_ids
+    assert found[0].rounds == found[1].rounds
 
 
 @pytest.mark.parametrize("placement", [HALF, ALL_ON_DISK])

@@ -10,7 +10,7 @@ from pruned_model import PruneModel
 from pruning.plan import PrunePlan
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.sampling import SamplingRule
-from self_speculation.self_speculation_generator import Draft, EarlyExitDrafter
+from self_speculation.self_speculation_generator import Draft, LayerDrafter
 from self_speculation.text_generator import TextGenerator, end_token_ids
 from tests.conftest import END, LAYERS, random_prompt
 
@@ -181,7 +181,7 @@ class OracleDrafter:
 def test_other_drafters_join_through_the_same_seam(model, tokenizer, wrong_at, monkeypatch):
     expected = decode(model, tokenizer).output_ids
     monkeypatch.setattr(
-        "self_speculation.self_speculation_generator.EarlyExitDrafter",
+        "self_speculation.self_speculation_generator.LayerDrafter",
         lambda engine, rule, ends: OracleDrafter(expected + [0] * 16, wrong_at),
     )
     made = speculate(model, tokenizer, 2, 4)
@@ -197,14 +197,14 @@ def test_nothing_is_drafted_after_an_end_token(agreeable, tokenizer):
     config = GenerationConfig(64, 5, 4, stop_token_ids=(end,))
     generator = TextGenerator(agreeable, tokenizer, "self_speculative", config, CAPACITY)
     drafts = []
-    propose = EarlyExitDrafter.propose
+    propose = LayerDrafter.propose
 
     def watched(self, *arguments):
         drafts.append(propose(self, *arguments))
         return drafts[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EarlyExitDrafter, "propose", watched)
+        patch.setattr(LayerDrafter, "propose", watched)
         made = generator.generate(PROMPT)
     assert made.output_ids == free.output_ids[: free.output_ids.index(end) + 1]
     assert any(end in draft.tokens_K.tolist() for draft in drafts)
