@@ -34,10 +34,13 @@ PLOTS = (
     "acceptance_by_draft_position",
     "angular_distance",
     "speedup_by_category",
+    "layer_scores",
+    "plan_correlation",
+    "plan_uses",
 )
 TABLES = (
     *("summary_metrics", "summary_timing", "summary_comparison", "summary_seeds"),
-    *("summary_differences", "summary_categories"),
+    *("summary_differences", "summary_categories", "plans", "plan_correlations"),
 )
 WRITTEN = (
     *(f"{name}.csv" for name in TABLES),

@@ -159,6 +159,7 @@ class PruneModel:
         if draft_plan is None:
             return
         assert self._unpruned is not None
+        assert (draft_plan.patch is None) == (patch is None), "a patched drafter needs its patch"
         drafting = drafting_plan(self.plan, draft_plan)
         if patch:
             self.draft_layers = tuple(patched_layers(self._unpruned, drafting, patch))

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from analysis.categories import CategoryResult
 from analysis.figures import Panel
+from analysis.plan_names import drafting_title
 
 # By category, then by plan: a plan may have several seeds.
 Grid = dict[str, dict[str, list[CategoryResult]]]
@@ -25,13 +26,14 @@ def category_panels(
     for plan, result in results:
         if result.speedup is not None:
             run = result.run
-            decoders[run.exit_layer, run.num_speculations][result.category][plan].append(result)
+            decoder = run.exit_layer or 0, drafting_title(run), run.num_speculations
+            decoders[decoder][result.category][plan].append(result)
     return [
         Panel(
-            f"{title}, exit layer {exit_layer}, {drafts} drafts",
+            f"{title}, {drafted}, {drafts} drafts",
             partial(_draw, grid=grid, styles=styles),
         )
-        for (exit_layer, drafts), grid in sorted(decoders.items(), key=lambda item: item[0])
+        for (_, drafted, drafts), grid in sorted(decoders.items(), key=lambda item: item[0])
     ]
 
 

@@ -21,6 +21,7 @@ from analysis.intervals import (
     share_interval,
 )
 from analysis.logged_examples import Examples
+from analysis.plan_names import mark_label, plan_label
 from analysis.quality_runs import quality_runs
 
 # The three meanings of speed-up, with the baseline of each.
@@ -112,13 +113,19 @@ def compare(runs: list[FinishedRun]) -> list[Comparison]:
 
 
 def spread_over_seeds(comparisons: list[Comparison]) -> list[dict[int, Comparison]]:
-    """Return random plans that differ only in their seed, by seed, where there are several."""
+    """Return runs that differ only in the seed of a random plan, by seed, where there are several.
+
+    The plan is that of the model, or of a pruned drafter of one model.
+    """
     groups: dict[tuple, dict[int, Comparison]] = defaultdict(dict)
     for one in comparisons:
-        run, seed = one.run, one.run.prune_seed
-        if run.method == "random" and seed is not None:
-            threshold = run.record.plan["dropout_threshold"]
-            groups[run.condition_key, threshold, run.decoder][seed] = one
+        run, drafts = one.run, one.run.record.draft_plan
+        if run.method == "random" and run.prune_seed is not None:
+            groups[run.condition_key, plan_label(run), run.decoder][run.prune_seed] = one
+        elif run.drafter and drafts and drafts["prune_seed"] is not None:
+            decoder = run.decoder._replace(drafter=None)
+            drafter = run.plan_name, mark_label(run)
+            groups[run.condition_key, drafter, decoder][drafts["prune_seed"]] = one
     return [group for group in groups.values() if len(group) > 1]
 
 

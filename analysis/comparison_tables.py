@@ -15,6 +15,8 @@ from analysis.comparison import (
     quality_intervals,
 )
 from analysis.finished_runs import LoggedRun
+from analysis.plan_names import without_seed
+from analysis.plan_uses import predicted_over_measured
 from analysis.row_parts import bounds, facts, order, run_columns, where_known
 
 # Columns of the run that measured the plan's quality instead of the row's run.
@@ -43,7 +45,7 @@ def sweep_table(comparisons: list[Comparison]) -> Table:
             "threads": one.run.conditions["threads"],
             "tokens_per_second": one.run.speed,
             "acceptance_rate": one.run.metric("acceptance_rate", "token_weighted"),
-            **_predictions(one.run),
+            **_predictions(one),
             "best": one.run.speed == fastest[_study(one.run)],
         }
         | bounds(SAME_PLAN, one.speedups.get(SAME_PLAN))
@@ -94,7 +96,7 @@ def comparison_table(comparisons: list[Comparison]) -> Table:
 def seeds_table(groups: list[dict[int, Comparison]]) -> Table:
     """Return a row per plan of which several seeds were drawn: means over its seeds."""
     measures: dict[str, Callable[[Comparison], float | None]] = {
-        "layers": lambda one: len(one.run.kept_layers),
+        "layers": lambda one: len((one.run.drafter or one.run).kept_layers),
         "rouge-l": lambda one: one.run.metric("predicted_text", "rouge-l"),
         "exact_match": lambda one: one.run.metric("predicted_text", "exact_match"),
         "pass@1": lambda one: one.run.metric("predicted_text", "pass@1"),
@@ -105,15 +107,19 @@ def seeds_table(groups: list[dict[int, Comparison]]) -> Table:
     for group in groups:
         run = first_of(group)
         row = facts(run) | {
-            "param": run.param.partition(" ")[0],
+            "param": without_seed(run.param),
+            "drafter": run.drafter and without_seed(run.drafter.name),
             "log": None,
             "layers_kept": None,
             "prune_seed": " ".join(map(str, sorted(group))),
             "seeds": len(group),
         }
         for name, measure in measures.items():
-            mean, deviation = mean_and_deviation(map(measure, group.values())) or (None, None)
+            found = [value for value in map(measure, group.values()) if value is not None]
+            mean, deviation = mean_and_deviation(found) or (None, None)
             row |= {f"{name}_mean": mean, f"{name}_standard_deviation": deviation}
+            row |= {f"{name}_least": min(found, default=None)}
+            row |= {f"{name}_most": max(found, default=None)}
         rows.append(row)
     named = run_columns(list(map(first_of, groups)))
     del named["layers"]
@@ -132,8 +138,8 @@ def seeds_table(groups: list[dict[int, Comparison]]) -> Table:
 
 
 def first_of(group: dict[int, Comparison]) -> LoggedRun:
-    """Return the run with the first seed of a group."""
-    return next(iter(group.values())).run
+    """Return the run with the least seed of a group."""
+    return group[min(group)].run
 
 
 def _compared_row(one: Comparison) -> Row:
@@ -150,7 +156,7 @@ def _compared_row(one: Comparison) -> Row:
     return row | {
         "equal_outputs": equal,
         "paired_outputs": both,
-        **_predictions(run),
+        **_predictions(one),
         "peak_memory_bytes": run.metric("peak_memory_bytes"),
         **_plan_quality(one),
     }
@@ -175,10 +181,11 @@ def _plan_quality(one: Comparison) -> Row:
     }
 
 
-def _predictions(run: LoggedRun) -> Row:
+def _predictions(one: Comparison) -> Row:
     return {
-        "predicted_speedup": run.metric("speedup_over_full_steps", "predicted"),
-        "speedup_bound": run.metric("speedup_over_full_steps", "bound"),
+        "predicted_speedup": one.run.metric("speedup_over_full_steps", "predicted"),
+        "predicted_over_measured": predicted_over_measured(one),
+        "speedup_bound": one.run.metric("speedup_over_full_steps", "bound"),
     }
 
 

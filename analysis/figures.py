@@ -21,9 +21,13 @@ from files.writing import whole_file
 
 PANELS = 12  # per figure
 LABELLED = 12  # most points with names per panel
-# The colours of Okabe and Ito with a contrast of at least 2.9 on white; base plans are black.
+# Four colours of Okabe and Ito and four more, with a contrast of at least 2.9 on white; base plans
+# are black.
 BLACK = "#000000"
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+PALETTE = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7"),
+    *("#6A00F4", "#5C4A00", "#8B0A50", "#5B8DEF"),
+)
 _PANEL_INCHES = (4.2, 3.3)
 _TITLE_CHARACTERS = 48  # per line above a panel
 _LABEL_POINTS = 7

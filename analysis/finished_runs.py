@@ -17,12 +17,23 @@ from runs.record import RunRecord
 _NO_FILES = "files e3b0c44298fc1c14"
 
 
+class Drafter(NamedTuple):
+    """The plan whose kept layers drafted; calibration may decide other layers under one name."""
+
+    name: str
+    kept_layers: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Decoder(NamedTuple):
-    """How a run decoded; numbers are None where they do not apply."""
+    """How a run decoded; None where it does not apply. `drafter` is a pruned drafter."""
 
     strategy: str
     exit_layer: int | None
     num_speculations: int | None
+    drafter: Drafter | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +48,7 @@ class FinishedRun:
     strategy: str | None = None
     exit_layer: int | None = None
     num_speculations: int | None = None
+    drafter: Drafter | None = None
     model: str | None = None
     num_samples: float | None = None
 
@@ -87,7 +99,7 @@ class LoggedRun(FinishedRun):
 
     @property
     def decoder(self) -> Decoder:
-        return Decoder(self.strategy, self.exit_layer, self.num_speculations)
+        return Decoder(self.strategy, self.exit_layer, self.num_speculations, self.drafter)
 
     @property
     def plan_name(self) -> tuple[str, str, tuple[int, ...]]:

@@ -4,15 +4,15 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy
-
-from analysis.finished_runs import FinishedRun, LoggedRun
+from analysis.finished_runs import Drafter, FinishedRun, LoggedRun
 from analysis.logged_examples import UNREADABLE, Examples, read_examples, reason
 from analysis.older_logs import UnknownLogError, is_console, read_console, read_objects
+from analysis.plan_names import METHODS
+from analysis.plan_scores import check_scores
 from files.reading import LOG_BYTES, parse_log, read_bounded, text_of
 from files.values import check_kinds
+from pruning.plan import PrunePlan
 from runs.reader import check_metrics, read_samples, record_of
 from runs.record import RunRecord
 
@@ -137,6 +137,7 @@ def _run(path: Path, record: RunRecord, examples: Examples | None) -> LoggedRun:
         param=plan["approach"].partition(" ")[2],
         strategy=generation["generation_strategy"],
         exit_layer=record.exit_layer["original"],
+        drafter=_drafter(record),
         num_speculations=generation["num_speculations"],
         metrics=record.metrics,
         model=record.model["name"],
@@ -151,6 +152,16 @@ def _run(path: Path, record: RunRecord, examples: Examples | None) -> LoggedRun:
     return run
 
 
+def _drafter(record: RunRecord) -> Drafter | None:
+    """Return the plan of a pruned drafter; None for other drafters."""
+    if record.draft_plan is None:
+        return None
+    plan = PrunePlan.from_dict(record.draft_plan)
+    if plan.method not in METHODS:
+        raise ValueError(f"drafts with a plan by {plan.method}, which is no known criterion")
+    return Drafter(plan.approach, plan.kept_layers)
+
+
 def _check(run: LoggedRun) -> None:
     """Raise an error for a value of a kind that tables and plots cannot show."""
     check_kinds(run)
@@ -158,19 +169,14 @@ def _check(run: LoggedRun) -> None:
     for name in ("parameters", "weight_bytes"):
         if not isinstance(run.record.model.get(name), int | float | None):
             raise ValueError(f"has a model whose {name} are no number")
-    if run.method == "angular":
-        _check_distances(run.record.plan, run.original_layers)
+    if run.method not in METHODS:
+        raise ValueError(f"has a plan by {run.method}, which is no known criterion")
+    check_scores(run.record.plan)
+    if run.record.draft_plan:
+        check_scores(run.record.draft_plan)
     if not set(run.kept_layers) <= set(range(run.original_layers)):
         raise ValueError(f"keeps layers {list(run.kept_layers)} of {run.original_layers}")
     assert run.condition_key  # raises KeyError for a record that lacks a condition
-
-
-def _check_distances(plan: dict[str, Any], layers: int) -> None:
-    scores = plan["scores"]
-    shape = numpy.array(scores["distances"], dtype=float).shape
-    counts = (scores["first_removed_layer"], plan["prune_n"])
-    if len(shape) != 2 or shape[1] <= layers or not all(isinstance(n, int) for n in counts):
-        raise ValueError("has other scores than a plan by angular distance")
 
 
 def _counted_once(runs: list[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:

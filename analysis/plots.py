@@ -1,18 +1,17 @@
 """Plots of compared runs, each as PNG and PDF; colours, marks and lines differ together."""
 
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from analysis.acceptance_plot import acceptance_panels
 from analysis.categories import CategoryResult, category_results
 from analysis.category_plot import category_panels
 from analysis.comparison import (
@@ -23,9 +22,8 @@ from analysis.comparison import (
     quality_intervals,
 )
 from analysis.distance_plot import REMOVED_BLOCK_KEY, distance_panels
+from analysis.draft_points import decoder_without_seed, fastest_drafts
 from analysis.figures import (
-    BLACK,
-    PALETTE,
     PANELS,
     NamedPoint,
     Panel,
@@ -36,17 +34,25 @@ from analysis.figures import (
     save_figure,
 )
 from analysis.finished_runs import Decoder, FinishedRun, LoggedRun
+from analysis.plan_names import mark_label, plan_label
+from analysis.plan_plots import correlation_keys, correlation_panels, uses_keys, uses_panels
+from analysis.plan_styles import (
+    METHOD_STYLES,
+    PLANS,
+    WITHOUT_TREND,
+    Style,
+    method_keys,
+    patch_keys,
+    patch_style,
+    plan_keys,
+    plan_styles,
+)
+from analysis.plan_uses import PlanUse, plan_uses
+from analysis.score_plots import SCORE_KEYS, score_panels
 
-Style = dict[str, Any]
-
-_METHOD_STYLES: dict[str, Style] = {
-    "base": {"marker": "*", "color": BLACK, "markersize": 10},
-    "angular": {"marker": "o", "color": PALETTE[0], "markersize": 5},
-    "random": {"marker": "s", "color": PALETTE[1], "markersize": 5},
-}
 _BESIDE = 0.15  # layers
-_PLAN_MARKERS = "osv^DPX<>hp"
-_PLAN_LINES = ("--", "-.", ":", "-")
+_BAND = 0.45  # layers, over which plans that remove equally many are spread
+_BARS = "bars: 95 % intervals over prompts"
 _LOSSLESS: Style = {
     "marker": "o",
     "markersize": 15,
@@ -75,6 +81,7 @@ class Study:
     styles: dict[str, Style]
     measured: dict[Path, LoggedRun] = field(default_factory=dict)
     categories: list[CategoryResult] = field(default_factory=list)
+    uses: list[PlanUse] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -85,7 +92,8 @@ class Study:
         measured = {path: run for path, run in sources.items() if run.path != path}
         results = category_results(list(comparisons))
         scored = [run for run in own if measured.get(run.path, run).quality(quality) is not None]
-        return cls(own, quality, scored, _plan_styles(own), measured, results)
+        uses = plan_uses(list(comparisons))
+        return cls(own, quality, scored, plan_styles(own), measured, results, uses)
 
     def source(self, run: LoggedRun) -> LoggedRun:
         """Return the run whose quality a plot shows for this run's plan."""
@@ -120,7 +128,7 @@ def make_plots(
 
 
 def _quality_panels(study: Study) -> list[Panel]:
-    """Quality against layers removed: a line for angular plans, a mark for each random plan."""
+    """Quality against layers removed: a line for each criterion, a mark for each random plan."""
     return [
         Panel(title, partial(_draw_quality, runs=group, study=study))
         for title, group in settings([run for run in study.scored if study.source(run) is run])
@@ -130,27 +138,37 @@ def _quality_panels(study: Study) -> list[Panel]:
 
 def _draw_quality(axes: Axes, runs: Runs, study: Study) -> None:
     drawn: Counter[int] = Counter()
-    trend = []  # from the whole model through the angular plans
-    for method, style in _METHOD_STYLES.items():
-        for run in sorted(texts(runs, method), key=lambda run: run.removed_layers):
-            score = quality_intervals(run, [study.quality]).get(study.quality)
-            if score is None:
-                continue
-            low = score.value if score.low is None else score.low
-            high = score.value if score.high is None else score.high
-            # Draw bars of plans that remove equally many layers beside each other.
-            place = run.removed_layers + _BESIDE * drawn[run.removed_layers]
-            drawn[run.removed_layers] += 1
-            bar = [[score.value - low], [high - score.value]]
-            axes.errorbar(place, score.value, yerr=bar, capsize=2.5, linestyle="", **style)
-            if method != "random":
-                trend.append((place, score.value))
-            if method == "base":
-                axes.axhline(score.value, color="0.75", linestyle=":", zorder=0)
-    axes.plot(*zip(*trend, strict=True), color=PALETTE[0], linewidth=1, zorder=1)
+    shown = [(method, run) for method in METHOD_STYLES for run in _by_removed(runs, method)]
+    crowd = Counter(run.removed_layers for _, run in shown)
+    beside = min(_BESIDE, _BAND / max(crowd.values(), default=1))
+    trends: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for method, run in shown:
+        score = quality_intervals(run, [study.quality]).get(study.quality)
+        if score is None:
+            continue
+        low = score.value if score.low is None else score.low
+        high = score.value if score.high is None else score.high
+        # Draw bars of plans that remove equally many layers beside each other.
+        place = run.removed_layers + beside * drawn[run.removed_layers]
+        drawn[run.removed_layers] += 1
+        bar = [[score.value - low], [high - score.value]]
+        style = METHOD_STYLES[method] | patch_style(run.record.plan)
+        axes.errorbar(place, score.value, yerr=bar, capsize=2.5, linestyle="", **style)
+        if method == "base":
+            axes.axhline(score.value, color="0.75", linestyle=":", zorder=0)
+        if method not in WITHOUT_TREND and run.record.plan.get("patch") is None:
+            trends[method].append((place, score.value))
+    whole = trends.pop("base", [])
+    for method, trend in trends.items():
+        colour = METHOD_STYLES[method]["color"]
+        axes.plot(*zip(*whole, *trend, strict=True), color=colour, linewidth=1, zorder=1)
     axes.set_xlabel(f"layers removed, of {runs[0].original_layers}")
     axes.set_ylabel(study.quality_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _by_removed(runs: Runs, method: str) -> Runs:
+    return sorted(texts(runs, method), key=lambda run: run.removed_layers)
 
 
 def _speed_panels(study: Study) -> list[Panel]:
@@ -164,22 +182,26 @@ def _speed_panels(study: Study) -> list[Panel]:
 
 def _draw_speed(axes: Axes, runs: Runs, study: Study) -> list[NamedPoint]:
     """Draw a mark for each plan and decoder, and the Pareto front; return the points to name."""
-    found: dict[tuple[str, Decoder], list[tuple[float, float]]] = defaultdict(list)
+    found: dict[tuple[str, str, Decoder], list[tuple[float, float]]] = defaultdict(list)
     lossy = set()  # plans that removed a layer
     for run in runs:
         speed, score = run.speed, study.source(run).quality(study.quality)
         if run.decodes_whole_model and speed is not None and score is not None:
-            found[plan_label(run), run.decoder].append((speed, score))
+            key = plan_label(run), mark_label(run), decoder_without_seed(run.decoder)
+            found[key].append((speed, score))
             if run.removed_layers:
                 lossy.add(plan_label(run))
-    points = {
-        key: (fmean(speed for speed, _ in values), fmean(score for _, score in values))
-        for key, values in found.items()
-    }
-    for (plan, decoder), point in points.items():
-        style = study.styles[plan] | _DECODER_STYLES[decoder.strategy] | {"linestyle": ""}
+    points = fastest_drafts(
+        {
+            key: (fmean(speed for speed, _ in values), fmean(score for _, score in values))
+            for key, values in found.items()
+        }
+    )
+    crowded = sum(how.drafter is not None for *_, how in points) > PLANS
+    for (plan, mark, decoder), point in points.items():
+        style = study.styles[mark] | _DECODER_STYLES[decoder.strategy] | {"linestyle": ""}
         axes.plot(*point, **style)
-        if plan not in lossy:
+        if plan not in lossy and not (crowded and decoder.drafter):
             axes.plot(*point, **_LOSSLESS)
     axes.set_xlabel("decoding speed (tokens/s)")
     prompts = {f"{study.source(run).num_samples:g}" for run in runs if run.path in study.measured}
@@ -189,7 +211,7 @@ def _draw_speed(axes: Axes, runs: Runs, study: Study) -> list[NamedPoint]:
     axes.set_xlim(0, 1.12 * fastest or 1)
     axes.margins(y=0.15)
     _draw_front(axes, list(points.values()), study.quality)
-    return [NamedPoint(*point, _point_name(*key)) for key, point in points.items()]
+    return [NamedPoint(*at, _point_name(plan, how)) for (plan, _, how), at in points.items()]
 
 
 def _draw_front(axes: Axes, points: list[tuple[float, float]], quality: str) -> None:
@@ -202,39 +224,16 @@ def _draw_front(axes: Axes, points: list[tuple[float, float]], quality: str) -> 
 def _point_name(plan: str, decoder: Decoder) -> str:
     if decoder.strategy == "autoregressive":
         return plan
-    return f"{plan}, E={decoder.exit_layer} k={decoder.num_speculations}"
+    drafts = f"draft {decoder.drafter}" if decoder.drafter else f"E={decoder.exit_layer}"
+    return f"{plan}, {drafts} k={decoder.num_speculations}"
 
 
 def _acceptance_panels(study: Study) -> list[Panel]:
-    """The share of first, second, ... drafts of a round that the model accepted."""
-    panels = []
-    for title, group in settings(study.runs):
-        decoders: dict[tuple, Runs] = defaultdict(list)
-        for run in group:
-            if run.acceptance_by_position:
-                decoders[run.exit_layer, run.num_speculations].append(run)
-        panels += [
-            Panel(
-                f"{title}, exit layer {exit_layer}",
-                partial(_draw_acceptance, runs=drafting, styles=study.styles),
-            )
-            for (exit_layer, _), drafting in decoders.items()
-        ]
-    return panels
-
-
-def _draw_acceptance(axes: Axes, runs: Runs, styles: dict[str, Style]) -> None:
-    by_plan: dict[str, list[list[float]]] = defaultdict(list)
-    for run in runs:
-        by_plan[plan_label(run)].append(run.acceptance_by_position)
-    for plan in (plan for plan in styles if plan in by_plan):
-        # Another seed of a random plan may have fewer positions.
-        means = [fmean(position) for position in zip(*by_plan[plan], strict=False)]
-        axes.plot(range(1, len(means) + 1), means, **styles[plan], linewidth=1, clip_on=False)
-    axes.set_xlabel("position in the draft (tokens)")
-    axes.set_ylabel("accepted (share of drafts there)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(bottom=0)
+    return [
+        panel
+        for title, group in settings(study.runs)
+        for panel in acceptance_panels(title, group, study.styles)
+    ]
 
 
 def _category_panels(study: Study) -> list[Panel]:
@@ -247,7 +246,7 @@ def _category_panels(study: Study) -> list[Panel]:
         for title, group in settings([run for run in study.runs if run.path in results])
         for panel in category_panels(
             title,
-            [(plan_label(run), one) for run in group for one in results[run.path]],
+            [(mark_label(run), one) for run in group for one in results[run.path]],
             study.styles,
         )
     ]
@@ -277,77 +276,55 @@ def texts(runs: Runs, method: str) -> Runs:
     return list(chosen.values())
 
 
-def plan_label(run: LoggedRun) -> str:
-    """Return the plan without its seed."""
-    return f"{run.method} {run.param.partition(' ')[0]}".strip()
-
-
-def _plan_styles(runs: Runs) -> dict[str, Style]:
-    """Return a shape, a colour and a line for each plan, base first."""
-    styles = {}
-    looks = zip(
-        itertools.cycle(_PLAN_MARKERS),
-        itertools.cycle(PALETTE),
-        itertools.cycle(_PLAN_LINES),
-        strict=False,
-    )
-    for method, style in _METHOD_STYLES.items():
-        for plan in sorted({plan_label(run) for run in runs if run.method == method}):
-            styles[plan] = style | {"linestyle": "-"}
-            if method != "base":
-                marker, colour, line = next(looks)
-                styles[plan] |= {"marker": marker, "color": colour, "linestyle": line}
-    return styles
-
-
 def _quality_keys(study: Study) -> list[Line2D]:
     found = {run.method for run in study.scored}
-    keys = [
-        Line2D([], [], linestyle="-" if method == "angular" else "", label=method, **style)
-        for method, style in _METHOD_STYLES.items()
-        if method in found
+    lines = [
+        *method_keys(found - WITHOUT_TREND - {"base"}, linestyle="-"),
+        *method_keys(found & (WITHOUT_TREND | {"base"}), linestyle=""),
     ]
-    return [*keys, Line2D([], [], linestyle="", label="bars: 95 % intervals over prompts")]
+    patches = patch_keys(run.record.plan for run in study.scored)
+    return [*lines, *patches, Line2D([], [], linestyle="", label=_BARS)]
 
 
 def _speed_keys(study: Study) -> list[Line2D]:
     key: Style = {"linestyle": "", "marker": "o", "color": "0.3"}
-    named = {plan_label(run) for run in study.scored}
+    named = {label for run in study.scored for label in (plan_label(run), mark_label(run))}
+    shown = {label: style for label, style in study.styles.items() if label in named}
     return [
         *(
             Line2D([], [], label=strategy.replace("_", "-"), **key, **style)
             for strategy, style in _DECODER_STYLES.items()
         ),
-        *(
-            Line2D([], [], label=plan, **style | {"linestyle": ""})
-            for plan, style in study.styles.items()
-            if plan in named
-        ),
+        *plan_keys(shown, linestyle=""),
         Line2D([], [], label="lossless: no layer removed", **_LOSSLESS | {"markersize": 9}),
         Line2D([], [], label="Pareto front of speed and quality", **_FRONT),
     ]
 
 
-def _plan_keys(study: Study) -> list[Line2D]:
-    return [Line2D([], [], label=plan, **style) for plan, style in study.styles.items()]
-
-
 def _category_keys(study: Study) -> list[Line2D]:
-    marks = [
-        Line2D([], [], label=plan, **style | {"linestyle": ""})
-        for plan, style in study.styles.items()
+    return [
+        *plan_keys(study.styles, linestyle=""),
+        Line2D([], [], linestyle="", label=_BARS),
     ]
-    return [*marks, Line2D([], [], linestyle="", label="bars: 95 % intervals over prompts")]
 
 
 # The panels and the keys of each plot, by the name of its files.
 PLOTS: dict[str, tuple[Callable[[Study], list[Panel]], Callable[[Study], list[Line2D]]]] = {
     "quality_by_layers_removed": (_quality_panels, _quality_keys),
     "speed_and_quality": (_speed_panels, _speed_keys),
-    "acceptance_by_draft_position": (_acceptance_panels, _plan_keys),
+    "acceptance_by_draft_position": (_acceptance_panels, lambda study: plan_keys(study.styles)),
     "angular_distance": (
         lambda study: distance_panels(study.runs),
         lambda _: [REMOVED_BLOCK_KEY],
     ),
     "speedup_by_category": (_category_panels, _category_keys),
+    "layer_scores": (lambda study: score_panels(study.runs), lambda _: SCORE_KEYS),
+    "plan_correlation": (
+        lambda study: correlation_panels(study.uses),
+        lambda study: correlation_keys(study.uses),
+    ),
+    "plan_uses": (
+        lambda study: uses_panels(study.uses, study.quality, study.quality_label),
+        lambda study: uses_keys(study.uses),
+    ),
 }

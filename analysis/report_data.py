@@ -23,7 +23,9 @@ from analysis.comparison import (
 from analysis.figures import group_titles
 from analysis.finished_runs import LoggedRun
 from analysis.heat_maps import readable_on
-from analysis.plots import Study, plan_label, texts
+from analysis.plan_names import METHODS, decoder_words, mark_label
+from analysis.plan_styles import METHOD_STYLES, WITHOUT_TREND
+from analysis.plots import Study, texts
 
 # Matplotlib's marks in the printed plots, as Bokeh calls them.
 _MARKERS = {
@@ -66,7 +68,7 @@ class Setting:
 
 def run_facts(run: LoggedRun, study: Study) -> dict[str, Any]:
     """Return what hovering tells of a run, and how its points look in each plot."""
-    label = plan_label(run)
+    label = mark_label(run)
     style = study.styles[label]
     return {
         "id": run.record.run_id,
@@ -82,11 +84,9 @@ def run_facts(run: LoggedRun, study: Study) -> dict[str, Any]:
 def run_name(run: LoggedRun) -> str:
     """Return the plan and the decoder in a few words."""
     words = [f"{run.method} {run.param}".strip(), run.strategy.replace("_", "-")]
-    if run.exit_layer is not None:
-        words.append(f"E={run.exit_layer}")
-    if run.num_speculations:
-        words.append(f"k={run.num_speculations}")
-    return " ".join(words) + (", compiled" if run.conditions["compile"] else "")
+    return " ".join(words + decoder_words(run)) + (
+        ", compiled" if run.conditions["compile"] else ""
+    )
 
 
 def settings_of(
@@ -137,8 +137,9 @@ def _speed(setting: Setting) -> Sources:
 
 def _quality(setting: Setting) -> Sources:
     """The mean score of each plan with its interval, over the layers that the plan removes."""
-    points, trend = [], []
-    for method in ("base", "angular", "random"):
+    points: list[dict[str, Any]] = []
+    trends: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for method in METHODS:
         for run in texts(setting.runs, method):
             source = setting.study.source(run)
             found = quality_intervals(source).get(setting.study.quality)
@@ -147,14 +148,23 @@ def _quality(setting: Setting) -> Sources:
                 high = found.value if found.high is None else found.high
                 place = run.removed_layers
                 points.append(setting.at(source, x=place, y=found.value, low=low, high=high))
-                if method != "random":
-                    trend.append((place, found.value))
+                if method not in WITHOUT_TREND and not run.record.plan.get("patch"):
+                    trends[method].append((place, found.value))
+    whole = trends.pop("base", [])
+    lines = [
+        {**_line(whole + sorted(trend)), "line": METHOD_STYLES[method]["color"]}
+        for method, trend in trends.items()
+    ]
     if not any(point["x"] for point in points):  # the unpruned model alone is no plot
         return {"quality_points": {}, "quality_trend": {}}
     return {
         "quality_points": _columns(points),
-        "quality_trend": _columns({"x": x, "y": y} for x, y in sorted(trend)),
+        "quality_trend": _columns(lines),
     }
+
+
+def _line(places: list[tuple[float, float]]) -> dict[str, Any]:
+    return {"xs": [x for x, _ in places], "ys": [y for _, y in places]}
 
 
 def _acceptance(setting: Setting) -> Sources:

@@ -138,8 +138,8 @@ def _quality(label: str) -> Any:
     plot = _figure("layers removed", label)
     plot.xaxis.ticker = BasicTicker(min_interval=1)
     points = _runs_source("quality_points", "x", "y", "low", "high")
-    trend = _source("quality_trend", "x", "y")
-    plot.line("x", "y", source=trend, color=_GREY)
+    trend = _source("quality_trend", "xs", "ys", "line")
+    plot.multi_line("xs", "ys", source=trend, line_color="line", line_alpha=0.5)
     plot.segment(
         x0="x",
         y0="low",

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from analysis.columns import MISSING, Columns, Row, number
 from analysis.finished_runs import FinishedRun, LoggedRun
 from analysis.intervals import Interval
+from analysis.plan_names import method_place
 from arguments.model import SYNTHETIC
-
-_METHODS = ("base", "random", "angular")
 
 
 def facts(run: FinishedRun) -> Row:
@@ -20,6 +19,8 @@ def facts(run: FinishedRun) -> Row:
         "strategy": run.strategy,
         "exit_layer": run.exit_layer,
         "num_speculations": run.num_speculations,
+        "drafter": run.drafter and run.drafter.name,
+        "drafter_layers": run.drafter and len(run.drafter.kept_layers),
         "compiled": None,
         "layers_kept": None,
         "layers": None,
@@ -97,12 +98,18 @@ def order(run: FinishedRun) -> tuple:
 
     Larger batches come first, since they measure the quality of the runs that follow.
     """
-    parameters = tuple(float(one) for one in re.findall(r"\d+\.?\d*", run.param))
-    method = _METHODS.index(run.method) if run.method in _METHODS else len(_METHODS)
+    method, parameters = _plan_order(run.method, run.param)
     batch = -run.conditions["batch_size"] if isinstance(run, LoggedRun) else 0
-    decoder = (run.strategy or "", run.exit_layer or 0, run.num_speculations or 0)
+    drafter, _, its_param = (run.drafter.name if run.drafter else "").partition(" ")
+    drafts = run.exit_layer or 0, _plan_order(drafter, its_param), its_param
+    decoder = (run.strategy or "", bool(drafter), drafts, run.num_speculations or 0)
     plan = run.dataset, method, run.method, parameters, run.model or ""
     return *plan, batch, decoder, run.path.name
+
+
+def _plan_order(method: str, param: str) -> tuple[int, tuple[float, ...]]:
+    parameters = tuple(float(one) for one in re.findall(r"\d+\.?\d*", param))
+    return method_place(method), parameters
 
 
 def _dataset(row: Row) -> str:
@@ -112,6 +119,8 @@ def _dataset(row: Row) -> str:
 
 def _strategy(row: Row) -> str:
     exit_layer, drafts = row["exit_layer"], row["num_speculations"]
+    if row["drafter"]:
+        return f"pruned draft: {row['drafter']}, k={drafts}"
     words = [row["strategy"] or MISSING]
     words += [f"E={exit_layer}"] if exit_layer else []
     return " ".join(words + ([f"k={drafts}"] if drafts else []))

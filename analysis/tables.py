@@ -18,6 +18,7 @@ from analysis.comparison_tables import comparison_table, first_of, seeds_table
 from analysis.detail_tables import categories_table, differences_table
 from analysis.finished_runs import FinishedRun, LoggedRun
 from analysis.intervals import Interval, ratio_interval
+from analysis.plan_tables import correlations_table, plans_table
 from analysis.row_parts import bounds, facts, numbers, order, run_columns, where_known
 
 _QUALITY = (
@@ -48,7 +49,10 @@ def make_tables(runs: list[FinishedRun], comparisons: list[Comparison]) -> list[
         tables.append(comparison_table(compared))
     if groups := spread_over_seeds(comparisons):
         tables.append(seeds_table(sorted(groups, key=lambda group: order(first_of(group)))))
-    details = differences_table(by_name), categories_table(by_name)
+    details = (
+        *(plans_table(comparisons), correlations_table(comparisons)),
+        *(differences_table(by_name), categories_table(by_name)),
+    )
     return tables + [table for table in details if table.rows]
 
 

@@ -59,6 +59,8 @@ class MadeUpRun:
     data_seed: int = 0
     categories: tuple[str, ...] = ()
     nats: float | None = None  # per token of references
+    draft_plan: PrunePlan | None = None  # of a pruned drafter
+    acceptance: float | None = None  # of each draft; by default, rounds accept any number alike
     identity: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
     runtime: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +68,10 @@ class MadeUpRun:
     def write(self, folder: Path, status: str = "complete") -> Path:
         """Write the run's two files; return the path of the first."""
         writer: LogWriter[SampleRecord] = LogWriter(str(folder), self._record())
-        draws = random.Random(f"{self.dataset} {self.plan.approach} {self.num_speculations}")
+        drafter = f" {self.draft_plan.approach}" if self.draft_plan else ""
+        draws = random.Random(
+            f"{self.dataset} {self.plan.approach} {self.num_speculations}{drafter}"
+        )
         for repeat in range(self.repeats):
             for sample in self._in_batches(list(self._samples(draws))):
                 writer.add(_of_pass(sample, repeat))
@@ -91,6 +96,7 @@ class MadeUpRun:
             exit_layer={"original": self.exit_layer, "kept": None},
             runtime=facts,
             data={"evaluation": {"examples": self.examples, "shots": []}, "calibration": None},
+            draft_plan=self.draft_plan.to_dict() if self.draft_plan else None,
         )
 
     def _facts(self) -> dict[str, Any]:
@@ -111,21 +117,26 @@ class MadeUpRun:
             "max_steps": 512,
             "sample": False,
         } | self.generation
-        return {
-            "model_fingerprint": "files 0",
-            "model_args": {},
-            "dataset": self.dataset,
-            "data_fingerprint": content_hash(self.dataset, f"{self.data_seed} {self.examples}"),
-            "apply_chat_template": False,
-            "truncate_prompt": False,
-            "plan": {key: value for key, value in asdict(self.plan).items() if key != "scores"},
-            "generation": generation,
-            "dtype": facts["dtype"],
-            "device": facts["device"],
-            "attention": "sdpa",
-            "compile": False,
-            "engine_version": 1,
-        } | self.identity
+        drafts = {"draft_plan": self.draft_plan.approach} if self.draft_plan else {}
+        return (
+            {
+                "model_fingerprint": "files 0",
+                "model_args": {},
+                "dataset": self.dataset,
+                "data_fingerprint": content_hash(self.dataset, f"{self.data_seed} {self.examples}"),
+                "apply_chat_template": False,
+                "truncate_prompt": False,
+                "plan": {key: value for key, value in asdict(self.plan).items() if key != "scores"},
+                "generation": generation,
+                "dtype": facts["dtype"],
+                "device": facts["device"],
+                "attention": "sdpa",
+                "compile": False,
+                "engine_version": 1,
+            }
+            | drafts
+            | self.identity
+        )
 
     def _samples(self, draws: random.Random) -> Iterator[SampleRecord]:
         for index in range(self.examples):
@@ -185,9 +196,15 @@ class MadeUpRun:
     def _rounds(self, drafts: int, draws: random.Random) -> list[tuple[int, int]]:
         made, rounds = 1, []
         while made < self.tokens:
-            rounds.append((drafts, draws.randint(0, drafts)))
+            rounds.append((drafts, self._accepted(drafts, draws)))
             made += rounds[-1][1] + 1
         return rounds
+
+    def _accepted(self, drafts: int, draws: random.Random) -> int:
+        if self.acceptance is None:
+            return draws.randint(0, drafts)
+        refused = (place for place in range(drafts) if draws.random() >= self.acceptance)
+        return next(refused, drafts)
 
 
 def _of_pass(sample: SampleRecord, repeat: int) -> SampleRecord:

@@ -40,7 +40,7 @@ class PrunePlan:
 
     @property
     def approach(self) -> str:
-        """A name of the plan: base, angular n=2, random p=0.1 seed=0, layers 3, 20-25 patched."""
+        """A name of the plan: angular n=2, random p=0.1 seed=0, layers [3, 20-25] + linear."""
         words = [self.method]
         if self.method == "layers":
             words.append(spans(self.removed_layers))
@@ -51,7 +51,7 @@ class PrunePlan:
         if self.method == "random":
             words.append(f"seed={self.prune_seed}")
         if self.patch:
-            words.append("patched")
+            words.append(f"+ {self.patch}")
         return " ".join(words)
 
     def kept_exit_layer(self, exit_layer: int) -> int | None:

@@ -4,7 +4,6 @@ import dataclasses
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,43 +25,21 @@ from models.runtime import start
 from processes.ranks import Ranks
 from pruned_model import PruneModel
 from pruning.patch import Patches
-from pruning.plan import PrunePlan, check_prune_n
+from pruning.plan import PlanKey, PrunePlan
 from runs.definition import RunDefinition, run_definer
 from runs.experiment import Prepare, perform_run
 from runs.plan_group import PlanGroup, plan_groups
 from runs.record import RunRecord
-from runs.sweep_grid import GridArguments, SweepArguments
+from runs.sweep_grid import SweepArguments
 from runs.sweep_outcome import Outcome
 from runs.sweep_planner import Planner
 from runs.sweep_states import Pace, RunState, Visit, state_of, visits
+from runs.sweep_studies import Planned, Studies, Study, check_grid, skipped_lines
 from runs.sweep_tries import MOST_TRIES, Tries, ends_the_device
 from runs.writer import lock_name
 
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
-
-
-@dataclass(frozen=True)
-class Study:
-    """One plan on one data set: the run of its quality if there is one, the baseline, the drafts.
-
-    `skipped` holds a line for each exit layer of the grid that cannot draft. `is_over`: all runs
-    are complete, and need no model.
-    """
-
-    plan: PrunePlan
-    runs: list[RunDefinition]
-    skipped: list[str]
-    is_over: bool
-
-    @property
-    def drafts(self) -> bool:
-        """Whether a run decodes speculatively."""
-        return any(run.arguments.generation.exit_layer != -1 for run in self.runs)
-
-    @property
-    def name(self) -> str:
-        return f"{self.runs[0].arguments.data.dataset}, {self.plan.approach}"
 
 
 class Sweep:
@@ -78,9 +55,10 @@ class Sweep:
         self._over: set[str] = set()  # runs that it will not
         with ranks.together():
             start(arguments.model, parallel=True)
-            self._layers = find_checkpoint(arguments.model).config.num_hidden_layers
-            _check_grid(arguments.grid, self._layers)
+            layers = find_checkpoint(arguments.model).config.num_hidden_layers
+            check_grid(arguments.grid, layers)
         self._define_run = run_definer()
+        self._make = Studies(arguments, layers, self._define_run)
         runs = ((run, run) for run in arguments.first_runs())
         self._first_runs = self._each(runs, self._defined)
 
@@ -141,58 +119,66 @@ class Sweep:
         self._outcome.count = len(states) + len(self._outcome.failed)
 
     def _all_states(self) -> list[RunState]:
-        return [state for one in self._first_runs for state in self._states(one)]
-
-    def _states(self, first: RunDefinition) -> list[RunState]:
-        """Return the states of a plan's runs; an unknown plan counts as the whole model."""
-        state = state_of(first)
-        whole = PrunePlan("base", self._layers, tuple(range(self._layers)))
-        runs, _ = self._others(first.arguments, state.plan or whole)
-        return [state, *map(state_of, runs)]
-
-    def _others(
-        self, first: RunArguments, plan: PrunePlan
-    ) -> tuple[list[RunDefinition], list[str]]:
-        """Return the plan's other runs, and why the other exit layers of the grid cannot draft."""
-        skipped: list[str] = []
-        baseline = self._arguments.baseline(first)
-        if baseline is None:
-            return [], skipped
-        runs = [] if baseline is first else [self._define_run(baseline)]
-        for exit_layer in self._arguments.grid.exit_layers(self._layers):
-            try:
-                plan.kept_exit_layer(exit_layer)
-            except UsageError as error:
-                skipped.append(str(error))
-                continue
-            drafting = self._arguments.speculative(baseline, exit_layer)
-            runs += map(self._define_run, drafting)
-        return runs, skipped
+        """Return the states of all runs; a plan that no log knows counts as the whole model."""
+        firsts = [state_of(first) for first in self._first_runs]
+        pairs = zip(self._first_runs, firsts, strict=True)
+        planned = [Planned(first, state.plan) for first, state in pairs]
+        states = []
+        for one, first in zip(planned, firsts, strict=True):
+            states += [first, *map(state_of, self._make.study(one, planned).runs[1:])]
+        return states
 
     def _studies(self, planner: Planner) -> list[Study]:
-        def study(first: RunDefinition) -> Study:
+        """Return the studies of all plans that can be decided; a failure is noted."""
+
+        def planned(first: RunDefinition) -> Planned:
             if self._tries.exhausted(first.run_id):
                 raise _given_up()
             self._tries.begin(first.run_id)
             plan = planner.plan(first)
-            others, skipped = self._others(first.arguments, plan)
-            runs = [first, *others]
-            is_over = self._ranks.first(all(state_of(run).state == "complete" for run in runs))
-            if not is_over:
-                planner.fit(first, plan)
             self._tries.end()
-            return Study(plan, runs, skipped, is_over)
+            return Planned(first, plan)
 
-        studies = self._each(((one.arguments, one) for one in self._first_runs), study)
-        for one in studies:
-            for reason in one.skipped:
-                print(f"skipped: {one.name}, {reason}")
+        decided = self._each(((one.arguments, one) for one in self._first_runs), planned)
+        decided = self._fitted(planner, decided)
+        studies = self._each(
+            ((one.run.arguments, one) for one in decided),
+            lambda one: self._make.study(one, decided),
+        )
+        for line in skipped_lines(studies):
+            print(line)
         skipped = [reason for one in studies for reason in one.skipped]
         with self._ranks.together():
-            if skipped and not any(one.drafts for one in studies):
-                first = self._arguments.grid.exit_layer_first
-                reject("exit_layer_first", first, skipped[0])
+            grid = self._arguments.grid
+            if skipped and "early_exit" in grid.drafters and not any(s.drafts for s in studies):
+                reject("exit_layer_first", grid.exit_layer_first, skipped[0])
         return studies
+
+    def _fitted(self, planner: Planner, decided: list[Planned]) -> list[Planned]:
+        """Fit the patches of plans that a run still needs; return the plans without a failure."""
+        with self._ranks.together():
+            needed = self._ranks.first(self._needed_plans(decided) if self._ranks.leads else set())
+
+        def fitted(one: Planned) -> Planned:
+            if one.plan and one.plan.key in needed:
+                self._tries.begin(one.run.run_id)
+                planner.fit(one.run, one.plan)
+                self._tries.end()
+            return one
+
+        return self._each(((one.run.arguments, one) for one in decided), fitted)
+
+    def _needed_plans(self, decided: list[Planned]) -> set[PlanKey]:
+        """Return the keys of patched plans, of models and drafters, whose runs are not complete."""
+        if not any(one.plan and one.plan.patch for one in decided):
+            return set()
+        found = set()
+        for study in (self._make.study(one, decided) for one in decided):
+            for run in study.runs:
+                if state_of(run).state != "complete":
+                    plans = study.plan, study.draft_plans.get(run.run_id)
+                    found |= {plan.key for plan in plans if plan}
+        return found
 
     def _each(
         self, items: Iterable[tuple[RunArguments, _Item]], work: Callable[[_Item], _Made]
@@ -228,13 +214,20 @@ class Sweep:
             pruned = PruneModel(loaded.model, study.plan, patches.get(study.plan.key))
 
             def prepare(
-                run: RunDefinition, left: RunRecord | None, pruned: PruneModel = pruned
+                run: RunDefinition,
+                left: RunRecord | None,
+                pruned: PruneModel = pruned,
+                drafters: dict[str, PrunePlan] = study.draft_plans,
             ) -> tuple[LoadedModel, PruneModel]:
-                _check_same_plan(run, left, pruned.plan)
+                drafter = drafters.get(run.run_id)
+                pruned.draft_with(drafter, patches.get(drafter.key) if drafter else None)
+                _check_same_plans(run, left, pruned)
                 return loaded, pruned
 
-            with nullcontext() if study.is_over else pruned.for_a_while():
-                if not study.is_over:
+            # Without its patch, a plan has only runs that are complete and need no model.
+            needs_model = study.plan.patch is None or pruned.patch is not None
+            with pruned.for_a_while() if needs_model else nullcontext():
+                if needs_model:
                     print(pruned.report())
                 for visit in to_do:
                     if visit.run.run_id in self._over:
@@ -333,24 +326,16 @@ def _placed(run: RunDefinition, pruned: PruneModel) -> RunDefinition:
     return dataclasses.replace(run, runtime=runtime)
 
 
-def _check_same_plan(run: RunDefinition, left: RunRecord | None, plan: PrunePlan) -> None:
-    """Refuse to go on with a run that another plan began, as distances that tie may decide."""
+def _check_same_plans(run: RunDefinition, left: RunRecord | None, pruned: PruneModel) -> None:
+    """Refuse to go on with a run that other plans began, as distances that tie may decide."""
     if left is None:
         return
-    began = left.prune_plan()
-    if began.kept_layers != plan.kept_layers:
-        reject(
-            "output_dir",
-            run.arguments.log.output_dir,
-            f"run {left.run_id} was begun with layers {list(began.removed_layers)} removed, "
-            f"where now {list(plan.removed_layers)} are; move its two files away to begin anew",
-        )
-
-
-def _check_grid(grid: GridArguments, layers: int) -> None:
-    """Refuse a grid that a model with so many layers does not have."""
-    if not any(layer < layers for layer in grid.exit_layers(layers)):
-        first = grid.exit_layer_first
-        reject("exit_layer_first", first, f"must be 1 to {layers - 1}; the model has {layers}")
-    for count in grid.prune_ns:
-        check_prune_n("prune_ns", count, layers)
+    pairs = (left.prune_plan(), pruned.plan), (left.drafter_plan(), pruned.draft_plan)
+    for began, plan in pairs:
+        if began and plan and began.kept_layers != plan.kept_layers:
+            reject(
+                "output_dir",
+                run.arguments.log.output_dir,
+                f"run {left.run_id} was begun with layers {list(began.removed_layers)} removed, "
+                f"where now {list(plan.removed_layers)} are; move its two files away to begin anew",
+            )

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from arguments.pruning import PruneArguments, named_layers
 from arguments.run import RunArguments
 from command_line.errors import UsageError
 from pruning.plan import PrunePlan
@@ -41,15 +42,25 @@ class RunState:
 
 def run_name(run: RunArguments) -> str:
     """Return data set, plan and decoder in words."""
-    pruning, flags = run.prune, run.generation
-    asked = (pruning.prune_n, pruning.dropout_threshold, pruning.prune_seed)
-    approach = PrunePlan(pruning.prune_method, 1, (0,), *asked).approach
-    decoder = f"exit layer {flags.exit_layer}, {flags.num_speculations} drafts"
+    flags, drafter = run.generation, run.draft.pruning(run.prune)
+    source = f"pruned draft {plan_name(drafter)}" if drafter else f"exit layer {flags.exit_layer}"
+    decoder = f"{source}, {flags.num_speculations} drafts"
     if flags.generation_strategy == "autoregressive":
         decoder = "autoregressive"
         if run.measure.at_once > 1:
             decoder += f", {run.measure.at_once} at a time"
-    return f"{run.data.dataset}, {approach}, {decoder}"
+    return f"{run.data.dataset}, {plan_name(run.prune)}, {decoder}"
+
+
+def plan_name(flags: PruneArguments) -> str:
+    """Return the name of the plan that these flags ask for, as in a log."""
+    text = flags.prune_layers
+    removed = named_layers("prune_layers", text) if text is not None else ()
+    layers = max(removed, default=0) + 2
+    kept = tuple(layer for layer in range(layers) if layer not in removed)
+    asked = (flags.prune_n, flags.dropout_threshold, flags.prune_seed)
+    patch = flags.prune_patch if flags.prune_patch != "none" else None
+    return PrunePlan(flags.prune_method, layers, kept, *asked, patch=patch).approach
 
 
 def state_of(run: RunDefinition) -> RunState:

@@ -11,6 +11,7 @@ import pytest
 
 import analyze_logs
 import benchmark
+from benchmarks.made_up_plans import plan_of
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan, random_plan
 from command_line.script import run_script
 from runs.reader import find_runs, read_record
@@ -72,6 +73,7 @@ def test_tables_in_order(logs, analyze):
         "Timing",
         "Comparisons",
         "Random plans, mean ± standard deviation",
+        "Plans, as models and as drafters",
         "Differences from the base run",
         "Categories of prompts",
     ]
@@ -142,7 +144,7 @@ def test_tables_may_be_csv_latex_and_json(logs, analyze):
     part = out.split("# Timing\n\n")[1].split("\n\n")[0]
     assert len(list(csv.DictReader(part.splitlines()))) == 10
     _, out, _ = analyze("--format", "latex")
-    assert out.count(r"\toprule") == out.count(r"\bottomrule") == 6
+    assert out.count(r"\toprule") == out.count(r"\bottomrule") == 7
     assert r"human\_eval" in out
     assert run_script(analyze_logs.main, [str(logs), "--format", "xml"]) == 2
 
@@ -305,6 +307,10 @@ def test_the_analysis_imports_no_torch():
 
 def test_files_of_an_earlier_study_are_removed(logs, tmp_path, analyze):
     out = tmp_path / "out"
+    for plan in (plan_of("taylor", n) for n in (1, 2, 3)):
+        MadeUpRun(plan=plan, nats=3).write(logs)
+        MadeUpRun(draft_plan=plan, num_speculations=2).write(logs)
+    MadeUpRun(nats=2, identity={"teacher_forced": True}).write(logs)
     assert run_script(analyze_logs.main, [str(logs), "--output_dir", str(out)]) == 0
     assert {path.name for path in out.iterdir()} == set(analyze_logs.WRITTEN)
     (out / "notes.txt").write_text("mine")

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
@@ -82,10 +83,12 @@ def runs_of(arguments):
 
 def test_the_usual_sweep(shell):
     arguments = shell.arguments()
-    plans = [("angular", 1), ("angular", 2), ("angular", 3), ("random", 0.1), ("random", 0.2)]
+    plans = [("angular", 1), ("angular", 2), ("angular", 3)]
+    plans += [("random", 0.1)] * 3 + [("random", 0.2)] * 3  # three seeds each
     points = itertools.product(DEFAULT_DATASETS, plans, [(-1, -1), (8, 6)])
     assert list(runs_of(arguments)) == [(name, plan, *point) for name, plan, point in points]
     assert arguments.model.model == "facebook/layerskip-llama2-7B"
+    assert {run.prune.prune_seed for run in arguments.first_runs()} == {42, 43, 44}
     assert arguments.data.num_samples == 20
     assert arguments.log.output_dir == "./logs/eval"
 
@@ -137,6 +140,30 @@ def test_a_method_without_values_has_no_plans(shell):
         ("angular", 1)
     }
     assert {plan[0] for _, plan, *_ in runs_of(shell.arguments(PRUNE_NS=""))} == {"random"}
+
+
+def test_each_criterion_takes_its_values_from_the_environment(shell):
+    arguments = shell.arguments(
+        PRUNE_METHODS="base random last layers taylor magnitude",
+        PRUNE_NS="2 4",
+        PRUNE_LAYERS="3,4 7",
+        PRUNE_PATCHES="none linear",
+        RANDOM_BY="prune_n",
+        PRUNE_SEEDS="5 6",
+        DATASETS="human_eval",
+        DRAFTERS="pruned",
+    )
+    plans = [run.prune for run in arguments.first_runs()]
+    counts = {"base": 1, "random": 2 * 2 * 2, "last": 4, "layers": 4, "taylor": 4, "magnitude": 4}
+    assert Counter(plan.prune_method for plan in plans) == counts
+    assert {plan.dropout_threshold for plan in plans} == {None}
+    assert arguments.grid.drafters == ["pruned"]
+
+
+def test_the_base_runs_have_no_pruned_drafters(shell):
+    assert shell.arguments(script="run_tests_base", DRAFTERS="pruned").grid.drafters == [
+        "early_exit"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +219,10 @@ def test_bad_settings_are_one_line(shell, environment, message):
     assert message in lines[0]
 
 
-@pytest.mark.parametrize("flag", ["--exit_layer", "--exit_layer=4", "--prune_method", "--datasets"])
+@pytest.mark.parametrize(
+    "flag",
+    ["--exit_layer", "--exit_layer=4", "--prune_method", "--datasets", "--drafters", "--random_by"],
+)
 def test_flags_in_which_runs_differ_come_from_the_environment(shell, flag):
     """With an exit layer, an autoregressive run is another model and no baseline."""
     done = shell(flag, "4")
@@ -204,7 +234,8 @@ def test_flags_in_which_runs_differ_come_from_the_environment(shell, flag):
 def test_help_names_every_setting(shell):
     done = shell("--help")
     assert done.returncode == 0
-    for name in ("MODEL", "DATASETS", "PRUNE_NS", "THRESHOLDS", "PRUNE_SEEDS", "NUM_SAMPLES"):
+    plans = ("PRUNE_NS", "PRUNE_LAYERS", "PRUNE_PATCHES", "THRESHOLDS", "RANDOM_BY", "PRUNE_SEEDS")
+    for name in ("MODEL", "DATASETS", *plans, "DRAFTERS", "NUM_SAMPLES"):
         assert f"  {name} " in done.stdout
     assert "#" not in done.stdout
 
@@ -261,6 +292,7 @@ exec {sys.executable} {tmp_path}/fragile.py "$@"
         "DATA_DIR": str(tmp_path / "rows"),
         "PRUNE_METHODS": "random base",
         "THRESHOLDS": "0.1",
+        "PRUNE_SEEDS": "42",
         "NUM_SAMPLES": "3",
         "EXIT_LAYER": "4",
         "NUM_SPECULATIONS": "2",

@@ -15,7 +15,7 @@ from command_line.errors import BusyError, FailedError, UsageError
 from command_line.script import run_script
 from runs import experiment, sweep_runs, sweep_tries
 from runs.reader import find_runs, read_record, read_samples
-from runs.sweep_grid import GridArguments
+from runs.sweep_flags import GridArguments
 from runs.sweep_outcome import Outcome
 from tests.conftest import SWEEP_GRID, SWEEP_PLANS, SWEEP_POINTS, numbered, rewritten
 
@@ -23,6 +23,7 @@ ONE_POINT = ["--exit_layer_first", "4", "--num_speculations_first", "3"]
 THREE_METHODS = [
     *("--prune_methods", "random", "base", "angular", "--prune_ns", "2", "1"),
     *("--dropout_thresholds", "0.3", "--prune_seed", "3", "--calibration_samples", "4"),
+    *("--prune_seeds", "3"),
 ]
 
 
@@ -136,6 +137,7 @@ def test_a_dry_run_lists_what_is_left_and_changes_nothing(run_sweep, monkeypatch
     monkeypatch.setattr(sweep_runs, "load_model", None)
     capsys.readouterr()
     methods = ["--prune_methods", "base", "random", "--dropout_thresholds", "0.3"]
+    methods += ["--prune_seeds", "42"]
     assert run_sweep(*methods, *ONE_POINT, "--dry_run", "true")[0] == 0
     assert {one: one.read_bytes() for one in folder.iterdir()} == before
     lines = capsys.readouterr().out.splitlines()
@@ -153,7 +155,7 @@ def test_a_dry_run_lists_what_is_left_and_changes_nothing(run_sweep, monkeypatch
 def test_exit_layers_without_layers_on_a_side_are_named_and_skipped(run_sweep, capsys):
     flags = ["--exit_layer_first", "1", "--exit_layer_last", "7", "--exit_layer_step", "1"]
     flags += ["--num_speculations_first", "3", "--prune_methods", "random"]
-    flags += ["--dropout_thresholds", "0.5", "--prune_seed", "1"]
+    flags += ["--dropout_thresholds", "0.5", "--prune_seeds", "1"]
     assert run_sweep(*flags, "--dry_run", "true")[0] == 0
     assert "6 of 6 runs" in capsys.readouterr().out  # no log knows the plan: every exit layer
     code, folder = run_sweep(*flags)
@@ -308,6 +310,7 @@ def test_local_rows_and_flags_that_one_data_set_refuses_stop_no_other(sweep_data
 
 def test_a_plan_that_keeps_no_layer_stops_no_other(run_sweep, capsys):
     methods = ["--prune_methods", "random", "--dropout_thresholds", "0.999", "0.1"]
+    methods += ["--prune_seeds", "42"]
     code, folder = run_sweep(*methods, *ONE_POINT)
     assert (code, len(records(folder))) == (2, 2)
     line = "error: custom_jsonl, random p=0.999 seed=42, autoregressive: "
@@ -330,7 +333,7 @@ def test_a_plan_that_keeps_no_layer_stops_no_other(run_sweep, capsys):
         (["--exit_layer", "3"], "--exit_layer 3: the grid sets it"),
         (["--datasets", "custom_jsonl", "human_eval"], "is of one data set; name a --data_dir"),
         (["--data_dir", "."], "--data_dir .: contradicts --data_path"),
-        (["--calibration_dataset", "human_eval"], "only with --prune_methods angular"),
+        (["--calibration_dataset", "human_eval"], "only with criteria that measure (angular"),
         (["--dropout_thresholds", "2", "--prune_methods", "random"], "must be in [0, 1)"),
     ],
 )

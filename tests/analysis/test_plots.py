@@ -17,6 +17,7 @@ from analysis import heat_maps, plots
 from analysis.comparison import pareto_front
 from analysis.figures import BLACK, PALETTE, NamedPoint, Panel, make_figure
 from analysis.older_logs import read_objects
+from analysis.plan_styles import plan_styles
 from analysis.plots import make_plots
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan, random_plan
 from tests.analysis.test_older_logs import four
@@ -66,7 +67,7 @@ def test_axes_carry_units_and_keys_name_every_plan(tmp_path, figures):
 
 def test_plans_differ_in_shape_and_not_in_colour_alone(tmp_path):
     study(tmp_path)
-    styles = plots._plan_styles(read(tmp_path))
+    styles = plan_styles(read(tmp_path))
     for part in ("marker", "color", "linestyle"):
         assert len({style[part] for style in styles.values()}) == len(styles)
 

@@ -328,6 +328,7 @@ def test_a_sweep_measures_texts_once_for_each_plan(begun, text_rows, tmp_path, c
     words = ["--model", str(begun), "--dtype", "float64", "--dataset", "text", "--data_path"]
     words += [str(text_rows), *SWEEP_GRID, "--output_dir", str(tmp_path / "logs")]
     words += ["--prune_methods", "base", "random", "--dropout_thresholds", "0.3"]
+    words += ["--prune_seeds", "2"]
     assert run_script(sweep.main, words) == 0
     runs = [read_record(path) for path in find_runs(tmp_path / "logs")]
     agreement = {one.plan["method"]: one.metrics["teacher_forced"]["agreement"] for one in runs}

@@ -18,6 +18,7 @@ from tests.ranked import scripts_in_ranks
 ONE_POINT = ["--exit_layer_first", "4", "--num_speculations_first", "3"]
 PLANS = [
     *("--prune_methods", "base", "angular", "random", "--prune_ns", "2"),
+    *("--prune_seeds", "42"),
     *("--dropout_thresholds", "0.2", "--calibration_samples", "4"),
 ]
 SPLIT = ["--quality_samples", "6", "--speed_samples", "2", "--batch_size", "3"]

@@ -1,0 +1,229 @@
+"""Each plan as a model, and its kept layers as the drafter of the unpruned model.
+
+Letters: P plans, B resamples.
+"""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import numpy
+from scipy.stats import rankdata
+
+from analysis.comparison import SAME_DECODER, SAME_PLAN, Comparison, paired
+from analysis.finished_runs import LoggedRun
+from analysis.intervals import LEVEL, RESAMPLES, Interval
+from analysis.logged_examples import Examples
+from analysis.plan_names import without_seed
+
+_FEWEST = 5  # plans, of which resamples tell anything
+_SEED = 0
+_Key = tuple[str, str, tuple[int, ...]]  # conditions, plan, layers kept
+
+
+@dataclass
+class PlanUse:
+    """One plan under one set of conditions.
+
+    `name` is the plan's, with its seed. `model` is its autoregressive run. `drafts` are the runs of
+    the unpruned model that draft with the layers which the plan keeps; for the unpruned model
+    itself, those that draft with its first layers.
+    """
+
+    condition_key: str
+    name: str
+    method: str
+    kept_layers: tuple[int, ...]
+    original_layers: int
+    patch: str | None = None
+    seed: int | None = None
+    model: Comparison | None = None
+    drafts: list[Comparison] = field(default_factory=list)
+
+    @property
+    def identity(self) -> tuple[str, tuple[int, ...]]:
+        """The plan that was asked for, and the layers kept, which calibration may decide."""
+        return self.name, self.kept_layers
+
+    @property
+    def removed_layers(self) -> int:
+        return self.original_layers - len(self.kept_layers)
+
+    @property
+    def label(self) -> str:
+        """The plan without its seed."""
+        return without_seed(self.name)
+
+    @property
+    def run(self) -> LoggedRun:
+        """A run of the plan."""
+        return (self.model or self.drafts[0]).run
+
+    @property
+    def speed_up(self) -> Interval | None:
+        """As a model: over the unpruned model, both autoregressive."""
+        return self.model.speedups.get(SAME_DECODER) if self.model else None
+
+    def quality(self, name: str) -> float | None:
+        """Return the plan's score as a model, from the run that measured it on most prompts."""
+        return self.model.measuring(name).run.quality(name) if self.model else None
+
+    @property
+    def log_perplexity_ratio(self) -> float | None:
+        """Nats per token of the same references, pruned minus unpruned; None if not measured."""
+        if self.model is None:
+            return None
+        compared = self.model.measuring("nats_per_token")
+        base = compared.baselines.get(SAME_DECODER)
+        both = paired(compared.run.examples, base.examples) if base else None
+        mine, its = map(_nats, both) if both else (None, None)
+        return mine - its if mine is not None and its is not None else None
+
+    @property
+    def best_draft(self) -> Comparison | None:
+        """The fastest run that drafts with the plan."""
+        timed = [one for one in self.drafts if one.run.speed]
+        return max(timed, key=lambda one: one.run.speed or 0, default=None)
+
+    def draft_of(self, length: int) -> Comparison | None:
+        """Return the newest run with drafts of this length."""
+        found = [one for one in self.drafts if one.run.num_speculations == length]
+        return found[-1] if found else None
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's coefficient of log-perplexity ratio and acceptance, over the plans of a group.
+
+    `coefficient` is None where all ratios, or all acceptances, are equal.
+    """
+
+    run: LoggedRun
+    length: int
+    plans: int
+    coefficient: Interval | None
+
+
+def plan_uses(comparisons: list[Comparison]) -> list[PlanUse]:
+    """Return the uses of every plan, oldest first.
+
+    A run that measured only the quality of runs under other conditions makes no use of its own.
+    """
+    sources = {one.quality.run.path for one in comparisons if one.quality}
+    served = {(one.quality.run.path, one.run.condition_key) for one in comparisons if one.quality}
+    found: dict[_Key, PlanUse] = {}
+    for one in comparisons:
+        run = one.run
+        speculative = run.strategy == "self_speculative"
+        if not run.decodes_whole_model or (speculative and run.method != "base"):
+            continue
+        if run.path in sources and (run.path, run.condition_key) not in served:
+            continue
+        use = _use_of(run)
+        use = found.setdefault((run.condition_key, *use.identity), use)
+        if speculative:
+            use.drafts.append(one)
+        else:
+            use.model = one
+    return list(found.values())
+
+
+def _use_of(run: LoggedRun) -> PlanUse:
+    """Return the plan that the run shows, with no runs yet."""
+    plan = run.record.plan
+    name, kept = f"{run.method} {run.param}".strip(), run.kept_layers
+    if run.drafter:
+        plan, (name, kept) = run.record.draft_plan or {}, run.drafter
+    seed = plan["prune_seed"] if plan["method"] == "random" else None
+    patch = plan.get("patch")
+    return PlanUse(run.condition_key, name, plan["method"], kept, run.original_layers, patch, seed)
+
+
+def groups_of(uses: list[PlanUse]) -> dict[str, list[PlanUse]]:
+    """Return the uses by conditions, of groups with a pruned plan."""
+    groups: dict[str, list[PlanUse]] = defaultdict(list)
+    for use in uses:
+        groups[use.condition_key].append(use)
+    return {key: group for key, group in groups.items() if any(use.removed_layers for use in group)}
+
+
+def over_seeds(uses: list[PlanUse]) -> list[list[PlanUse]]:
+    """Return random plans of one group that differ only in their seed, where there are several."""
+    groups: dict[str, list[PlanUse]] = defaultdict(list)
+    for use in uses:
+        if use.method == "random":
+            groups[use.label].append(use)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def measured_twice(uses: list[PlanUse], length: int) -> list[tuple[PlanUse, float, float]]:
+    """Return each pruned plan with its log-perplexity ratio and its acceptance as a drafter."""
+    found = []
+    for use in uses:
+        draft, ratio = use.draft_of(length), use.log_perplexity_ratio
+        acceptance = draft.run.metric("acceptance_rate", "token_weighted") if draft else None
+        if use.method != "base" and ratio is not None and acceptance is not None:
+            found.append((use, ratio, acceptance))
+    return found
+
+
+def lengths_of(uses: list[PlanUse]) -> list[int]:
+    """Return the draft lengths of pruned drafters: those of most plans first, then the shortest."""
+    counts = Counter(
+        one.run.num_speculations
+        for use in uses
+        for one in use.drafts
+        if one.run.drafter and one.run.num_speculations
+    )
+    return sorted((one for one in counts if one), key=lambda one: (-counts[one], one))
+
+
+def correlations(uses: list[PlanUse]) -> list[Correlation]:
+    """Return the coefficient of each group and draft length with at least three plans."""
+    found = []
+    for group in groups_of(uses).values():
+        for length in sorted(lengths_of(group)):
+            points = measured_twice(group, length)
+            if len(points) > 2:
+                places_P2 = numpy.array([place for _, *place in points])
+                run = points[0][0].drafts[0].run
+                found.append(Correlation(run, length, len(points), spearman(*places_P2.T)))
+    return found
+
+
+def spearman(x_P: numpy.ndarray, y_P: numpy.ndarray) -> Interval | None:
+    """Return Spearman's rank correlation with percentile bounds of the bootstrap over plans.
+
+    No bounds for fewer than five plans; None where all values of x or of y are equal.
+    """
+    coefficient = _rank_correlation(x_P[None], y_P[None])[0]
+    if numpy.isnan(coefficient):
+        return None
+    plans = len(x_P)
+    if plans < _FEWEST:
+        return Interval(float(coefficient))
+    drawn_BP = numpy.random.default_rng(_SEED).integers(plans, size=(RESAMPLES, plans))
+    found_B = _rank_correlation(x_P[drawn_BP], y_P[drawn_BP])
+    low, high = numpy.nanquantile(found_B, [LEVEL / 2, 1 - LEVEL / 2])
+    return Interval(float(coefficient), float(low), float(high))
+
+
+def _rank_correlation(x_BP: numpy.ndarray, y_BP: numpy.ndarray) -> numpy.ndarray:
+    """Return Pearson's correlation of the ranks in each row, (B,); NaN in rows of equal values."""
+    ranks = [rankdata(values_BP, axis=1) for values_BP in (x_BP, y_BP)]
+    a_BP, b_BP = (one - one.mean(axis=1, keepdims=True) for one in ranks)
+    scale_B = numpy.sqrt((a_BP**2).sum(axis=1) * (b_BP**2).sum(axis=1))
+    known_B = numpy.where(scale_B > 0, scale_B, numpy.nan)
+    return (a_BP * b_BP).sum(axis=1) / known_B
+
+
+def predicted_over_measured(one: Comparison | None) -> float | None:
+    """Return the predicted speed-up over the measured one, of a speculative run."""
+    predicted = one.run.metric("speedup_over_full_steps", "predicted") if one else None
+    measured = one.speedup(SAME_PLAN) if one else None
+    return predicted / measured if predicted and measured else None
+
+
+def _nats(examples: Examples) -> float | None:
+    """Return nats per token of all references together."""
+    sums = examples.teacher_forced
+    return float(sums["nats"].sum() / sums["tokens"].sum()) if sums else None
