@@ -8,6 +8,7 @@ from pathlib import Path
 from command_line.errors import FailedError, reject
 from models.loading import LoadedModel, load_model
 from pruned_model import PruneModel, is_saved
+from runs.calibration_texts import measurements
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample, encode_examples
 from runs.forced_runs import PlainTextJob, measure_references
@@ -15,11 +16,9 @@ from runs.loop import Job, Turn, fill_log
 from runs.measuring import measurement
 from runs.plan_group import PlanGroup, Values
 from runs.preparation import (
-    Plans,
     check_batches,
     check_stop_token_ids,
-    decide_draft_plan,
-    decide_plan,
+    decide_plans,
     fit_as_planned,
     prune,
     report,
@@ -170,17 +169,14 @@ def load_and_prune(
     arguments = definition.arguments
     loaded = load_model(arguments.model, definition.runtime, definition.checkpoint)
     releases = not arguments.is_teacher_forced
-    plans = _plans(definition, loaded, left)
-    ids, ranks = definition.calibration_ids, definition.runtime.ranks
-    fit = partial(fit_as_planned, loaded, calibration_ids=ids, ranks=ranks)
+    measured = measurements(
+        arguments.calibrating, loaded, definition.calibration_ids, definition.runtime.ranks
+    )
+    if left:
+        plans = left.prune_plan(), left.drafter_plan()
+    else:
+        plans = decide_plans(arguments.prune, arguments.drafting, measured)
+    fit = partial(fit_as_planned, measured)
     pruned = prune(arguments.prune, arguments.generation, loaded, plans, fit, releases)
     print(report(pruned))
     return loaded, pruned
-
-
-def _plans(definition: RunDefinition, loaded: LoadedModel, left: RunRecord | None) -> Plans:
-    if left:
-        return left.prune_plan(), left.drafter_plan()
-    arguments, how = definition.arguments, (definition.calibration_ids, definition.runtime.ranks)
-    plan = decide_plan(arguments.prune, loaded, *how)
-    return plan, decide_draft_plan(arguments.drafting, loaded, *how)

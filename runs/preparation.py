@@ -27,7 +27,7 @@ from models.checkpoint import Checkpoint, find_checkpoint
 from models.loading import LoadedModel, load_model
 from models.quantised import check_can_be_saved
 from models.runtime import Runtime, start
-from processes.ranks import ALONE, Ranks
+from processes.ranks import Ranks
 from pruned_model import (
     PruneModel,
     count_parameters,
@@ -36,8 +36,10 @@ from pruned_model import (
     make_plan,
     weight_bytes,
 )
+from pruning.measurements import Measurements
 from pruning.patch import Patch, fit_patch
 from pruning.plan import PrunePlan, drafting_plan
+from runs.calibration_texts import measurements
 from runs.prompt_encoding import check_chat_template, encode, encode_all, fitted, longest_prompt
 from self_speculation.batched_generator import BatchedTextGenerator
 from self_speculation.batched_llama import BATCHED_ATTENTION
@@ -55,50 +57,22 @@ Plans = tuple[PrunePlan, PrunePlan | None]
 DraftLayers = tuple[torch.nn.Module, ...]
 
 
-def decide_plan(
-    pruning: PruneArguments,
-    loaded: LoadedModel,
-    calibration_ids: list[list[int]] | None,
-    ranks: Ranks = ALONE,
-) -> PrunePlan:
-    """Return the plan that the flags ask for."""
-    return make_plan(
-        pruning, loaded.model, lambda: calibration_prompts(loaded, calibration_ids), ranks
-    )
+def decide_plans(
+    pruning: PruneArguments, drafting: PruneArguments | None, measured: Measurements
+) -> Plans:
+    """Return the plan of the model, and of the drafter if `drafting` asks for another."""
+    plan = make_plan(pruning, measured)
+    if drafting is None:
+        return plan, None
+    with errors_of_drafter():
+        return plan, make_plan(drafting, measured)
 
 
-def fit_as_planned(
-    loaded: LoadedModel,
-    plan: PrunePlan,
-    calibration_ids: list[list[int]] | None,
-    ranks: Ranks = ALONE,
-) -> Patch | None:
-    """Return the patch of a plan, fitted to the texts that it was calibrated on."""
+def fit_as_planned(measured: Measurements, plan: PrunePlan) -> Patch | None:
+    """Return the patch of a plan, fitted to the texts that plans are measured on."""
     if plan.patch is None:
         return None
-    prompts = calibration_prompts(loaded, calibration_ids)
-    return fit_patch(loaded.model, plan.kept_layers, plan.patch, prompts, ranks)
-
-
-def calibration_prompts(
-    loaded: LoadedModel, calibration_ids: list[list[int]] | None
-) -> list[torch.Tensor]:
-    """Return the tokens of the calibration texts, (1, T) each. A long text keeps its tail."""
-    limit = position_limit(loaded.config)
-    return [torch.tensor([ids[-limit:]]) for ids in calibration_ids or []]
-
-
-def decide_draft_plan(
-    drafting: PruneArguments | None,
-    loaded: LoadedModel,
-    calibration_ids: list[list[int]] | None,
-    ranks: Ranks = ALONE,
-) -> PrunePlan | None:
-    """Return the plan of the drafter of an unpruned model; None for another drafter."""
-    if drafting is None:
-        return None
-    with errors_of_drafter():
-        return decide_plan(drafting, loaded, calibration_ids, ranks)
+    return fit_patch(measured.model, plan.kept_layers, plan.patch, measured.prompts, measured.ranks)
 
 
 def prune(
@@ -355,9 +329,9 @@ def load_pruned(
     check_stop_token_ids(generation, checkpoint.config.vocab_size)
     loaded = load_model(model, runtime, checkpoint)
     ids = None if calibration is None else encode_all(prompting, checkpoint, calibration)
-    plan = decide_plan(pruning, loaded, ids, runtime.ranks)
-    draft_plan = decide_draft_plan(draft.pruning(pruning), loaded, ids, runtime.ranks)
-    fit = partial(fit_as_planned, loaded, calibration_ids=ids, ranks=runtime.ranks)
-    pruned = prune(pruning, generation, loaded, (plan, draft_plan), fit)
+    drafting = draft.pruning(pruning)
+    measured = measurements(calibrating(pruning, draft), loaded, ids, runtime.ranks)
+    plans = decide_plans(pruning, drafting, measured)
+    pruned = prune(pruning, generation, loaded, plans, partial(fit_as_planned, measured))
     save_as_asked(pruning, loaded, pruned, runtime.ranks)
     return PreparedModel(loaded, pruned, prompting, checkpoint, runtime, draft, calibration, ids)

@@ -92,7 +92,7 @@ class Sweep:
             first = self._first_runs[0]
             with self._ranks.together():
                 loaded = load_model(first.arguments.model, first.runtime, first.checkpoint)
-            planner = Planner(loaded, self._ranks)
+            planner = Planner(loaded, self._ranks, self._first_runs)
             self._perform_all(loaded, self._studies(planner), planner.patches, command)
         except Exception as error:
             if not ends_the_device(error):
@@ -157,10 +157,10 @@ class Sweep:
     def _fitted(self, planner: Planner, decided: list[Planned]) -> list[Planned]:
         """Fit the patches of plans that a run still needs; return the plans without a failure."""
         with self._ranks.together():
-            needed = self._ranks.first(self._needed_plans(decided) if self._ranks.leads else set())
+            needed = self._ranks.first(self._needed_patches(decided) if self._ranks.leads else [])
 
         def fitted(one: Planned) -> Planned:
-            if one.plan and one.plan.key in needed:
+            if one.run.run_id in needed and one.plan:
                 self._tries.begin(one.run.run_id)
                 planner.fit(one.run, one.plan)
                 self._tries.end()
@@ -168,17 +168,18 @@ class Sweep:
 
         return self._each(((one.run.arguments, one) for one in decided), fitted)
 
-    def _needed_plans(self, decided: list[Planned]) -> set[PlanKey]:
-        """Return the keys of patched plans, of models and drafters, whose runs are not complete."""
-        if not any(one.plan and one.plan.patch for one in decided):
-            return set()
-        found = set()
+    def _needed_patches(self, decided: list[Planned]) -> list[str]:
+        """Return the first runs of patched plans by which an incomplete run decodes or drafts."""
+        patched = [one for one in decided if one.plan and one.plan.patch]
+        if not patched:
+            return []
+        keys: set[PlanKey] = set()
         for study in (self._make.study(one, decided) for one in decided):
             for run in study.runs:
                 if state_of(run).state != "complete":
                     plans = study.plan, study.draft_plans.get(run.run_id)
-                    found |= {plan.key for plan in plans if plan}
-        return found
+                    keys |= {plan.key for plan in plans if plan}
+        return [one.run.run_id for one in patched if one.plan and one.plan.key in keys]
 
     def _each(
         self, items: Iterable[tuple[RunArguments, _Item]], work: Callable[[_Item], _Made]

@@ -13,6 +13,7 @@ from command_line.errors import UsageError
 from models.patches import patch_weights
 from pruned_model import PruneModel, count_parameters, make_plan, weight_bytes
 from pruning import patch as patching
+from pruning.measurements import Measurements
 from pruning.patch import Patch, fit_patch, patched_layers, with_patch
 from pruning.plan import PrunePlan, cuts
 from tests.conftest import LAYERS, random_prompt
@@ -217,7 +218,7 @@ def test_parameters_and_bytes_include_the_maps(model, kind, added):
     assert weight_bytes(model) == weight_bytes(plain) + 8 * added
     assert len(patch_weights(model)) == (2 if kind == "linear" else 0)
     line = surgery.report()
-    assert line.startswith("test patched: removed 3 of 6 layers [1, 3-4]; parameters 63,008 - ")
+    assert line.startswith(f"test + {kind}: removed 3 of 6 layers [1, 3-4]; parameters 63,008 - ")
     assert f" = {count_parameters(model):,}; patched: 2 maps of 32 x 32" in line
     assert (f" + {added:,} = " in line) == (added > 0)
 
@@ -303,7 +304,7 @@ def test_plans_that_no_patch_fits_are_refused(model, flags, tokens, message):
     arguments = PruneArguments(**{"prune_method": "layers"} | flags)
     prompts = [torch.tensor([random_prompt(tokens)])]
     with pytest.raises(UsageError) as refused:
-        make_plan(arguments, model, lambda: prompts)
+        make_plan(arguments, Measurements(model, lambda: prompts))
     assert message in str(refused.value)
 
 
@@ -319,12 +320,14 @@ def test_a_model_that_stays_quantised_takes_linear_maps_alone(model):
 
 def test_a_plan_says_what_it_is_patched_with(model):
     arguments = PruneArguments(prune_method="angular", prune_n=2, prune_patch="linear")
-    plan = make_plan(arguments, model, lambda: PROMPTS)
-    assert (plan.patch, plan.approach) == ("linear", "angular n=2 patched")
+    plan = make_plan(arguments, Measurements(model, lambda: PROMPTS))
+    assert (plan.patch, plan.approach) == ("linear", "angular n=2 + linear")
     assert plan.calibration["tokens"] == 100
     assert PrunePlan.from_dict(plan.to_dict()) == plan
-    assert make_plan(arguments, model, lambda: PROMPTS[:3]).key != plan.key
-    unpatched = make_plan(PruneArguments(prune_method="angular", prune_n=2), model, lambda: PROMPTS)
+    assert make_plan(arguments, Measurements(model, lambda: PROMPTS[:3])).key != plan.key
+    unpatched = make_plan(
+        PruneArguments(prune_method="angular", prune_n=2), Measurements(model, lambda: PROMPTS)
+    )
     assert unpatched.key != plan.key
     assert unpatched.kept_layers == plan.kept_layers
 

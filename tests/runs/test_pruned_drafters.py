@@ -89,8 +89,7 @@ def test_a_resumed_run_keeps_its_drafter(words, stop_at, tmp_path, monkeypatch, 
     undo = stop_at(2, KeyboardInterrupt())
     assert run_script(benchmark.main, flags) == 130
     undo()
-    monkeypatch.setattr(experiment, "decide_plan", lambda *_: pytest.fail("decided again"))
-    monkeypatch.setattr(experiment, "decide_draft_plan", lambda *_: pytest.fail("decided again"))
+    monkeypatch.setattr(experiment, "decide_plans", lambda *_: pytest.fail("decided again"))
     assert run_script(benchmark.main, flags) == 0
     monkeypatch.undo()
     assert run_script(benchmark.main, again) == 0
