@@ -94,7 +94,7 @@ def test_one_article_is_one_content_whatever_is_asked_of_it(tmp_path):
 @pytest.mark.parametrize("count", [None, 12])
 def test_calibration_with_nothing_left_is_refused(rows, count):
     message = (
-        rf"--prune_method angular: .* {rows} has 0 examples that are not evaluated; evaluate fewer"
+        rf"--calibration_samples 32: {rows} has 0 examples that are not evaluated; evaluate fewer"
     )
     with pytest.raises(UsageError, match=message):
         calibration(custom(rows, num_samples=count))
