@@ -1,7 +1,5 @@
 """CRITERIA decide which layers stay; PruneModel removes the others."""
 
-import math
-import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,18 +7,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from arguments.pruning import PLAN_FILE, PruneArguments, named_layers
+from arguments.pruning import PLAN_FILE, PruneArguments
 from command_line.errors import UsageError, reject
 from files.reading import read_settings
 from files.writing import whole_folder
 from models.saved import write_checkpoint
-from processes.ranks import ALONE, Ranks
-from pruning.angular import angular_distances
-from pruning.plan import PrunePlan, check_prune_n, spans
-from self_speculation.model_protocol import HasParameters, Llama, decoder_of
+from pruning import criteria
+from pruning.measurements import Measurements
+from pruning.plan import PrunePlan, spans
+from self_speculation.model_protocol import HasParameters, decoder_of
 from self_speculation.offloading import forget_offloaded
 
 
@@ -168,28 +166,14 @@ def is_saved(folder: str, plan: PrunePlan, fingerprint: str) -> bool:
     return True
 
 
-def make_plan(
-    arguments: PruneArguments,
-    model: Llama,
-    calibration: Callable[[], list[Tensor]],
-    ranks: Ranks = ALONE,
-) -> PrunePlan:
-    """Return the plan of `--prune_method`; processes share the measurements and get the same plan.
+def make_plan(arguments: PruneArguments, measured: Measurements) -> PrunePlan:
+    """Return the plan of `--prune_method`, the same in all processes.
 
-    `calibration` returns token ids, (1, T) each; only a criterion that measures calls it. Raises
-    `UsageError` for a number of layers that cannot be removed.
+    Raises `UsageError` for a number of layers that cannot be removed.
     """
-    plan = CRITERIA[arguments.prune_method](arguments, model, calibration, ranks)
+    plan, ranks = CRITERIA[arguments.prune_method](arguments, measured), measured.ranks
     # Machines that differ might measure differently.
     return plan if ranks.count == 1 else PrunePlan.from_dict(ranks.first(plan.to_dict()))
-
-
-def with_prune_n(plan: PrunePlan, count: int) -> PrunePlan:
-    """Return the angular plan for another number of layers, from the same measurements."""
-    assert plan.scores is not None  # an angular plan holds its distances
-    rows = [[math.nan if d is None else d for d in row] for row in plan.scores["distances"]]
-    check_prune_n("prune_n", count, plan.original_layers)
-    return _least_distance(torch.tensor(rows, dtype=torch.float64), count, plan.calibration)
 
 
 def count_parameters(module: HasParameters) -> int:
@@ -202,93 +186,14 @@ def weight_bytes(module: HasParameters) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
-def _base(arguments: PruneArguments, model: Llama, *_: Any) -> PrunePlan:
-    layers = model.config.num_hidden_layers
-    return PrunePlan("base", layers, tuple(range(layers)))
-
-
-def _angular(
-    arguments: PruneArguments,
-    model: Llama,
-    calibration: Callable[[], list[Tensor]],
-    ranks: Ranks,
-) -> PrunePlan:
-    count = check_prune_n("prune_n", arguments.prune_n, model.config.num_hidden_layers)
-    prompts = calibration()
-    facts = {"prompts": len(prompts), "tokens": sum(prompt.shape[1] for prompt in prompts)}
-    return _least_distance(angular_distances(model, prompts, ranks), count, facts)
-
-
-def _least_distance(distances: Tensor, count: int, calibration: dict[str, Any] | None) -> PrunePlan:
-    """Return the plan without the `count` layers across which the states turn least."""
-    layers = len(distances) - 1
-    # l + n <= L - 1: the last layer always stays.
-    candidates = distances[: layers - count, count]
-    if not candidates.isfinite().all():
-        raise UsageError(
-            "--prune_method angular: hidden states of the calibration prompts are not finite; "
-            "try another --dtype"
-        )
-    first = int(candidates.argmin())
-    kept = tuple(index for index in range(layers) if not first <= index < first + count)
-    scores = {
-        "first_removed_layer": first,
-        "distance": float(candidates[first]),
-        "distances": [[d if math.isfinite(d) else None for d in row] for row in distances.tolist()],
-    }
-    return PrunePlan("angular", layers, kept, prune_n=count, scores=scores, calibration=calibration)
-
-
-def _random(arguments: PruneArguments, model: Llama, *_: Any) -> PrunePlan:
-    """Drop each layer independently, or exactly `--prune_n` layers.
-
-    LayerDrop at inference (Fan et al. 2020, arXiv 1909.11556); a fixed number is the control for
-    criteria that remove as many.
-    """
-    layers, threshold = model.config.num_hidden_layers, arguments.dropout_threshold
-    draws, seed = random.Random(arguments.prune_seed), arguments.prune_seed
-    if threshold is None:
-        count = check_prune_n("prune_n", arguments.prune_n, layers)
-        removed = draws.sample(range(layers), count)
-        return PrunePlan("random", layers, _without(removed, layers), count, prune_seed=seed)
-    kept = tuple(index for index in range(layers) if draws.random() >= threshold)
-    if not kept:
-        raise UsageError(
-            f"--dropout_threshold {threshold}: with --prune_seed {seed} it keeps no layer of "
-            f"{layers}; lower it or change the seed"
-        )
-    return PrunePlan("random", layers, kept, dropout_threshold=threshold, prune_seed=seed)
-
-
-def _last(arguments: PruneArguments, model: Llama, *_: Any) -> PrunePlan:
-    """Remove the deepest layers but the last (Lu et al. 2024, arXiv 2411.15558)."""
-    layers = model.config.num_hidden_layers
-    count = check_prune_n("prune_n", arguments.prune_n, layers)
-    removed = range(layers - 1 - count, layers - 1)
-    return PrunePlan("last", layers, _without(removed, layers), prune_n=count)
-
-
-def _layers(arguments: PruneArguments, model: Llama, *_: Any) -> PrunePlan:
-    """Remove the layers that `--prune_layers` names."""
-    layers, text = model.config.num_hidden_layers, arguments.prune_layers
-    assert text is not None
-    removed = named_layers("prune_layers", text)
-    if removed[-1] >= layers:
-        allowed = f"layers are 0 to {layers - 1}; the model has {layers}"
-        reject("prune_layers", text, f"names layer {removed[-1]}, and {allowed}")
-    if len(removed) == layers:
-        reject("prune_layers", text, "removes all layers of the model")
-    return PrunePlan("layers", layers, _without(removed, layers))
-
-
-def _without(removed: Iterable[int], layers: int) -> tuple[int, ...]:
-    return tuple(sorted(set(range(layers)) - set(removed)))
-
-
-CRITERIA: dict[str, Callable[..., PrunePlan]] = {
-    "base": _base,
-    "angular": _angular,
-    "random": _random,
-    "last": _last,
-    "layers": _layers,
+CRITERIA: dict[str, Callable[[PruneArguments, Measurements], PrunePlan]] = {
+    "base": criteria.base,
+    "angular": criteria.angular,
+    "random": criteria.random_layers,
+    "last": criteria.last,
+    "layers": criteria.named,
+    "block_influence": criteria.block_influence,
+    "perplexity": criteria.perplexity,
+    "taylor": criteria.taylor,
+    "magnitude": criteria.magnitude,
 }

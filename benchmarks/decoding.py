@@ -41,8 +41,9 @@ from data import get_calibration_data, get_data
 from models.loading import load_model
 from models.runtime import start
 from pruned_model import PruneModel, make_plan, weight_bytes
-from pruning.angular import angular_distances
+from pruning.measurements import Measurements
 from pruning.plan import check_exit_layer, check_prune_n
+from pruning.states import measure_states
 from self_speculation.equality import first_difference, ties_allowed, verdict
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import SamplingRule
@@ -186,7 +187,7 @@ def calibration(setting: Setting, arguments: DecodingArguments) -> dict[str, Any
     bare()
     actions: dict[str, Callable[[], Any]] = {
         "bare": bare,
-        "calibration": partial(angular_distances, model, prompts),
+        "calibration": partial(measure_states, model, prompts),
     }
     seconds = seconds_in_turn(model.device, actions, CALIBRATIONS)
     pairs = zip(seconds["calibration"], seconds["bare"], strict=True)
@@ -205,7 +206,7 @@ def equality(setting: Setting, arguments: DecodingArguments) -> list[dict[str, A
     prompts = _calibration_prompts(setting, arguments)
     for name, changes in EQUALITY_PLANS.items():
         model = copy.deepcopy(setting.model)
-        plan = make_plan(PruneArguments(**changes), model, lambda: prompts)
+        plan = make_plan(PruneArguments(**changes), Measurements(model, lambda: prompts))
         PruneModel(model, plan).prune()
         pruned = replace(setting, model=model, models={})
         kept = plan.kept_exit_layer(arguments.exit_layer)

@@ -15,6 +15,7 @@ from torch import nn
 from arguments.pruning import PruneArguments
 from models.weight_layout import favour_single_rows
 from pruned_model import PruneModel, make_plan
+from pruning.measurements import Measurements
 from self_speculation.generator_base import Generation, GenerationConfig
 from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
@@ -136,7 +137,8 @@ class Setting:
             if removed:
                 prompts = [torch.tensor([ids]) for ids in self.prompts]
                 arguments = PruneArguments(prune_method="angular", prune_n=removed)
-                PruneModel(model, make_plan(arguments, model, lambda: prompts)).prune()
+                measured = Measurements(model, lambda: prompts)
+                PruneModel(model, make_plan(arguments, measured)).prune()
             if not compiled:
                 favour_single_rows(model)
             self.models[removed, compiled] = model

@@ -9,13 +9,15 @@ from processes.ranks import Ranks
 
 
 @contextmanager
-def progress(ranks: Ranks, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Show a bar of `total` prompts, of which `done` were done before, in the leading process.
+def progress(
+    ranks: Ranks, total: int, done: int = 0, unit: str = "prompt"
+) -> Iterator[Callable[..., None]]:
+    """Show a bar of `total` units, of which `done` were done before, in the leading process.
 
-    Yield a function that counts more prompts of this process, and shows those of all.
+    Yield a function that counts more units of this process, and shows those of all.
     """
     add = ranks.counter()
-    with tqdm(total=total, initial=done, unit="prompt", disable=not ranks.leads) as bar:
+    with tqdm(total=total, initial=done, unit=unit, disable=not ranks.leads) as bar:
 
         def advance(more: int = 0) -> None:
             bar.update(max(0, done + add(more) - bar.n))

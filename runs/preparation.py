@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from arguments.generation import GenerationArguments
 from arguments.model import ModelArguments
 from arguments.prompts import PromptArguments
@@ -21,6 +19,7 @@ from models.runtime import Runtime, start
 from processes.ranks import ALONE, Ranks
 from pruned_model import PruneModel, count_parameters, is_saved, make_plan, weight_bytes
 from pruning.plan import PrunePlan
+from runs.calibration_texts import measurements
 from runs.prompt_encoding import check_chat_template, encode, encode_all, fitted, longest_prompt
 from self_speculation.batched_generator import BatchedTextGenerator
 from self_speculation.batched_llama import BATCHED_ATTENTION
@@ -42,12 +41,7 @@ def decide_plan(
     ranks: Ranks = ALONE,
 ) -> PrunePlan:
     """Return the plan that the flags ask for. Long prompts calibrate with their tail."""
-
-    def prompts() -> list[torch.Tensor]:
-        limit = position_limit(loaded.config)
-        return [torch.tensor([ids[-limit:]]) for ids in calibration_ids or []]
-
-    return make_plan(pruning, loaded.model, prompts, ranks)
+    return make_plan(pruning, measurements(pruning, loaded, calibration_ids, ranks))
 
 
 def prune(

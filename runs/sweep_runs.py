@@ -110,7 +110,8 @@ class Sweep:
             first = self._first_runs[0]
             with self._ranks.together():
                 loaded = load_model(first.arguments.model, first.runtime, first.checkpoint)
-            self._perform_all(loaded, self._studies(Planner(loaded, self._ranks)), command)
+            studies = self._studies(Planner(loaded, self._ranks, self._first_runs))
+            self._perform_all(loaded, studies, command)
         except Exception as error:
             if not ends_the_device(error):
                 raise

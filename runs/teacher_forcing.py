@@ -24,8 +24,6 @@ from self_speculation.uncached_llama import UncachedLlama
 
 Layers = list[nn.Module]
 
-_HEAD_ELEMENTS = 1 << 24  # logits of a model that are held at a time
-
 
 class TeacherForcing:
     """Passes over plans of a model, and over the unpruned model if this process has it.
@@ -132,7 +130,7 @@ class TeacherForcing:
         sums_MB3 = torch.zeros(
             len(models), len(passages), 3, dtype=torch.float64, device=ids_BT.device
         )
-        for part in self._parts(len(row_N)):
+        for part in self._llama.parts(len(row_N)):
             sums_MN3 = self._sums(part, targets_N, read_ND, target_ND)
             sums_MB3.index_add_(1, row_N[part], sums_MN3)
         return [
@@ -181,12 +179,6 @@ class TeacherForcing:
                 said_NV = self._llama.log_probabilities(states_ND[part])
             sums.append(_position_sums(targets_N[part], said_NV, target))
         return torch.stack(sums)
-
-    def _parts(self, count: int) -> Iterator[slice]:
-        """Yield slices of `count` positions whose logits are held at a time."""
-        size = max(1, _HEAD_ELEMENTS // self._loaded.config.vocab_size)
-        for first in range(0, count, size):
-            yield slice(first, first + size)
 
     def _padded(self, passages: list[Passage]) -> tuple[Tensor, Tensor]:
         """Return the tokens, (B, T + 1), and which of the T tokens read predict the next."""

@@ -6,7 +6,8 @@ mask serves sequences of all lengths.
 Shapes: B sequences, T tokens, N positions whose logits are read, D hidden, V vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from self_speculation.model_protocol import Llama, decoder_of
 from self_speculation.offloading import input_device
+
+_HEAD_ELEMENTS = 1 << 24  # logits of a model that are held at a time
 
 
 class UncachedLlama:
@@ -34,19 +37,29 @@ class UncachedLlama:
 
     def run(self, states_BTD: Tensor, layers: Iterable[nn.Module]) -> Tensor:
         """Run sequences that begin at position 0 through the layers."""
+        return reduce(lambda _, after: after, self.after_each(states_BTD, layers), states_BTD)
+
+    def after_each(self, states_BTD: Tensor, layers: Iterable[nn.Module]) -> Iterator[Tensor]:
+        """Yield the states after each layer, of sequences that begin at position 0."""
         positions_1T = torch.arange(states_BTD.shape[1], device=states_BTD.device)[None]
         rotary = self._decoder.rotary_emb(states_BTD, position_ids=positions_1T)
         # A decoder layer of transformers, as `DecoderLayer` describes it.
         how: dict[str, Any] = {"attention_mask": self._mask(states_BTD), "use_cache": False}
         for layer in layers:
             states_BTD = layer(states_BTD, past_key_values=None, position_embeddings=rotary, **how)
-        return states_BTD
+            yield states_BTD
 
     def log_probabilities(self, states_ND: Tensor) -> Tensor:
         """Return the next token's log-probabilities, (N, V), in float32 or better."""
         logits_NV = self._head(self._decoder.norm(states_ND)).to(self.device)
         precise = torch.promote_types(logits_NV.dtype, torch.float32)
         return logits_NV.to(precise).log_softmax(-1)
+
+    def parts(self, count: int) -> Iterator[slice]:
+        """Yield slices of `count` positions whose logits are held at a time."""
+        size = max(1, _HEAD_ELEMENTS // self._head.out_features)
+        for first in range(0, count, size):
+            yield slice(first, first + size)
 
     def _mask(self, states_BTD: Tensor) -> Tensor | None:
         """Return the causal mask of eager attention; other kernels mask by themselves."""

@@ -1,26 +1,17 @@
-"""Plans decide as published; surgery removes exactly the layers that they name."""
-
-import math
+"""Surgery removes exactly the layers that a plan names."""
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-import pruning.angular as measuring
 from arguments.pruning import PLAN_FILE, PruneArguments
 from command_line.errors import UsageError
-from processes.ranks import Ranks
 from pruned_model import PruneModel, count_parameters, make_plan, weight_bytes
-from pruning.angular import angular_distances
+from pruning.measurements import Measurements
 from pruning.plan import PrunePlan
 from tests.conftest import LAYERS, random_prompt, tiny_config
 
 PROMPTS = [torch.tensor([random_prompt(length, seed=length)]) for length in (5, 9, 14)]
-
-
-def angular(model, count, prompts=PROMPTS):
-    arguments = PruneArguments(prune_method="angular", prune_n=count)
-    return make_plan(arguments, model, lambda: prompts)
 
 
 def never_called():
@@ -78,134 +69,8 @@ def test_removed_layers_move_only_if_that_makes_room(model):
     assert not surgery.frees_memory
 
 
-def test_distances_are_those_of_the_definition(model):
-    """transformers returns the residual stream at the last token."""
-    found = angular_distances(model, PROMPTS)
-    before_norm = []
-    model.model.norm.register_forward_pre_hook(lambda _, args: before_norm.append(args[0]))
-    total = torch.zeros(LAYERS + 1, LAYERS + 1, dtype=torch.float64)
-    for prompt in PROMPTS:
-        with torch.inference_mode():
-            states = model(input_ids=prompt, output_hidden_states=True).hidden_states
-        stream = [*states[:LAYERS], before_norm.pop()]
-        for first in range(LAYERS + 1):
-            for last in range(first, LAYERS + 1):
-                cosine = torch.cosine_similarity(stream[first][0, -1], stream[last][0, -1], dim=0)
-                total[first, last - first] += math.acos(min(1, cosine)) / math.pi / len(PROMPTS)
-    for first in range(LAYERS + 1):
-        for count in range(LAYERS + 1):
-            if first + count > LAYERS:
-                assert found[first, count].isnan()
-            else:
-                assert found[first, count] == pytest.approx(float(total[first, count]), abs=1e-7)
-
-
-@pytest.mark.parametrize("count", [1, LAYERS - 2])
-def test_angular_removes_the_block_of_least_distance_before_the_last_layer(model, count):
-    plan = angular(model, count)
-    distances = angular_distances(model, PROMPTS)
-    first = min(range(LAYERS - count), key=lambda layer: distances[layer, count])
-    assert plan.removed_layers == tuple(range(first, first + count))
-    assert LAYERS - 1 in plan.kept_layers
-    assert plan.scores["first_removed_layer"] == first
-    assert plan.scores["distance"] == pytest.approx(float(distances[first, count]))
-    assert plan.calibration == {"prompts": 3, "tokens": 5 + 9 + 14}
-
-
-def test_angular_removes_layers_that_do_nothing(model):
-    zeroed(model, (2, 3))
-    assert angular(model, 2).removed_layers == (2, 3)
-
-
-def test_the_last_layer_stays_even_if_it_does_nothing(model):
-    zeroed(model, (LAYERS - 1,))
-    assert LAYERS - 1 in angular(model, 1).kept_layers
-
-
-@pytest.mark.parametrize("count", [LAYERS - 1, LAYERS, 99])
-def test_prune_n_that_leaves_too_little_is_refused(model, count):
-    with pytest.raises(UsageError, match=rf"--prune_n {count}: must be 1 to {LAYERS - 2}"):
-        angular(model, count)
-
-
-def test_calibration_keeps_only_last_tokens(model, monkeypatch):
-    """Each prompt keeps L + 1 states with their own storage, not views of all positions."""
-    seen = []
-    ordinary = measuring._last_token_states
-
-    def watched(*arguments):
-        held = []
-        stack = torch.stack
-
-        def stacking(states):
-            held.extend(states)
-            return stack(states)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "stack", stacking)
-            result = ordinary(*arguments)
-        seen.append(held)
-        return result
-
-    monkeypatch.setattr(measuring, "_last_token_states", watched)
-    angular_distances(model, PROMPTS)
-    assert [len(states) for states in seen] == [LAYERS + 1] * len(PROMPTS)
-    width = model.config.hidden_size
-    assert all(s.untyped_storage().nbytes() == 8 * width for states in seen for s in states)
-
-
-def test_calibration_leaves_no_hooks_behind(model):
-    angular(model, 2)
-    assert not any(module._forward_pre_hooks for module in model.modules())
-
-
-def test_processes_without_prompts_share_the_distances_of_others(model):
-    class Second(Ranks):
-        """The second of two processes; the first measures the only prompt."""
-
-        def gather(self, tensor):
-            return [measuring._distances_of(model, PROMPTS[0])[None], tensor]
-
-    found = angular_distances(model, PROMPTS[:1], Second(1, 2))
-    torch.testing.assert_close(found, angular_distances(model, PROMPTS[:1]), equal_nan=True)
-
-
-def random_plan(model, threshold, seed):
-    arguments = PruneArguments(prune_method="random", dropout_threshold=threshold, prune_seed=seed)
-    return make_plan(arguments, model, never_called)
-
-
-def test_random_plans_follow_their_seed_alone(model):
-    before = torch.random.get_rng_state()
-    plans = [random_plan(model, 0.4, seed) for seed in (1, 1, 2, 3)]
-    torch.manual_seed(99)
-    assert plans[0] == plans[1] == random_plan(model, 0.4, 1)
-    assert len({plan.kept_layers for plan in plans}) > 1
-    torch.random.set_rng_state(before)
-    random_plan(model, 0.4, 5)
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_random_drops_each_layer_with_the_threshold(model):
-    plans = []
-    for seed in range(500):
-        try:
-            plans.append(random_plan(model, 0.3, seed))
-        except UsageError:
-            continue
-    rates = [sum(layer in plan.removed_layers for plan in plans) / 500 for layer in range(LAYERS)]
-    # Four standard deviations of a share of 500 draws.
-    assert all(abs(rate - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 500) for rate in rates)
-    assert random_plan(model, 0.0, 0).removed_layers == ()
-
-
-def test_a_random_plan_that_keeps_no_layer_is_refused(model):
-    with pytest.raises(UsageError, match=r"--dropout_threshold 0.999: .* keeps no layer of 6"):
-        random_plan(model, 0.999, 0)
-
-
 def test_base_removes_nothing_and_calibrates_nothing(model):
-    plan = make_plan(PruneArguments(), model, never_called)
+    plan = make_plan(PruneArguments(), Measurements(model, never_called))
     expected = logits(model)
     surgery = PruneModel(model, plan)
     surgery.prune()
@@ -252,12 +117,6 @@ def test_saving_leaves_other_folders_alone_and_nothing_half_done(model, tokenize
     with pytest.raises(UsageError, match="--save_pruned .*pruned: cannot be written .*No space"):
         surgery.save(Full(), str(tmp_path / "pruned"))
     assert [path.name for path in tmp_path.iterdir()] == [".pruned.partial"]
-
-
-def test_states_that_are_not_finite_are_refused(model):
-    model.model.layers[2].mlp.down_proj.weight[0, 0] = math.nan
-    with pytest.raises(UsageError, match="hidden states of the calibration prompts are not finite"):
-        angular(model, 2)
 
 
 def test_layer_types_are_pruned_along():

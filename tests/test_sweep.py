@@ -8,11 +8,11 @@ import pytest
 import torch
 from filelock import FileLock
 
-import pruned_model
 import sweep
 from analysis import sweep_report
 from command_line.errors import BusyError, FailedError, UsageError
 from command_line.script import run_script
+from pruning import measurements
 from runs import experiment, sweep_runs, sweep_tries
 from runs.reader import find_runs, read_record, read_samples
 from runs.sweep_grid import GridArguments
@@ -78,11 +78,11 @@ def test_every_plan_has_every_point_and_its_baseline(run_sweep, monkeypatch, cap
 
 def test_a_run_is_what_the_benchmark_makes_of_it(run_sweep, run, monkeypatch):
     """Pruned and restored for other plans, the model decodes as if it had been loaded anew."""
-    measured, ordinary = [], pruned_model.angular_distances
+    measured, ordinary = [], measurements.measure_states
     with monkeypatch.context() as patch:
         patch.setattr(
-            pruned_model,
-            "angular_distances",
+            measurements,
+            "measure_states",
             lambda *all: measured.append(len(all[1])) or ordinary(*all),
         )
         code, folder = run_sweep(*THREE_METHODS, *ONE_POINT)
@@ -362,7 +362,7 @@ def test_a_plan_that_cannot_be_measured_stops_no_other(run_sweep, monkeypatch, t
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setenv("SWEEP_TRIES", str(tmp_path / "tries"))
-    monkeypatch.setattr("pruned_model.angular_distances", full)
+    monkeypatch.setattr("pruning.measurements.measure_states", full)
     code, folder = run_sweep(*SWEEP_PLANS, *ONE_POINT)
     assert (code, len(records(folder))) == (1, 2)
     assert "custom_jsonl, angular n=2, autoregressive: out of memory" in capsys.readouterr().err

@@ -17,9 +17,11 @@ from models.embedded import embedded_checkpoint
 from models.loading import load_model
 from models.runtime import start
 from pruned_model import PruneModel, make_plan
+from pruning.measurements import Measurements
 from self_speculation.equality import first_difference, ties_allowed, verdict
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.text_generator import TextGenerator
+from tests.conftest import row
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def test_embedded_model_is_the_real_one(real):
 def test_speculation_equals_autoregression_on_a_real_model(real, pruning):
     """By the tie rule in float32, also against transformers' own greedy decoding."""
     model, ids = real.model, prompts(real, 1)
-    plan = make_plan(pruning, model, lambda: [torch.tensor([prompt]) for prompt in ids])
+    plan = make_plan(pruning, Measurements(model, lambda: list(map(row, ids))))
     PruneModel(model, plan).prune()
     tokens, ties = 0, 0
     for prompt in ids:

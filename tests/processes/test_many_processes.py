@@ -14,10 +14,10 @@ import pytest
 
 import benchmark
 import correctness
-import pruned_model
 import sweep
 from command_line.errors import EXIT_INTERRUPTED, FailedError
 from command_line.script import run_script
+from pruning import measurements, states
 from runs import measuring
 from runs.lossless import DecoderPair
 from runs.reader import find_runs, read_record, read_samples
@@ -94,7 +94,7 @@ def test_a_run_goes_on_with_another_number_of_processes(words, tmp_path, monkeyp
         with monkeypatch.context() as patch:
             interrupt_at(patch, 4)
             if done:
-                patch.setattr(pruned_model, "angular_distances", None)  # the plan stays
+                patch.setattr(measurements, "measure_states", None)  # the plan stays
             codes = scripts_in_ranks(patch, count, benchmark.main, flags)
         assert codes == [EXIT_INTERRUPTED] * count
         (path,) = find_runs(tmp_path / "logs")
@@ -139,13 +139,13 @@ def test_parts_on_the_disk_of_another_machine_are_taken_in(words, tmp_path, monk
 
 
 def test_every_process_calibrates_on_its_share(words, tmp_path, monkeypatch):
-    measured, ordinary = [], pruned_model._last_token_states
+    measured, ordinary = [], states.read_text
 
-    def counted(model, prompt):
-        measured.append(tuple(prompt[0].tolist()))
-        return ordinary(model, prompt)
+    def counted(llama, layers, text):
+        measured.append(tuple(text[0].tolist()))
+        return ordinary(llama, layers, text)
 
-    monkeypatch.setattr(pruned_model, "_last_token_states", counted)
+    monkeypatch.setattr(states, "read_text", counted)
     flags = [*GREEDY, *ANGULAR, "--calibration_samples", "5"]
     assert scripts_in_ranks(monkeypatch, 3, benchmark.main, words(*flags)) == [0] * 3
     assert len(measured) == len(set(measured)) == 5

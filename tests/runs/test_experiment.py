@@ -13,7 +13,7 @@ from command_line.flags import parse
 from models.runtime import Runtime
 from prompts.dataset_table import DATASETS
 from pruned_model import PruneModel
-from pruning.angular import angular_distances
+from pruning.states import measure_states
 from runs import definition, experiment
 from runs.definition import define_run
 from self_speculation.text_generator import WARM_UP_STEPS, TextGenerator
@@ -31,9 +31,9 @@ def calibrated(tokenizer, monkeypatch):
 
     def watched(model, prompts, *rest):
         seen.extend(tokenizer.decode(prompt[0]) for prompt in prompts)
-        return angular_distances(model, prompts, *rest)
+        return measure_states(model, prompts, *rest)
 
-    monkeypatch.setattr("pruned_model.angular_distances", watched)
+    monkeypatch.setattr("pruning.measurements.measure_states", watched)
     return seen
 
 

@@ -7,9 +7,9 @@ import pytest
 from filelock import FileLock
 
 import benchmark
-import pruned_model
 from command_line.errors import EXIT_BUSY, EXIT_INTERRUPTED
 from command_line.script import run_script
+from pruning import measurements
 from runs import experiment, measuring
 from runs.reader import find_runs, read_record, read_samples
 from runs.record import samples_path
@@ -87,7 +87,7 @@ def test_a_run_killed_twice_ends_as_an_unbroken_one(
 ):
     plan = read_record(killed_twice).plan
     with monkeypatch.context() as patch:
-        patch.setattr(pruned_model, "angular_distances", None)  # its plan is kept
+        patch.setattr(measurements, "measure_states", None)  # its plan is kept
         assert start() == 0
     assert f"{killed_twice.name} goes on: 3 of 5 prompts are done" in capsys.readouterr().out
     assert log(tmp_path / "logs") == unbroken

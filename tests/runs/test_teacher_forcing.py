@@ -110,7 +110,7 @@ def test_batches_equal_single_passages(model, attention, dtype):
 def test_the_head_may_run_on_few_positions_at_a_time(model, monkeypatch):
     ids = windows(random_prompt(40), 16, 8)
     whole = forcing(copy.deepcopy(model), PLANS["random"], batch_size=4).measure(ids)
-    monkeypatch.setattr("runs.teacher_forcing._HEAD_ELEMENTS", 3 * 258)
+    monkeypatch.setattr("self_speculation.uncached_llama._HEAD_ELEMENTS", 3 * 258)
     parts = forcing(model, PLANS["random"], batch_size=4).measure(ids)
     assert summed(parts) == pytest.approx(summed(whole), abs=1e-9)
 

@@ -11,10 +11,12 @@ from models import embedded
 from models.loading import load_model
 from models.runtime import start
 from pruned_model import PruneModel, make_plan
+from pruning.measurements import Measurements
 from self_speculation.equality import first_difference, ties_allowed, verdict
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
+from tests.conftest import row
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,7 +59,7 @@ def decoders(loaded, drafting, rule, prompts):
 def test_compiled_outputs_equal_others_up_to_ties(pruning, rule):
     loaded, prompts = load("float32")
     model = loaded.model
-    plan = make_plan(pruning, model, lambda: [torch.tensor([ids]) for ids in prompts])
+    plan = make_plan(pruning, Measurements(model, lambda: list(map(row, prompts))))
     PruneModel(model, plan).prune()
     drafting = [(plan.kept_exit_layer(6), 2), (plan.kept_exit_layer(24), 6)]
     plain, *others = decoders(loaded, drafting, rule, prompts)

@@ -19,8 +19,8 @@ from command_line.script import run_script
 from models.loading import load_model
 from models.runtime import Runtime
 from pruned_model import PruneModel
-from pruning.angular import angular_distances
 from pruning.plan import PrunePlan
+from pruning.states import measure_states
 from runs.preparation import load_pruned
 from runs.reader import find_runs, read_record, read_samples
 from self_speculation import offloading
@@ -132,8 +132,10 @@ def test_embeddings_and_head_may_lie_on_disk_too(folder, placement, request):
 def test_distances_and_gaps_are_those_of_the_model_in_memory(checkpoint, placement):
     prompts = [torch.tensor([random_prompt(length)]) for length in (5, 9)]
     whole, spread = load(checkpoint, ""), load(checkpoint, placement)
-    one, other = (angular_distances(model, prompts) for model in (whole, spread))
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-12, equal_nan=True)
+    one, other = (measure_states(model, prompts) for model in (whole, spread))
+    for name in ("distances", "influences"):
+        pair = getattr(one, name), getattr(other, name)
+        torch.testing.assert_close(*pair, rtol=0, atol=1e-12, equal_nan=True)
     gaps = [first_difference(model, [1, 2], [3, 4], [3, 5]).logit_gap for model in (whole, spread)]
     assert gaps[0] == pytest.approx(gaps[1], abs=1e-9)
 
