@@ -126,7 +126,7 @@ class Ranks:
     def check(self) -> None:
         """Raise the error of another process, if one has failed or is lost."""
         self._check_lost()
-        if self._ask("check", [self._key("failed")]):
+        if self.count > 1 and self._ask("check", [self._key("failed")]):
             raise _told(self._ask("get", self._key("failed")))
 
     def counter(self) -> Callable[[int], int]:
