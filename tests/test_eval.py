@@ -278,7 +278,10 @@ def test_a_task_that_cannot_be_evaluated_is_one_line(
         (["--include_path", "nowhere"], "--include_path nowhere: is no folder"),
         (["--template", "{message}"], "--template '{message}': tasks make their own prompts"),
         (["--stop_words", "x"], "--stop_words 'x': tasks decide"),
-        (["--generation_strategy", "self_speculative"], "--exit_layer -1: --generation_strategy"),
+        (
+            ["--generation_strategy", "self_speculative", "--num_speculations", "2"],
+            "--exit_layer -1: --generation_strategy",
+        ),
     ],
 )
 def test_bad_flags_are_refused_before_the_harness_is_looked_for(

@@ -95,7 +95,7 @@ def test_speculation_with_many_accepted_drafts_passes(model, strategy):
     assert sum(accepted for _, accepted in tested.rounds) > 100
 
 
-@pytest.mark.parametrize("drafting", [(0, 2), (1, 2), (2,)])
+@pytest.mark.parametrize("drafting", [(0, 2), pytest.param((1, 2), marks=pytest.mark.slow), (2,)])
 def test_speculation_by_any_layers_passes(model, tokenizer, drafting):
     """Layer 2 drafts with states of its own, which rounds extend, cut and catch up with."""
     PruneModel(model, PrunePlan("test", LAYERS, (0, 3, 5))).prune()
