@@ -23,7 +23,7 @@ _METHODS = tuple(name for name in PRUNE_METHODS if name != "base")
 
 @dataclass(frozen=True)
 class DraftArguments:
-    """What drafts in self-speculative decoding."""
+    """The drafter of self-speculative decoding."""
 
     drafter: str = flag(
         "early_exit",

@@ -46,7 +46,7 @@ class Measurements:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a plan's log says of the texts."""
+        """Counts of the texts and their tokens, for the log of a plan."""
         tokens = _tokens(self.prompts)
         facts = {"prompts": len(self.prompts), "tokens": tokens}
         if self._continued:

@@ -34,7 +34,7 @@ class PrunePlan:
 
     @property
     def key(self) -> PlanKey:
-        """What decides the pruned model: a patch depends on the calibration texts as well."""
+        """Kept layers and patch, which decide the pruned model; a patch depends on its texts."""
         facts = self.calibration if self.patch else None
         return self.kept_layers, self.patch, (facts or {}).get("fingerprint")
 

@@ -18,7 +18,7 @@ from self_speculation.uncached_llama import UncachedLlama
 
 @dataclass(frozen=True)
 class States:
-    """What the states of calibration texts tell of layers, in float64.
+    """Scores of layers from the states of calibration texts, in float64.
 
     `distances`: d(l, n) = arccos(cos_sim(x(l), x(l + n))) / pi at the last token, averaged over
     texts, (L + 1, L + 1) and NaN for l + n > L (Gromov et al. 2024, arXiv 2403.17887).

@@ -60,6 +60,24 @@ def test_tensors_arrive_bit_by_bit():
         assert [each.numpy().tobytes() for each in arrived] == [e.tobytes() for e in expected]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_sums_are_added_in_the_order_of_ranks_and_spread_bit_by_bit(count, dtype):
+    shares = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0)).to(dtype)[:count]
+    expected = shares[0].clone()
+    for share in shares[1:]:
+        expected += share
+
+    def work(ranks):
+        total = ranks.total(shares[ranks.rank])
+        assert (total is None) == (ranks.rank > 0)
+        return ranks.spread(total)
+
+    for found in in_ranks(count, work):
+        assert found.dtype == dtype
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("kind", [UsageError, FailedError, BusyError])
 def test_an_error_of_one_is_raised_in_all_and_shown_by_one(kind):
     def work(ranks):
