@@ -100,7 +100,7 @@ def compare(runs: list[FinishedRun]) -> list[Comparison]:
     own = [run for run in runs if isinstance(run, LoggedRun)]
     index: Index = defaultdict(dict)
     for run in own:
-        for plan in {run.plan_name, run.kept_layers, run.method}:
+        for plan in {run.plan_name, run.model_key, run.method}:
             alike = index[plan, run.decoder]
             if run.is_forced >= alike.get(run.condition_key, run).is_forced:
                 alike[run.condition_key] = run
@@ -231,8 +231,8 @@ def _wanted(run: LoggedRun) -> dict[str, tuple[tuple, Decoder]]:
     wanted: dict[str, tuple[tuple, Decoder]] = {}
     speculative = run.strategy == "self_speculative"
     if speculative:
-        # Another plan that keeps the same layers ran at another time: second choice.
-        wanted[SAME_PLAN] = (run.plan_name, run.kept_layers), _WHOLE_MODEL
+        # Another plan that makes the same model ran at another time: second choice.
+        wanted[SAME_PLAN] = (run.plan_name, run.model_key), _WHOLE_MODEL
     if run.method != "base":
         wanted[SAME_DECODER] = ("base",), run.decoder
         if speculative:

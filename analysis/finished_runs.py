@@ -17,11 +17,23 @@ from runs.record import RunRecord
 _NO_FILES = "files e3b0c44298fc1c14"
 
 
+ModelKey = tuple[tuple[int, ...], str | None, str | None]
+
+
+def patch_texts(plan: dict[str, Any]) -> str | None:
+    """Return the fingerprint of the texts that a logged plan's patch was fitted to, if any."""
+    return (plan.get("calibration") or {}).get("fingerprint") if plan.get("patch") else None
+
+
 class Drafter(NamedTuple):
-    """The plan whose kept layers drafted; calibration may decide other layers under one name."""
+    """The plan whose kept layers drafted.
+
+    Under one name, calibration may decide other layers, and fit a patch to other texts.
+    """
 
     name: str
     kept_layers: tuple[int, ...]
+    patch_texts: str | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -102,9 +114,14 @@ class LoggedRun(FinishedRun):
         return Decoder(self.strategy, self.exit_layer, self.num_speculations, self.drafter)
 
     @property
-    def plan_name(self) -> tuple[str, str, tuple[int, ...]]:
-        """The plan that was asked for, and the layers kept, which calibration may decide."""
-        return self.method, self.param, self.kept_layers
+    def model_key(self) -> ModelKey:
+        """The layers kept, the kind of patch, and the fingerprint of the texts of the patch."""
+        return self.kept_layers, self.record.plan.get("patch"), patch_texts(self.record.plan)
+
+    @property
+    def plan_name(self) -> tuple[str, str, ModelKey]:
+        """The plan that was asked for, and the model that it made, which calibration may decide."""
+        return self.method, self.param, self.model_key
 
     @property
     def decodes_whole_model(self) -> bool:

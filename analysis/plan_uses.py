@@ -10,14 +10,15 @@ import numpy
 from scipy.stats import rankdata
 
 from analysis.comparison import SAME_DECODER, SAME_PLAN, Comparison, paired
-from analysis.finished_runs import LoggedRun
+from analysis.finished_runs import LoggedRun, patch_texts
 from analysis.intervals import LEVEL, RESAMPLES, Interval
 from analysis.logged_examples import Examples
 from analysis.plan_names import without_seed
 
 _FEWEST = 5  # plans, of which resamples tell anything
 _SEED = 0
-_Key = tuple[str, str, tuple[int, ...]]  # conditions, plan, layers kept
+# Conditions, plan, layers kept, and texts of its patch.
+_Key = tuple[str, str, tuple[int, ...], str | None]
 
 
 @dataclass
@@ -35,14 +36,15 @@ class PlanUse:
     kept_layers: tuple[int, ...]
     original_layers: int
     patch: str | None = None
+    patch_texts: str | None = None
     seed: int | None = None
     model: Comparison | None = None
     drafts: list[Comparison] = field(default_factory=list)
 
     @property
-    def identity(self) -> tuple[str, tuple[int, ...]]:
-        """The plan that was asked for, and the layers kept, which calibration may decide."""
-        return self.name, self.kept_layers
+    def identity(self) -> tuple[str, tuple[int, ...], str | None]:
+        """The plan that was asked for, and what calibration may decide: layers, and a patch."""
+        return self.name, self.kept_layers, self.patch_texts
 
     @property
     def removed_layers(self) -> int:
@@ -132,10 +134,18 @@ def _use_of(run: LoggedRun) -> PlanUse:
     plan = run.record.plan
     name, kept = f"{run.method} {run.param}".strip(), run.kept_layers
     if run.drafter:
-        plan, (name, kept) = run.record.draft_plan or {}, run.drafter
+        plan, name, kept = run.record.draft_plan or {}, run.drafter.name, run.drafter.kept_layers
     seed = plan["prune_seed"] if plan["method"] == "random" else None
-    patch = plan.get("patch")
-    return PlanUse(run.condition_key, name, plan["method"], kept, run.original_layers, patch, seed)
+    return PlanUse(
+        run.condition_key,
+        name,
+        plan["method"],
+        kept,
+        run.original_layers,
+        patch=plan.get("patch"),
+        patch_texts=patch_texts(plan),
+        seed=seed,
+    )
 
 
 def groups_of(uses: list[PlanUse]) -> dict[str, list[PlanUse]]:

@@ -59,16 +59,26 @@ def with_patch(plan: PrunePlan, kind: str, prompts: Sequence[Tensor], width: int
     found = cuts(plan.kept_layers, plan.original_layers)
     if not found:
         reject("prune_patch", kind, f"{plan.approach} removes no layer that a patch could replace")
-    if kind == "folded" and found[0].start == 0:
-        allowed = f"{plan.approach} removes layer 0, and no MLP before it could take in the map"
-        reject("prune_patch", kind, f"{allowed}; --prune_patch linear works")
-    ids = [prompt.flatten().tolist() for prompt in prompts]
-    tokens = sum(map(len, ids))
+    tokens = sum(prompt.numel() for prompt in prompts)
     if tokens < width:
         allowed = f"have {tokens} tokens, and a patch needs at least {width}, the width of a state"
-        reject("calibration_samples", len(ids), f"they {allowed}")
-    facts = {"prompts": len(ids), "tokens": tokens, "fingerprint": tokens_hash(ids)}
-    return dataclasses.replace(plan, patch=kind, calibration=(plan.calibration or {}) | facts)
+        reject("calibration_samples", len(prompts), f"they {allowed}")
+    facts = {"prompts": len(prompts), "tokens": tokens, "fingerprint": texts_fingerprint(prompts)}
+    patched = dataclasses.replace(plan, patch=kind, calibration=(plan.calibration or {}) | facts)
+    check_foldable(patched)
+    return patched
+
+
+def check_foldable(plan: PrunePlan) -> None:
+    """Refuse a folded patch of a plan without layer 0."""
+    if plan.patch == "folded" and plan.kept_layers[0] != 0:
+        allowed = f"{plan.approach} lacks layer 0, and no MLP before it could take in the map"
+        reject("prune_patch", "folded", f"{allowed}; --prune_patch linear works")
+
+
+def texts_fingerprint(prompts: Sequence[Tensor]) -> str:
+    """Return a fingerprint of token ids, (1, T) each."""
+    return tokens_hash([prompt.flatten().tolist() for prompt in prompts])
 
 
 def patched_layers(

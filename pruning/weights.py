@@ -64,6 +64,11 @@ def _weights_of_layers(model: Llama, method: str) -> list[list[nn.Parameter]]:
             f"--prune_method {method}: needs all weights on devices; --model_args device_map or "
             "max_memory leaves some on the host or on disk"
         )
+    if not all(weights and all(map(torch.is_floating_point, weights)) for weights in layers):
+        raise UsageError(
+            f"--prune_method {method}: weights that stay quantised in memory have no magnitudes; "
+            "other criteria work"
+        )
     return layers
 
 

@@ -21,7 +21,7 @@ from arguments.generation import GenerationArguments
 from arguments.model import ModelArguments
 from arguments.prompts import PromptArguments
 from arguments.pruning import PruneArguments
-from command_line.errors import FailedError, reject
+from command_line.errors import FailedError, UsageError, reject
 from data import Selection, get_calibration_alone
 from models.checkpoint import Checkpoint, find_checkpoint
 from models.loading import LoadedModel, load_model
@@ -37,7 +37,7 @@ from pruned_model import (
     weight_bytes,
 )
 from pruning.measurements import Measurements
-from pruning.patch import Patch, fit_patch
+from pruning.patch import Patch, check_foldable, fit_patch, texts_fingerprint
 from pruning.plan import PrunePlan, drafting_plan
 from runs.calibration_texts import measurements
 from runs.prompt_encoding import check_chat_template, encode, encode_all, fitted, longest_prompt
@@ -72,6 +72,9 @@ def fit_as_planned(measured: Measurements, plan: PrunePlan) -> Patch | None:
     """Return the patch of a plan, fitted to the texts that plans are measured on."""
     if plan.patch is None:
         return None
+    if plan.key[2] != texts_fingerprint(measured.prompts):
+        allowed = "was begun with a patch of other calibration texts; use another --output_dir"
+        raise UsageError(f"--prune_patch {plan.patch}: {plan.approach} {allowed}")
     return fit_patch(measured.model, plan.kept_layers, plan.patch, measured.prompts, measured.ranks)
 
 
@@ -90,6 +93,9 @@ def prune(
     plan, draft_plan = plans
     plan.kept_exit_layer(generation.exit_layer)  # raises if no layer would draft, or none verify
     drafting = draft_plan and drafting_plan(plan, draft_plan)  # raises likewise
+    if drafting:
+        with errors_of_drafter():
+            check_foldable(drafting)
     if pruning.save_pruned:
         is_saved(pruning.save_pruned, plan, loaded.fingerprint)  # raises for another model's folder
     draft_patch = fit(drafting) if drafting else None

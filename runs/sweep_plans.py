@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from arguments.drafting import DraftArguments
-from arguments.pruning import METHODS, CalibrationArguments, PruneArguments
+from arguments.pruning import METHODS, CalibrationArguments, PruneArguments, named_layers
 from runs.sweep_flags import PLAN_LISTS, GridArguments
 
 _SEEDS = 3  # of random plans: one seed alone would not show how much plans of a kind vary
@@ -58,13 +58,21 @@ def _with_calibration(calibration: CalibrationArguments, changes: dict[str, Any]
     return PruneArguments(**values)
 
 
+def _different(name: str, values: list[Any]) -> list[Any]:
+    """Return the values without repetition; 3,4 and 4,3 name the same layers."""
+    found: dict[Any, Any] = {}
+    for value in values:
+        found.setdefault(named_layers(name, value) if name == "prune_layers" else value, value)
+    return list(found.values())
+
+
 def _changes(grid: GridArguments, method: str, seed: int) -> Iterator[dict[str, Any]]:
     """Yield the flags in which the plans of a method differ, apart from their patch."""
     if not METHODS[method].needs:
         yield {}
         return
     for name in grid.lists_of(method):
-        for value in dict.fromkeys(getattr(grid, name)):
+        for value in _different(name, getattr(grid, name)):
             changes = {PLAN_LISTS[name]: value}
             if method != "random":
                 yield changes

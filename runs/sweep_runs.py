@@ -333,10 +333,11 @@ def _check_same_plans(run: RunDefinition, left: RunRecord | None, pruned: PruneM
         return
     pairs = (left.prune_plan(), pruned.plan), (left.drafter_plan(), pruned.draft_plan)
     for began, plan in pairs:
-        if began and plan and began.kept_layers != plan.kept_layers:
+        if began and plan and began.key != plan.key:
             reject(
                 "output_dir",
                 run.arguments.log.output_dir,
                 f"run {left.run_id} was begun with layers {list(began.removed_layers)} removed, "
-                f"where now {list(plan.removed_layers)} are; move its two files away to begin anew",
+                f"where now {list(plan.removed_layers)} are, or with another patch; move its two "
+                "files away to begin anew",
             )

@@ -24,6 +24,7 @@ from arguments.pruning import PRUNE_METHODS
 from benchmarks.made_up_plans import plan_of
 from benchmarks.made_up_runs import MadeUpRun, base_plan
 from command_line.script import run_script
+from pruning.plan import PrunePlan
 from tests.analysis.pages import make_report
 from tests.analysis.test_plots import overlapping
 from tests.conftest import rewritten
@@ -99,6 +100,43 @@ def test_drafters_of_other_layers_are_never_merged(tmp_path):
     assert len({run.decoder for run in runs}) == 3
     uses = plan_uses(compared(tmp_path))
     assert sorted(len(use.drafts) for use in uses) == [1, 1, 1]
+
+
+def fitted_to(texts, patch="linear"):
+    values = plan_of("last", 2, patch=patch).to_dict()
+    return PrunePlan.from_dict(values | {"calibration": {"fingerprint": texts}})
+
+
+def test_patches_of_other_texts_are_other_models_and_other_drafters(tmp_path):
+    """Both have one name; outputs of one patch must not count against those of another."""
+    for texts in ("a", "b"):
+        plan = fitted_to(texts)
+        for flags in (AUTOREGRESSIVE, {"exit_layer": 8, "num_speculations": 2}):
+            run = MadeUpRun(plan=plan, **flags)
+            run.identity = {"plan": ["linear", texts]}
+            run.write(tmp_path)
+        run = MadeUpRun(draft_plan=plan, num_speculations=2)
+        run.identity = {"draft_plan": texts}
+        run.write(tmp_path)
+    MadeUpRun(**AUTOREGRESSIVE).write(tmp_path)
+    found = compared(tmp_path)
+    for one in found:
+        if one.run.strategy == "self_speculative" and one.run.method == "last":
+            assert one.baselines[SAME_PLAN].record.plan == one.run.record.plan
+    uses = [use for use in plan_uses(found) if use.method == "last"]
+    assert sorted(use.patch_texts for use in uses) == ["a", "b"]
+    for use in uses:
+        assert use.model.run.record.plan["calibration"]["fingerprint"] == use.patch_texts
+        (draft,) = use.drafts
+        assert draft.run.record.draft_plan["calibration"]["fingerprint"] == use.patch_texts
+
+
+def test_an_unpatched_model_is_no_baseline_of_a_patched_one(tmp_path):
+    MadeUpRun(plan=fitted_to("a"), exit_layer=8, num_speculations=2).write(tmp_path)
+    MadeUpRun(plan=plan_of("last", 2), **AUTOREGRESSIVE).write(tmp_path)
+    (one,) = [one for one in compared(tmp_path) if one.run.strategy == "self_speculative"]
+    assert SAME_PLAN in one.missing
+    assert one.equal_outputs is None
 
 
 def test_rows_name_what_drafts_in_place_of_an_exit_layer(tmp_path):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from arguments.pruning import PruneArguments
+from command_line.errors import UsageError
 from pruned_model import count_parameters, make_plan
 from pruning.measurements import Measurements
 from pruning.weights import magnitudes, taylor
@@ -108,6 +109,15 @@ def test_gradients_can_be_had_under_inference_mode(model):
     expected = taylor(model, PROMPTS)[0]
     with torch.inference_mode():
         assert taylor(model, [prompt.clone() for prompt in PROMPTS])[0] == expected
+
+
+@pytest.mark.parametrize("method", ["magnitude", "taylor"])
+def test_codes_of_quantised_weights_are_no_magnitudes(model, method):
+    projection = model.model.layers[1].mlp.down_proj
+    codes = torch.zeros(projection.weight.shape, dtype=torch.int8)
+    projection.weight = nn.Parameter(codes, requires_grad=False)
+    with pytest.raises(UsageError, match=f"--prune_method {method}: weights that stay quantised"):
+        plan_of(model, method, 2)
 
 
 def test_the_head_may_run_on_few_positions_at_a_time(model, monkeypatch):

@@ -99,6 +99,18 @@ def test_a_resumed_run_fits_its_patch_again(words, stop_at, fits, tmp_path):
     assert len(fits) == 3  # a complete run needs no model
 
 
+def test_a_resumed_run_takes_no_patch_of_other_texts(words, stop_at, tmp_path, capsys, monkeypatch):
+    """Generated texts may differ from one start to the next."""
+    undo = stop_at(2, KeyboardInterrupt)
+    assert run_script(benchmark.main, words(*GREEDY, *LINEAR)) == 130
+    undo()
+    capsys.readouterr()
+    monkeypatch.setattr(preparation, "texts_fingerprint", lambda texts: "others")
+    assert run_script(benchmark.main, words(*GREEDY, *LINEAR)) == 2
+    message = "--prune_patch linear: last n=2 + linear was begun with a patch of other calibration"
+    assert message in capsys.readouterr().err
+
+
 def test_processes_decode_with_one_patch(words, monkeypatch, tmp_path):
     flags = [*GREEDY, *LINEAR]
     assert run_script(benchmark.main, words(*flags, folder="one")) == 0

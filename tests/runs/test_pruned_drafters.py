@@ -141,6 +141,10 @@ BAD = {
     "--draft_prune_layers 0,1,4,5": (
         "--draft_prune_method layers: layers [0-1, 4-5] keeps no layer that layers [2-3] keeps"
     ),
+    "--prune_method layers --prune_layers 0 --drafter pruned --draft_prune_method last "
+    "--draft_prune_n 2 --draft_prune_patch folded --calibration_samples 8": (
+        "--draft_prune_patch folded: last n=2 + folded lacks layer 0, and no MLP before it"
+    ),
     "--drafter pruned --draft_prune_method last --draft_prune_n 2 --exit_layer 3": (
         "--exit_layer 3: contradicts --drafter pruned"
     ),

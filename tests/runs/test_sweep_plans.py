@@ -75,6 +75,11 @@ def test_each_word_of_layers_is_a_plan():
     ]
 
 
+def test_layers_named_in_another_order_are_one_plan():
+    line = "--prune_methods layers --prune_layers 3,4 4,3 1 3,4 --num_speculations_last 1"
+    assert [plan.prune_layers for plan in plans(line)] == ["3,4", "1"]
+
+
 @pytest.mark.parametrize("patch", [None, *PATCHES[1:]])
 def test_a_plan_is_named_before_it_is_known_as_its_log_names_it(patch):
     line = f"--prune_methods layers last --prune_layers 2,5,6 --prune_ns 2 --prune_patches {patch}"
