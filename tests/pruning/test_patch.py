@@ -284,8 +284,8 @@ def test_states_that_are_not_finite_end_all_processes(model, count):
         (
             {"prune_patch": "folded", "prune_layers": "0,3"},
             40,
-            "--prune_patch folded: layers [0, 3] + folded lacks layer 0, and no MLP before it could "
-            "take in the map; --prune_patch linear works",
+            "--prune_patch folded: layers [0, 3] + folded lacks layer 0, and no MLP before it "
+            "could take in the map; --prune_patch linear works",
         ),
         (
             {"prune_patch": "linear", "prune_method": "random", "dropout_threshold": 0.0},
