@@ -11,18 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from analysis.logged_examples import Examples
+from pruning.plan import PlanKey
 from runs.record import RunRecord
 
 # The fingerprint of every hub model in logs of an earlier release: the hash of no files.
 _NO_FILES = "files e3b0c44298fc1c14"
-
-
-ModelKey = tuple[tuple[int, ...], str | None, str | None]
-
-
-def patch_texts(plan: dict[str, Any]) -> str | None:
-    """Return the fingerprint of the texts that a logged plan's patch was fitted to, if any."""
-    return (plan.get("calibration") or {}).get("fingerprint") if plan.get("patch") else None
 
 
 class Drafter(NamedTuple):
@@ -113,13 +106,13 @@ class LoggedRun(FinishedRun):
     def decoder(self) -> Decoder:
         return Decoder(self.strategy, self.exit_layer, self.num_speculations, self.drafter)
 
-    @property
-    def model_key(self) -> ModelKey:
-        """The layers kept, the kind of patch, and the fingerprint of the texts of the patch."""
-        return self.kept_layers, self.record.plan.get("patch"), patch_texts(self.record.plan)
+    @cached_property
+    def model_key(self) -> PlanKey:
+        """What decides the pruned model."""
+        return self.record.prune_plan().key
 
     @property
-    def plan_name(self) -> tuple[str, str, ModelKey]:
+    def plan_name(self) -> tuple[str, str, PlanKey]:
         """The plan that was asked for, and the model that it made, which calibration may decide."""
         return self.method, self.param, self.model_key
 

@@ -103,7 +103,7 @@ def uses_keys(uses: list[PlanUse]) -> list[Line2D]:
     keys = [
         *method_keys(found - WITHOUT_TREND - {"base"}, linestyle="-", linewidth=1),
         *method_keys(found & (WITHOUT_TREND | {"base"}), linestyle=""),
-        *patch_keys({"patch": use.patch} for use in uses),
+        *patch_keys({"patch": use.plan.patch} for use in uses),
     ]
     if any(use.drafts for use in uses if use.method == "base"):
         keys.append(_FIRST_LAYERS_KEY)
@@ -113,7 +113,7 @@ def uses_keys(uses: list[PlanUse]) -> list[Line2D]:
 def correlation_keys(uses: list[PlanUse]) -> list[Line2D]:
     """Return the keys of the methods that remove layers, and of patches."""
     found = {use.method for use in uses} - {"base"}
-    return method_keys(found, linestyle="") + patch_keys({"patch": use.patch} for use in uses)
+    return method_keys(found, linestyle="") + patch_keys({"patch": use.plan.patch} for use in uses)
 
 
 def _draw_models(axes: Axes, uses: list[PlanUse], quality: str, label: str) -> None:
@@ -165,7 +165,7 @@ def _draw_drafters(axes: Axes, uses: list[PlanUse], value: Value) -> None:
 
 
 def _mark(use: PlanUse) -> Style:
-    return METHOD_STYLES[use.method] | patch_style({"patch": use.patch}) | {"linestyle": ""}
+    return METHOD_STYLES[use.method] | patch_style({"patch": use.plan.patch}) | {"linestyle": ""}
 
 
 def _sequences(uses: Iterable[PlanUse]) -> list[list[PlanUse]]:
@@ -173,12 +173,12 @@ def _sequences(uses: Iterable[PlanUse]) -> list[list[PlanUse]]:
     groups: dict[tuple[str, str | None], list[PlanUse]] = defaultdict(list)
     for use in uses:
         if use.method not in WITHOUT_TREND | {"base"}:
-            groups[use.method, use.patch].append(use)
+            groups[use.method, use.plan.patch].append(use)
     return [sorted(group, key=lambda use: use.removed_layers) for group in groups.values()]
 
 
 def _connect(axes: Axes, first: PlanUse, places: list[tuple[Any, Any]]) -> None:
-    line = ":" if first.patch else "-"
+    line = ":" if first.plan.patch else "-"
     colour = METHOD_STYLES[first.method]["color"]
     axes.plot(*zip(*places, strict=True), color=colour, linestyle=line, linewidth=1, zorder=1)
 

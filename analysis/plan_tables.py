@@ -79,7 +79,7 @@ def correlations_table(comparisons: list[Comparison]) -> Table:
 
 
 def _order(use: PlanUse) -> tuple:
-    return method_place(use.method), use.patch or "", use.removed_layers, use.name
+    return method_place(use.method), use.plan.patch or "", use.removed_layers, use.name
 
 
 def _row(use: PlanUse) -> Row:
@@ -88,8 +88,8 @@ def _row(use: PlanUse) -> Row:
     words = decoder_words(best.run) if best else []
     return _named(use) | {
         "layers_removed": use.removed_layers,
-        "patch": use.patch,
-        "prune_seed": use.seed,
+        "patch": use.plan.patch,
+        "prune_seed": use.plan.prune_seed,
         "seeds": None,
         **bounds("speedup_as_model", use.speed_up),
         "log_perplexity_ratio": use.log_perplexity_ratio,
@@ -114,7 +114,7 @@ def _named(use: PlanUse) -> Row:
         "num_speculations": best and best.run.num_speculations,
         "drafter": None,
         "drafter_layers": None,
-        "layers_kept": len(use.kept_layers),
+        "layers_kept": len(use.plan.kept_layers),
         "log": model and model.path.name,
         "draft_log": best and best.run.path.name,
     }
@@ -126,7 +126,7 @@ def _range(uses: Sequence[PlanUse], rows: Sequence[Row]) -> Row:
     row: Row = rows[0] | {
         "param": f"{param}, {len(uses)} seeds [range]",
         **dict.fromkeys(("log", "draft_log", "drafts", "num_speculations", "layers_kept")),
-        "prune_seed": " ".join(str(use.seed) for use in uses),
+        "prune_seed": " ".join(str(use.plan.prune_seed) for use in uses),
         "seeds": len(uses),
         **_mean_of(rows, "layers_removed", lambda found: None),
     }

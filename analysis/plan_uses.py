@@ -10,45 +10,48 @@ import numpy
 from scipy.stats import rankdata
 
 from analysis.comparison import SAME_DECODER, SAME_PLAN, Comparison, paired
-from analysis.finished_runs import LoggedRun, patch_texts
+from analysis.finished_runs import LoggedRun
 from analysis.intervals import LEVEL, RESAMPLES, Interval
 from analysis.logged_examples import Examples
 from analysis.plan_names import without_seed
+from pruning.plan import PlanKey, PrunePlan
 
 _FEWEST = 5  # plans, of which resamples tell anything
 _SEED = 0
-# Conditions, plan, layers kept, and texts of its patch.
-_Key = tuple[str, str, tuple[int, ...], str | None]
+_Key = tuple[str, str, PlanKey]  # conditions, plan, and the model that it makes
 
 
 @dataclass
 class PlanUse:
     """One plan under one set of conditions.
 
-    `name` is the plan's, with its seed. `model` is its autoregressive run. `drafts` are the runs of
-    the unpruned model that draft with the layers which the plan keeps; for the unpruned model
-    itself, those that draft with its first layers.
+    `model` is its autoregressive run. `drafts` are the runs of the unpruned model that draft with
+    the layers which the plan keeps; for the unpruned model itself, those that draft with its first
+    layers.
     """
 
     condition_key: str
-    name: str
-    method: str
-    kept_layers: tuple[int, ...]
-    original_layers: int
-    patch: str | None = None
-    patch_texts: str | None = None
-    seed: int | None = None
+    plan: PrunePlan
     model: Comparison | None = None
     drafts: list[Comparison] = field(default_factory=list)
 
     @property
-    def identity(self) -> tuple[str, tuple[int, ...], str | None]:
-        """The plan that was asked for, and what calibration may decide: layers, and a patch."""
-        return self.name, self.kept_layers, self.patch_texts
+    def identity(self) -> tuple[str, PlanKey]:
+        """The plan that was asked for, and its model, which calibration may decide."""
+        return self.name, self.plan.key
+
+    @property
+    def name(self) -> str:
+        """The plan's name, with its seed."""
+        return self.plan.approach
+
+    @property
+    def method(self) -> str:
+        return self.plan.method
 
     @property
     def removed_layers(self) -> int:
-        return self.original_layers - len(self.kept_layers)
+        return len(self.plan.removed_layers)
 
     @property
     def label(self) -> str:
@@ -120,32 +123,13 @@ def plan_uses(comparisons: list[Comparison]) -> list[PlanUse]:
             continue
         if run.path in sources and (run.path, run.condition_key) not in served:
             continue
-        use = _use_of(run)
+        use = PlanUse(run.condition_key, run.record.drafter_plan() or run.record.prune_plan())
         use = found.setdefault((run.condition_key, *use.identity), use)
         if speculative:
             use.drafts.append(one)
         else:
             use.model = one
     return list(found.values())
-
-
-def _use_of(run: LoggedRun) -> PlanUse:
-    """Return the plan that the run shows, with no runs yet."""
-    plan = run.record.plan
-    name, kept = f"{run.method} {run.param}".strip(), run.kept_layers
-    if run.drafter:
-        plan, name, kept = run.record.draft_plan or {}, run.drafter.name, run.drafter.kept_layers
-    seed = plan["prune_seed"] if plan["method"] == "random" else None
-    return PlanUse(
-        run.condition_key,
-        name,
-        plan["method"],
-        kept,
-        run.original_layers,
-        patch=plan.get("patch"),
-        patch_texts=patch_texts(plan),
-        seed=seed,
-    )
 
 
 def groups_of(uses: list[PlanUse]) -> dict[str, list[PlanUse]]:

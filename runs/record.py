@@ -4,12 +4,10 @@ import dataclasses
 import glob
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeGuard, TypeVar
+from typing import Any, Generic, NamedTuple, TypeGuard, TypeVar
 
 from files.hashes import identity_hash
-
-if TYPE_CHECKING:
-    from pruning.plan import PrunePlan
+from pruning.plan import PrunePlan
 
 SCHEMA_VERSION = 1
 STATUSES = ("running", "complete", "interrupted", "failed")
@@ -186,16 +184,12 @@ class RunRecord:
             return None
         return f"{facts['rouge_tokenizer']}, {facts['bleu_tokenizer']}"
 
-    def prune_plan(self) -> "PrunePlan":
+    def prune_plan(self) -> PrunePlan:
         """Return the plan that `plan` logs. Raises ValueError for values that are no plan's."""
-        from pruning.plan import PrunePlan
-
         return PrunePlan.from_dict(self.plan)
 
-    def drafter_plan(self) -> "PrunePlan | None":
+    def drafter_plan(self) -> PrunePlan | None:
         """Return the drafter's plan, as `prune_plan` does; None for another drafter."""
-        from pruning.plan import PrunePlan
-
         return None if self.draft_plan is None else PrunePlan.from_dict(self.draft_plan)
 
     def to_dict(self) -> dict[str, Any]:

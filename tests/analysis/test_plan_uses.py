@@ -65,7 +65,7 @@ def test_a_plan_is_its_own_model_and_its_own_drafter(tmp_path):
     assert set(found) == {"base", *(plan.approach for plan in plans)}
     for plan in plans:
         use = found[plan.approach]
-        assert use.model.run.kept_layers == plan.kept_layers == use.kept_layers
+        assert use.model.run.kept_layers == plan.kept_layers == use.plan.kept_layers
         assert {one.run.drafter.name for one in use.drafts} == {plan.approach}
         assert sorted(one.run.num_speculations for one in use.drafts) == [2, 4]
         for one in use.drafts:
@@ -124,11 +124,11 @@ def test_patches_of_other_texts_are_other_models_and_other_drafters(tmp_path):
         if one.run.strategy == "self_speculative" and one.run.method == "last":
             assert one.baselines[SAME_PLAN].record.plan == one.run.record.plan
     uses = [use for use in plan_uses(found) if use.method == "last"]
-    assert sorted(use.patch_texts for use in uses) == ["a", "b"]
+    assert sorted(use.plan.key[2] for use in uses) == ["a", "b"]
     for use in uses:
-        assert use.model.run.record.plan["calibration"]["fingerprint"] == use.patch_texts
+        assert use.model.run.record.plan["calibration"]["fingerprint"] == use.plan.key[2]
         (draft,) = use.drafts
-        assert draft.run.record.draft_plan["calibration"]["fingerprint"] == use.patch_texts
+        assert draft.run.record.draft_plan["calibration"]["fingerprint"] == use.plan.key[2]
 
 
 def test_an_unpatched_model_is_no_baseline_of_a_patched_one(tmp_path):
