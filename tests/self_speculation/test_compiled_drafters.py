@@ -31,15 +31,6 @@ def interpreted(request, small_buckets, monkeypatch):
         monkeypatch.setattr(programs, "_native", lambda block, *_: programs._Stateless(block))
 
 
-@pytest.fixture
-def agreeable(model):
-    """The tiny Llama with faint late layers, so that whole drafts are often accepted."""
-    for layer in model.model.layers[1:]:
-        layer.self_attn.o_proj.weight *= 0.15
-        layer.mlp.down_proj.weight *= 0.15
-    return model
-
-
 def chosen(model, drafting):
     return tuple(model.model.layers[index] for index in drafting)
 

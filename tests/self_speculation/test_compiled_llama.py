@@ -1,8 +1,6 @@
 """Compiled steps compute the same as others, and attend to the smallest bucket that suffices."""
 
-import gc
 import itertools
-import weakref
 from contextlib import nullcontext
 from unittest.mock import MagicMock
 
@@ -27,6 +25,7 @@ from self_speculation.row_kernels import HeadBlock
 from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
 from tests.conftest import LAYERS, random_prompt, row, same, tiny_config
+from tests.self_speculation.conftest import is_freed_at_once
 from tests.waits import CountedWaits
 
 CAPACITY = 96
@@ -189,14 +188,7 @@ def test_after_the_prompt_every_step_runs_compiled(model, tokenizer, monkeypatch
 
 
 def test_an_engine_is_freed_without_garbage_collection(model):
-    engine = CompiledLlama(model, CAPACITY, 2, K)
-    known = weakref.ref(engine)
-    gc.disable()
-    try:
-        del engine
-        assert known() is None
-    finally:
-        gc.enable()
+    assert is_freed_at_once(lambda: CompiledLlama(model, CAPACITY, 2, K))
 
 
 def test_padding_is_never_the_longest_position(model, monkeypatch):

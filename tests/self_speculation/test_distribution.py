@@ -85,11 +85,8 @@ def test_speculation_passes(strategy, k, rule):
     assert is_passed(strategy(SamplingRule(True, **{"temperature": 0.4, **rule}), k=k))
 
 
-def test_speculation_with_many_accepted_drafts_passes(model, strategy):
+def test_speculation_with_many_accepted_drafts_passes(agreeable, strategy):
     """Faint late layers change the drafts' distributions only a little."""
-    for layer in model.model.layers[1:]:
-        layer.self_attn.o_proj.weight *= 0.15
-        layer.mlp.down_proj.weight *= 0.15
     tested = strategy(SamplingRule(True, 0.7, 4, 0.9))
     assert is_passed(tested)
     assert sum(accepted for _, accepted in tested.rounds) > 100

@@ -1,8 +1,6 @@
 """Any layers draft for any model: outputs stay the model's, and shared layers run once."""
 
 import copy
-import gc
-import weakref
 from collections import Counter
 
 import pytest
@@ -20,6 +18,7 @@ from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
 from tests.conftest import LAYERS, random_prompt, row, tiny_config
 from tests.fuzzing import FIXED
+from tests.self_speculation.conftest import is_freed_at_once
 
 CAPACITY = 96
 PROMPT = random_prompt(20)
@@ -32,15 +31,6 @@ DRAFTS = {
     "alternating": (0, 2, 4),
     "only the last": (5,),
 }
-
-
-@pytest.fixture
-def agreeable(model):
-    """The tiny Llama with faint late layers, so that drafts are often accepted."""
-    for layer in model.model.layers[1:]:
-        layer.self_attn.o_proj.weight *= 0.15
-        layer.mlp.down_proj.weight *= 0.15
-    return model
 
 
 def faint(model, index):
@@ -299,14 +289,7 @@ def test_caches_are_allocated_once_and_only_for_layers_that_need_them(agreeable,
 
 
 def test_an_engine_with_a_drafter_is_freed_without_garbage_collection(model):
-    engine = CachedLlama(model, 32, chosen(model, (0, 2)))
-    known = weakref.ref(engine)
-    gc.disable()
-    try:
-        del engine
-        assert known() is None
-    finally:
-        gc.enable()
+    assert is_freed_at_once(lambda: CachedLlama(model, 32, chosen(model, (0, 2))))
 
 
 def test_a_drafter_is_not_a_part_of_plain_decoding(model, tokenizer):

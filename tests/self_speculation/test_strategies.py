@@ -18,15 +18,6 @@ CAPACITY = 96
 PROMPT = random_prompt(20)
 
 
-@pytest.fixture
-def agreeable(model):
-    """The tiny Llama with faint late layers, so that drafts are often accepted."""
-    for layer in model.model.layers[1:]:
-        layer.self_attn.o_proj.weight *= 0.15
-        layer.mlp.down_proj.weight *= 0.15
-    return model
-
-
 def decode(model, tokenizer, strategy="autoregressive", exit_layer=None, k=None, **changes):
     seed = changes.pop("seed", 0)
     prompt = changes.pop("prompt", PROMPT)
