@@ -40,7 +40,8 @@ PLOTS = (
 )
 TABLES = (
     *("summary_metrics", "summary_timing", "summary_comparison", "summary_seeds"),
-    *("summary_differences", "summary_categories", "plans", "plan_correlations"),
+    *("summary_models", "summary_differences", "summary_categories"),
+    *("plans", "plan_correlations"),
 )
 WRITTEN = (
     *(f"{name}.csv" for name in TABLES),

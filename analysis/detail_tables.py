@@ -1,9 +1,10 @@
-"""Tables of each score's difference from the base run, and of each category of prompts."""
+"""Tables of each score's difference from the base run, of two models, and of categories."""
 
 from analysis.categories import CategoryResult, category_results
 from analysis.columns import MISSING, Columns, Row, Shown, Table, number
 from analysis.comparison import Comparison
 from analysis.differences import Difference, find_differences
+from analysis.model_differences import ACCEPTANCE, ModelDifference, model_differences
 from analysis.row_parts import bounds, facts, run_columns, where_known
 
 
@@ -29,6 +30,58 @@ def differences_table(comparisons: list[Comparison]) -> Table:
     if not where_known(rows, {discordant: columns[discordant]}):
         del columns[discordant]
     return Table("summary_differences", "Differences from the base run", rows, columns)
+
+
+def models_table(comparisons: list[Comparison]) -> Table:
+    """Return a row per plan and score that two models share; Holm's family is the whole table."""
+    found = model_differences(comparisons)
+    rows = [_models_row(one) for one in sorted(found, key=_score_and_plan)]
+    columns: Columns = {
+        "model": lambda row: row["model"],
+        "other model": lambda row: row["other_model"],
+        "dataset": lambda row: row["dataset"],
+        "score": lambda row: row["score"],
+        "approach": lambda row: row["approach"],
+        "param": lambda row: row["param"] or MISSING,
+        "change": _change("mine"),
+        "other's change": _change("its"),
+        "difference": _score("difference", "+"),
+        "p": number("p", ".2g"),
+        "p (Holm)": number("p_holm", ".2g"),
+        "pairs": number("pairs", "d"),
+    }
+    return Table("summary_models", "Plans in two models", rows, columns)
+
+
+def _score_and_plan(one: ModelDifference) -> tuple:
+    runs = one.use.run, one.other.run
+    return [run.model or "" for run in runs], runs[0].dataset, one.score, one.use.place
+
+
+def _change(name: str) -> Shown:
+    """Show a change with its sign, and a share of accepted drafts without."""
+    change, share = _score(name, "+"), _score(name)
+    return Shown(name, lambda row: (share if row["score"] == ACCEPTANCE else change)(row))
+
+
+def _models_row(one: ModelDifference) -> Row:
+    method, _, param = one.use.name.partition(" ")
+    return {
+        "dataset": one.use.run.dataset,
+        "model": one.use.run.model,
+        "other_model": one.other.run.model,
+        "approach": method,
+        "param": param,
+        "layers_removed": one.use.removed_layers,
+        "other_layers_removed": one.other.removed_layers,
+        "score": one.score,
+        **bounds("mine", one.mine),
+        **bounds("its", one.its),
+        **bounds("difference", one.difference),
+        "p": one.p,
+        "p_holm": one.adjusted_p,
+        "pairs": one.pairs,
+    }
 
 
 def _difference_row(one: Difference) -> Row:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from analysis.columns import MISSING, Columns, Row, Table, number
 from analysis.comparison import QUALITIES, SAME_PLAN, Comparison
 from analysis.intervals import Interval
-from analysis.plan_names import decoder_words, method_place
+from analysis.plan_names import decoder_words
 from analysis.plan_uses import (
     PlanUse,
     correlations,
@@ -32,7 +32,7 @@ def plans_table(comparisons: list[Comparison]) -> Table:
     rows: list[Row] = []
     runs = []
     for group in groups_of(plan_uses(comparisons)).values():
-        ordered = sorted(group, key=_order)
+        ordered = sorted(group, key=lambda use: use.place)
         own = {use.identity: _row(use) for use in ordered}
         for use in ordered:
             rows.append(own[use.identity])
@@ -76,10 +76,6 @@ def correlations_table(comparisons: list[Comparison]) -> Table:
     }
     title = "Rank correlation of log-perplexity ratio and acceptance"
     return Table("plan_correlations", title, rows, columns)
-
-
-def _order(use: PlanUse) -> tuple:
-    return method_place(use.method), use.plan.patch or "", use.removed_layers, use.name
 
 
 def _row(use: PlanUse) -> Row:

@@ -13,7 +13,7 @@ from analysis.comparison import SAME_DECODER, SAME_PLAN, Comparison, paired
 from analysis.finished_runs import LoggedRun
 from analysis.intervals import LEVEL, RESAMPLES, Interval
 from analysis.logged_examples import Examples
-from analysis.plan_names import without_seed
+from analysis.plan_names import method_place, without_seed
 from pruning.plan import PlanKey, PrunePlan
 
 _FEWEST = 5  # plans, of which resamples tell anything
@@ -52,6 +52,11 @@ class PlanUse:
     @property
     def removed_layers(self) -> int:
         return len(self.plan.removed_layers)
+
+    @property
+    def place(self) -> tuple:
+        """The place among other plans in tables."""
+        return method_place(self.method), self.plan.patch or "", self.removed_layers, self.name
 
     @property
     def label(self) -> str:

@@ -15,7 +15,7 @@ import numpy
 from analysis.columns import MISSING, Columns, Row, Table, number
 from analysis.comparison import Comparison, speed_interval, spread_over_seeds
 from analysis.comparison_tables import comparison_table, first_of, seeds_table
-from analysis.detail_tables import categories_table, differences_table
+from analysis.detail_tables import categories_table, differences_table, models_table
 from analysis.finished_runs import FinishedRun, LoggedRun
 from analysis.intervals import Interval, ratio_interval
 from analysis.plan_tables import correlations_table, plans_table
@@ -51,7 +51,7 @@ def make_tables(runs: list[FinishedRun], comparisons: list[Comparison]) -> list[
         tables.append(seeds_table(sorted(groups, key=lambda group: order(first_of(group)))))
     details = (
         *(plans_table(comparisons), correlations_table(comparisons)),
-        *(differences_table(by_name), categories_table(by_name)),
+        *(models_table(comparisons), differences_table(by_name), categories_table(by_name)),
     )
     return tables + [table for table in details if table.rows]
 

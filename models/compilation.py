@@ -1,4 +1,4 @@
-"""Check whether decoding steps can be compiled here."""
+"""Check whether code can be compiled here."""
 
 import importlib.util
 import os
@@ -19,6 +19,11 @@ def compile_obstacle(arguments: ModelArguments, device: torch.device) -> str | N
         return f"attn_implementation={attention} is not compiled"
     if "device_map" in options:
         return "a model that device_map places is not compiled"
+    return compiler_obstacle(device)
+
+
+def compiler_obstacle(device: torch.device) -> str | None:
+    """Return what torch.compile misses for this device; None if it misses nothing."""
     if device.type == "cuda" and not importlib.util.find_spec("triton"):
         return "the package triton is not installed"
     wanted = _compilers(device)

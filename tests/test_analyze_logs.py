@@ -311,6 +311,9 @@ def test_files_of_an_earlier_study_are_removed(logs, tmp_path, analyze):
         MadeUpRun(plan=plan, nats=3).write(logs)
         MadeUpRun(draft_plan=plan, num_speculations=2).write(logs)
     MadeUpRun(nats=2, identity={"teacher_forced": True}).write(logs)
+    for plan in (base_plan(), plan_of("last", 2)):
+        MadeUpRun(plan=plan, identity={"model_fingerprint": "another"}).write(logs)
+        MadeUpRun(plan=plan).write(logs)
     assert run_script(analyze_logs.main, [str(logs), "--output_dir", str(out)]) == 0
     assert {path.name for path in out.iterdir()} == set(analyze_logs.WRITTEN)
     (out / "notes.txt").write_text("mine")

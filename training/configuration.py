@@ -16,6 +16,7 @@ _COMPARED_BY_CONTENTS = (
     *("data_path", "eval_path", "num_samples"),
     *("config", "tokenizer", "model", "teacher", "device"),
 )
+_DECIDE_ROUNDING_ALONE = ("compile",)
 # The value that is left of a flag that earlier versions had: what they began goes on.
 _FORMER_FLAGS = {"--batching": "length_grouped"}
 
@@ -30,7 +31,9 @@ def configuration(
     groups = (arguments.learner, arguments.data, arguments.recipe, arguments.optimization)
     flags = {name: value for group in groups for name, value in vars(group).items()}
     decisive = {
-        f"--{name}": value for name, value in flags.items() if name not in _COMPARED_BY_CONTENTS
+        f"--{name}": value
+        for name, value in flags.items()
+        if name not in (*_COMPARED_BY_CONTENTS, *_DECIDE_ROUNDING_ALONE)
     }
     digest = hashlib.sha256()
     for document in documents:

@@ -35,6 +35,13 @@ class EarlyExits(nn.Module):
     def num_layers(self) -> int:
         return len(self.causal.model.layers)
 
+    def compile_layers(self) -> None:
+        """Let torch compile the decoder layers in their next passes, for batches of any shape."""
+        # A layer that learns and one that is measured are compiled each for itself.
+        torch._dynamo.config.recompile_limit = 4 * self.num_layers
+        for layer in self.causal.model.layers:
+            layer.forward = torch.compile(layer.forward, dynamic=True)
+
     def forward(
         self,
         batch: Batch,

@@ -11,8 +11,10 @@ from torch import nn
 
 from arguments.model import ModelArguments
 from command_line.errors import UsageError, reject
+from command_line.messages import warn
 from files.writing import whole_folder
 from models.checkpoint import find_checkpoint
+from models.compilation import compiler_obstacle
 from models.loading import LoadedModel, plan_beside, read_model
 from models.quantised import check_can_be_saved
 from models.runtime import Runtime
@@ -85,6 +87,12 @@ def make_learner(
         torch.manual_seed(seed)
         model = _with_adapters(arguments, model)
     exits, fingerprints = EarlyExits(loaded.model), {"model": loaded.fingerprint}
+    if arguments.compile:
+        obstacle = compiler_obstacle(runtime.device)
+        if obstacle is None:
+            exits.compile_layers()
+        else:
+            warn(f"--compile true: {obstacle}; training goes on without")
     teacher: Teacher | None = None
     teacher_name = arguments.teacher_name()
     if teacher_name is not None and arguments.lora_rank and arguments.teacher is None:

@@ -1,12 +1,14 @@
 """Losses at every exit, padding that changes nothing, dropped layers."""
 
 import copy
+from types import MethodType
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from self_speculation.llama_model_utils import early_exit_view
-from tests.conftest import END, LAYERS, random_prompt
+from tests.conftest import END, LAYERS, random_prompt, tiny_config
 from training.batches import UNLEARNED, collate
 from training.documents import Document
 from training.early_exits import EarlyExits, Teacher, draw_kept
@@ -45,6 +47,29 @@ def test_each_exit_has_the_loss_of_a_model_that_ends_there(exits, model):
         view = early_exit_view(plain, exit_layer)
         mean = view(input_ids=torch.tensor([one.ids]), labels=labels).loss
         close(found[exit_layer - 1], mean.double() * one.targets)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_layers_learn_the_same():
+    """Also from batches of other shapes, one of a single document, and with a layer dropped."""
+    torch.manual_seed(0)
+    plain = LlamaForCausalLM(tiny_config(num_hidden_layers=2))
+    compiled = EarlyExits(copy.deepcopy(plain))
+    compiled.compile_layers()
+    kept = torch.tensor([[True, True], [True, False]])
+    batches = [([document(9, 0), document(6, 1)], kept), ([document(12, 2)], None)]
+    for documents, kept_LB in batches:
+        found = []
+        for exits in (EarlyExits(copy.deepcopy(plain)), compiled):
+            losses = exits(collate(documents), (1, 2), kept_LB)
+            exits.zero_grad()
+            sum(losses.values()).backward()
+            gradients = [one.grad for one in exits.parameters()]
+            found.append([*losses.values(), *gradients])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    assert type(compiled.causal.model.layers[0].forward) is not MethodType
 
 
 def test_padding_changes_nothing(exits):

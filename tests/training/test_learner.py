@@ -116,6 +116,22 @@ def test_adapters_switched_off_are_the_teacher(train_further):
     assert last["loss"][str(LAYERS)] > 0
 
 
+def test_without_a_compiler_training_goes_on_without(train_further, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert train_further("--compile", "true")[0] == 0
+    line = "--compile true: no compiler 'no-such-compiler' was found; training goes on without"
+    assert line in capsys.readouterr().err
+
+
+def test_a_training_goes_on_compiled_or_not(train_further, monkeypatch):
+    """Folders of before the flag do, too."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    _, out = train_further()
+    finished = lines(out, "step")
+    assert train_further("--compile", "true")[0] == 0
+    assert lines(out, "step") == finished
+
+
 def test_batches_learn_in_bfloat16(train_further):
     _, out = train_further("--mixed_precision", "bf16")
     assert all(math.isfinite(line["loss"][str(LAYERS)]) for line in lines(out, "step"))
