@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Iterable
 
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from training.arguments import OptimizationArguments
-from training.muon import Float32Muon, multiplies_bfloat16
+from training.muon import BatchedMuon
 
 _BETAS = (0.9, 0.98)
 
@@ -30,9 +30,8 @@ def make_muon(model: nn.Module, flags: OptimizationArguments) -> list[Optimizer]
     items = learning(model)
     matrices = {name: p for name, p in items.items() if p.ndim == 2 and ".layers." in name}
     others = [item for name, item in items.items() if name not in matrices]
-    is_fast = all(multiplies_bfloat16(matrix.device) for matrix in matrices.values())
-    kind = Muon if is_fast else Float32Muon
-    muon = kind(matrices.values(), lr=flags.muon_learning_rate, weight_decay=flags.weight_decay)
+    rate, decay = flags.muon_learning_rate, flags.weight_decay
+    muon = BatchedMuon(matrices.values(), lr=rate, weight_decay=decay)
     return [muon, *([_adamw(others, flags)] if others else [])]
 
 

@@ -1,40 +1,44 @@
-"""Muon's iteration in float32 does what torch's does in bfloat16."""
+"""Muon of many matrices does what torch's does, one by one and in bfloat16."""
 
 import pytest
 import torch
 from torch import nn
 from torch.optim import Muon
 
-from training import optimizers
-from training.muon import Float32Muon, multiplies_bfloat16
+from training import muon
+from training.muon import BatchedMuon, multiplies_bfloat16
+
+SHAPES = [(64, 32), (32, 64), (48, 48), (32, 64), (64, 32), (64, 32)]
 
 
-def trained(kind, shape, steps=4):
+def trained(kind, steps=4):
     torch.manual_seed(0)
-    matrix = nn.Parameter(torch.randn(shape))
-    muon = kind([matrix], lr=0.02, weight_decay=0.1)
+    matrices = [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+    unused = nn.Parameter(torch.ones(8, 8))
+    optimizer = kind([*matrices, unused], lr=0.02, weight_decay=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        sum((one * torch.randn(one.shape)).sum() for one in matrices).backward()
+        return 1.0
+
     for _ in range(steps):
-        muon.zero_grad()
-        loss = muon.step(lambda: (matrix * torch.randn(shape)).sum().backward() or 1.0)
-    assert loss == 1.0
-    return matrix.detach(), muon.state_dict()
+        assert optimizer.step(closure) == 1.0
+    assert (unused == 1).all()  # without a gradient
+    return [matrix.detach() for matrix in matrices], optimizer.state_dict()
 
 
-@pytest.mark.parametrize("shape", [(64, 32), (32, 64), (48, 48)])
-def test_weights_follow_those_of_torch(shape):
-    (found, state), (expected, expected_state) = trained(Float32Muon, shape), trained(Muon, shape)
-    start = trained(Muon, shape, steps=1)[0]
-    assert (found - expected).abs().max() < 0.02 * (start - expected).abs().max()
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_weights_and_states_follow_those_of_torch(monkeypatch, is_fast):
+    monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device: is_fast)
+    (found, state), (expected, expected_state) = trained(BatchedMuon), trained(Muon)
+    start, _ = trained(Muon, steps=1)
+    for one, other, before in zip(found, expected, start, strict=True):
+        assert (one - other).abs().max() < 0.02 * (before - other).abs().max()
     assert state["param_groups"] == expected_state["param_groups"]
-    torch.testing.assert_close(state["state"][0], expected_state["state"][0])
-
-
-@pytest.mark.parametrize(("is_fast", "kind"), [(True, Muon), (False, Float32Muon)])
-def test_processors_without_bfloat16_iterate_in_float32(model, monkeypatch, is_fast, kind):
-    monkeypatch.setattr(optimizers, "multiplies_bfloat16", lambda device: is_fast)
-    flags = optimizers.OptimizationArguments(optimizer="muon")
-    muon, _ = optimizers.make_muon(model.float().requires_grad_(True), flags)
-    assert type(muon) is kind
+    for index, own in expected_state["state"].items():
+        torch.testing.assert_close(state["state"][index], own)
+    assert len(state["state"]) == len(expected_state["state"]) == len(SHAPES)
 
 
 def test_other_devices_count_as_fast():
