@@ -159,7 +159,7 @@ def _drafter(record: RunRecord) -> Drafter | None:
     plan = PrunePlan.from_dict(record.draft_plan)
     if plan.method not in METHODS:
         raise ValueError(f"drafts with a plan by {plan.method}, which is no known criterion")
-    return Drafter(plan.approach, plan.kept_layers, plan.key[2])
+    return Drafter(plan.approach, plan.kept_layers, plan.patch_texts)
 
 
 def _check(run: LoggedRun) -> None:

@@ -35,8 +35,13 @@ class PrunePlan:
     @property
     def key(self) -> PlanKey:
         """Kept layers and patch, which decide the pruned model; a patch depends on its texts."""
+        return self.kept_layers, self.patch, self.patch_texts
+
+    @property
+    def patch_texts(self) -> str | None:
+        """The fingerprint of the texts that the patch is fitted to; None without a patch."""
         facts = self.calibration if self.patch else None
-        return self.kept_layers, self.patch, (facts or {}).get("fingerprint")
+        return (facts or {}).get("fingerprint")
 
     @property
     def approach(self) -> str:

@@ -72,7 +72,7 @@ def fit_as_planned(measured: Measurements, plan: PrunePlan) -> Patch | None:
     """Return the patch of a plan, fitted to the texts that plans are measured on."""
     if plan.patch is None:
         return None
-    if plan.key[2] != texts_fingerprint(measured.prompts):
+    if plan.patch_texts != texts_fingerprint(measured.prompts):
         allowed = "was begun with a patch of other calibration texts; use another --output_dir"
         raise UsageError(f"--prune_patch {plan.patch}: {plan.approach} {allowed}")
     return fit_patch(measured.model, plan.kept_layers, plan.patch, measured.prompts, measured.ranks)
