@@ -6,6 +6,7 @@ from analysis.comparison import Comparison
 from analysis.differences import Difference, find_differences
 from analysis.model_differences import ACCEPTANCE, ModelDifference, model_differences
 from analysis.row_parts import bounds, facts, run_columns, where_known
+from pruning.plan import spans
 
 
 def differences_table(comparisons: list[Comparison]) -> Table:
@@ -34,28 +35,31 @@ def differences_table(comparisons: list[Comparison]) -> Table:
 
 def models_table(comparisons: list[Comparison]) -> Table:
     """Return a row per plan and score that two models share; Holm's family is the whole table."""
-    found = model_differences(comparisons)
-    rows = [_models_row(one) for one in sorted(found, key=_score_and_plan)]
+    found = sorted(model_differences(comparisons), key=_score_and_plan)
+    named = run_columns([one.runs[0] for one in found])
+    for name in ("model", "strategy", "layers"):
+        named.pop(name, None)
     columns: Columns = {
         "model": lambda row: row["model"],
         "other model": lambda row: row["other_model"],
-        "dataset": lambda row: row["dataset"],
+        **named,
         "score": lambda row: row["score"],
-        "approach": lambda row: row["approach"],
-        "param": lambda row: row["param"] or MISSING,
-        "change": _change("mine"),
-        "other's change": _change("its"),
+        "change": _change("change"),
+        "other's change": _change("other_change"),
         "difference": _score("difference", "+"),
         "p": number("p", ".2g"),
         "p (Holm)": number("p_holm", ".2g"),
         "pairs": number("pairs", "d"),
+        "run": lambda row: row["run"],
+        "other run": lambda row: row["other_run"],
     }
+    rows = [_models_row(one) for one in found]
     return Table("summary_models", "Plans in two models", rows, columns)
 
 
 def _score_and_plan(one: ModelDifference) -> tuple:
-    runs = one.use.run, one.other.run
-    return [run.model or "" for run in runs], runs[0].dataset, one.score, one.use.place
+    names = [run.model or "" for run in one.runs]
+    return names, one.runs[0].dataset, one.score, one.use.place, one.runs[0].path.name
 
 
 def _change(name: str) -> Shown:
@@ -65,22 +69,24 @@ def _change(name: str) -> Shown:
 
 
 def _models_row(one: ModelDifference) -> Row:
-    method, _, param = one.use.name.partition(" ")
-    return {
-        "dataset": one.use.run.dataset,
-        "model": one.use.run.model,
-        "other_model": one.other.run.model,
-        "approach": method,
-        "param": param,
-        "layers_removed": one.use.removed_layers,
-        "other_layers_removed": one.other.removed_layers,
+    run, other_run = one.runs
+    return facts(run) | {
+        "approach": one.use.method,
+        "param": one.use.parameters,
+        "layers_kept": len(one.use.plan.kept_layers),
+        "other_model": other_run.model,
+        "removed": spans(one.use.plan.removed_layers),
+        "other_removed": spans(one.other.plan.removed_layers),
         "score": one.score,
-        **bounds("mine", one.mine),
-        **bounds("its", one.its),
+        **bounds("change", one.change),
+        **bounds("other_change", one.other_change),
         **bounds("difference", one.difference),
         "p": one.p,
         "p_holm": one.adjusted_p,
         "pairs": one.pairs,
+        "run": run.record.run_id,
+        "other_run": other_run.record.run_id,
+        "other_log": other_run.path.name,
     }
 
 

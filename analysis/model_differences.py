@@ -7,30 +7,45 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy
 
-from analysis.comparison import SAME_DECODER, Comparison
-from analysis.intervals import Interval, mean_intervals
+from analysis.comparison import SAME_DECODER, SHARES, Comparison
+from analysis.finished_runs import LoggedRun
+from analysis.intervals import Interval, mean_intervals, share_change_interval
 from analysis.logged_examples import Examples
-from analysis.plan_uses import PlanUse, lengths_of, plan_uses
+from analysis.plan_uses import TASK_SCORES, PlanUse, lengths_of, plan_uses
 from analysis.significance import FEWEST, holm, sign_flip_p
 
 ACCEPTANCE = "acceptance as drafter"
 # Changes that are compared, from the unpruned model to the plan as a model.
-CHANGES = ("rouge-l", "exact_match", "pass@1", "numeric_match", "nats_per_token")
+CHANGES = (*TASK_SCORES, "nats_per_token")
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """What a plan does to a score of each prompt, in one model and in another, (E,)."""
+    """What a plan does to a score of each prompt, in one model and in another, (E,).
+
+    `runs` measured the plan in either model.
+    """
 
     use: PlanUse
     other: PlanUse
     score: str
+    runs: tuple[LoggedRun, LoggedRun]
     mine_E: numpy.ndarray
     its_E: numpy.ndarray
+
+    @property
+    def measurement(self) -> tuple:
+        """Plans under other conditions may have their quality from the same runs."""
+        return self.score, *(run.path for run in self.runs)
+
+    @property
+    def test(self) -> tuple:
+        """Plans that make the same models, or ruin both, are one test."""
+        return self.score, self.mine_E.tobytes(), self.its_E.tobytes()
 
 
 @dataclass(frozen=True)
@@ -38,15 +53,16 @@ class ModelDifference:
     """One plan in two models: the mean of a score's change in each, and their difference.
 
     Of `ACCEPTANCE`, the mean of each prompt's share instead of a change. `adjusted_p` is Holm's
-    over all differences found together.
+    over all differences found together; equal values of all prompts are one test.
     """
 
     use: PlanUse
     other: PlanUse
     score: str
+    runs: tuple[LoggedRun, LoggedRun]
     pairs: int
-    mine: Interval
-    its: Interval
+    change: Interval
+    other_change: Interval
     difference: Interval
     p: float
     adjusted_p: float
@@ -58,64 +74,70 @@ def model_differences(comparisons: list[Comparison]) -> list[ModelDifference]:
     Models with tokens of their own share no conditions. A plan is known by its name: calibration
     may decide other layers in each model.
     """
-    found = [pairs for mine, its in _groups(comparisons) for pairs in _pairs(mine, its)]
-    tested = [_tested(pairs) for pairs in found]
-    adjusted = holm([p for *_, p in tested])
-    return [
-        ModelDifference(
-            use=pairs.use,
-            other=pairs.other,
-            score=pairs.score,
-            pairs=len(pairs.mine_E),
-            mine=mine,
-            its=its,
-            difference=difference,
-            p=p,
-            adjusted_p=adjusted_p,
-        )
-        for pairs, (mine, its, difference, p), adjusted_p in zip(
-            found, tested, adjusted, strict=True
-        )
-    ]
+    every = (pairs for mine, its in _groups(comparisons) for pairs in _pairs(mine, its))
+    found = list({pairs.measurement: pairs for pairs in every}.values())
+    p = {pairs.test: _p(pairs) for pairs in found}
+    adjusted = dict(zip(p, holm([*p.values()]), strict=True))
+    return [_difference(pairs, p[pairs.test], adjusted[pairs.test]) for pairs in found]
 
 
 def _groups(comparisons: list[Comparison]) -> Iterator[tuple[list[PlanUse], list[PlanUse]]]:
-    """Return the plans of every two models that differ in nothing else, in the models' order."""
-    by_law: dict[str, dict[tuple, list[PlanUse]]] = defaultdict(lambda: defaultdict(list))
+    """Return the plans of every two models that differ in nothing else, by the models' names."""
+    by_law: dict[str, dict[str, list[PlanUse]]] = defaultdict(lambda: defaultdict(list))
     for use in plan_uses(comparisons):
         conditions = dict(use.run.conditions)
-        model = use.run.model or "", conditions.pop("model")
-        by_law[json.dumps(conditions, sort_keys=True)][model].append(use)
+        fingerprint = conditions.pop("model")  # one checkpoint may stand under several names
+        by_law[json.dumps(conditions, sort_keys=True)][fingerprint].append(use)
     for models in by_law.values():
-        yield from combinations([models[name] for name in sorted(models)], 2)
+        ordered = sorted(models, key=lambda one: (models[one][0].run.model or "", one))
+        yield from combinations([models[one] for one in ordered], 2)
 
 
 def _pairs(mine: list[PlanUse], its: list[PlanUse]) -> Iterator[_Pairs]:
     length = next(iter(lengths_of([*mine, *its])), None)
-    others = {use.name: use for use in its}
-    for use in mine:
-        other = others.get(use.name)
-        if other is None or use.method == "base":
-            continue
-        for score in CHANGES:
-            changes = _aligned(*(_changes(one, score) for one in (use, other)))
-            if changes is not None:
-                yield _Pairs(use, other, score, *changes)
-        shares = _aligned(*(_acceptance(one, length) for one in (use, other)))
-        if shares is not None:
-            yield _Pairs(use, other, ACCEPTANCE, *shares)
+    for use, other in _same_plans(mine, its):
+        measured, other_measured = _measured(use, length), _measured(other, length)
+        for score in (name for name in measured if name in other_measured):
+            (run, values), (other_run, other_values) = measured[score], other_measured[score]
+            aligned = _aligned(values, other_values)
+            if aligned is not None:
+                yield _Pairs(use, other, score, (run, other_run), *aligned)
+
+
+def _same_plans(mine: list[PlanUse], its: list[PlanUse]) -> Iterator[tuple[PlanUse, PlanUse]]:
+    """Yield the pruned plans of a name once: of several, those of the same layers, else the newest.
+
+    Other calibration gives a name to other layers.
+    """
+    found: dict[str, list[tuple[PlanUse, PlanUse]]] = defaultdict(list)
+    for use, other in product(mine, its):
+        if use.name == other.name and use.method != "base":
+            found[use.name].append((use, other))
+    for pairs in found.values():
+        equal = [pair for pair in pairs if pair[0].plan.key == pair[1].plan.key]
+        yield (equal or pairs)[-1]
 
 
 _ByPrompt = dict[str, float]  # under the identities of prompts
 
 
-def _changes(use: PlanUse, score: str) -> _ByPrompt:
+def _measured(use: PlanUse, length: int | None) -> dict[str, tuple[LoggedRun, _ByPrompt]]:
+    """Return for each score the run that measured it, and what it says of each prompt."""
+    found = {}
+    for score in CHANGES:
+        compared = use.model and use.model.measuring(score)
+        base = compared and compared.baselines.get(SAME_DECODER)
+        if compared and base:
+            found[score] = compared.run, _changes(compared.run, base, score)
+    draft = use.draft_of(length) if length else None
+    if draft:
+        found[ACCEPTANCE] = draft.run, _acceptance(draft.run.examples)
+    return found
+
+
+def _changes(run: LoggedRun, base: LoggedRun, score: str) -> _ByPrompt:
     """Return each prompt's change from the unpruned model; empty if it was not measured."""
-    compared = use.model.measuring(score) if use.model else None
-    base = compared.baselines.get(SAME_DECODER) if compared else None
-    if compared is None or base is None:
-        return {}
-    mine, its = (_scores(one.examples, score) for one in (compared.run, base))
+    mine, its = (_scores(one.examples, score) for one in (run, base))
     return {prompt: mine[prompt] - its[prompt] for prompt in mine.keys() & its.keys()}
 
 
@@ -125,10 +147,8 @@ def _scores(examples: Examples | None, score: str) -> _ByPrompt:
     return _by_prompt(examples, examples.scores[score])
 
 
-def _acceptance(use: PlanUse, length: int | None) -> _ByPrompt:
-    """Return the share of accepted drafts of each prompt that had drafts of this length."""
-    draft = use.draft_of(length) if length else None
-    examples = draft.run.examples if draft else None
+def _acceptance(examples: Examples | None) -> _ByPrompt:
+    """Return the share of accepted drafts of each prompt that had drafts."""
     if examples is None:
         return {}
     drafted_E = numpy.where(examples.drafted_tokens > 0, examples.drafted_tokens, numpy.nan)
@@ -148,8 +168,25 @@ def _aligned(mine: _ByPrompt, its: _ByPrompt) -> tuple[numpy.ndarray, numpy.ndar
     return numpy.array([mine[one] for one in shared]), numpy.array([its[one] for one in shared])
 
 
-def _tested(pairs: _Pairs) -> tuple[Interval, Interval, Interval, float]:
-    difference_E = pairs.mine_E - pairs.its_E
-    values_EC = numpy.stack([pairs.mine_E, pairs.its_E, difference_E], axis=1)
-    mine, its, difference = mean_intervals(values_EC)
-    return mine, its, difference, float(sign_flip_p(difference_E[:, None])[0])
+def _p(pairs: _Pairs) -> float:
+    return float(sign_flip_p((pairs.mine_E - pairs.its_E)[:, None])[0])
+
+
+def _difference(pairs: _Pairs, p: float, adjusted_p: float) -> ModelDifference:
+    differences_E = pairs.mine_E - pairs.its_E
+    values_EC = numpy.stack([pairs.mine_E, pairs.its_E, differences_E], axis=1)
+    change, other_change, difference = mean_intervals(values_EC)
+    if pairs.score in SHARES:
+        change, other_change = map(share_change_interval, (pairs.mine_E, pairs.its_E))
+    return ModelDifference(
+        use=pairs.use,
+        other=pairs.other,
+        score=pairs.score,
+        runs=pairs.runs,
+        pairs=len(differences_E),
+        change=change,
+        other_change=other_change,
+        difference=difference,
+        p=p,
+        adjusted_p=adjusted_p,
+    )

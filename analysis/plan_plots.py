@@ -49,7 +49,7 @@ def correlation_panels(uses: list[PlanUse]) -> list[Panel]:
             if len(points) > 1:
                 xy_P2 = numpy.array([place for _, *place in points])
                 rank = _rank_words(spearman(*xy_P2.T), len(points))
-                title = f"{titles[key]}, {length} drafts\n{rank}"
+                title = f"{titles[key]}, k = {length}\n{rank}"
                 panels.append(Panel(title, partial(_draw_correlation, points=points)))
     return panels
 
@@ -142,7 +142,7 @@ def _draw_acceptance(axes: Axes, uses: list[PlanUse]) -> None:
     lengths = lengths_of(uses)
     _draw_drafters(axes, uses, lambda use: _acceptance(use, lengths[0]))
     axes.set_ylim(bottom=0)
-    axes.set_ylabel(f"acceptance of {lengths[0]} drafts (share)")
+    axes.set_ylabel(f"acceptance, k = {lengths[0]} (share)")
 
 
 def _draw_drafters(axes: Axes, uses: list[PlanUse], value: Value) -> None:

@@ -7,6 +7,7 @@ from analysis.comparison import QUALITIES, SAME_PLAN, Comparison
 from analysis.intervals import Interval
 from analysis.plan_names import decoder_words
 from analysis.plan_uses import (
+    TASK_SCORES,
     PlanUse,
     correlations,
     groups_of,
@@ -16,8 +17,6 @@ from analysis.plan_uses import (
 )
 from analysis.row_parts import bounds, facts, run_columns, where_known
 
-_WORDS = ("ROUGE-L", "exact match", "pass@1", "numeric match")
-_SCORES = dict(zip(_WORDS, ("rouge-l", "exact_match", "pass@1", "numeric_match"), strict=True))
 _NUMBERS = (
     *("speedup_as_model", "log_perplexity_ratio", "acceptance_rate", "speedup_as_drafter"),
     *("predicted_over_measured", *(f"quality_{name}" for name in QUALITIES)),
@@ -42,7 +41,7 @@ def plans_table(comparisons: list[Comparison]) -> Table:
     named = run_columns(runs)
     for name in ("strategy", "layers"):
         del named[name]
-    scores: Columns = {word: number(f"quality_{name}", ".3f") for word, name in _SCORES.items()}
+    scores: Columns = {word: number(f"quality_{name}", ".3f") for name, word in TASK_SCORES.items()}
     columns = named | {
         "layers removed": number("layers_removed", ".3g"),
         **where_known(rows, scores),
@@ -99,12 +98,11 @@ def _row(use: PlanUse) -> Row:
 
 def _named(use: PlanUse) -> Row:
     """Return the columns that name the plan, and the log of its run as a model."""
-    method, _, param = use.name.partition(" ")
     model = use.model.run if use.model else None
     best = use.best_draft
     return facts(use.run) | {
-        "approach": method,
-        "param": param,
+        "approach": use.method,
+        "param": use.parameters,
         "strategy": None,
         "exit_layer": best and best.run.exit_layer,
         "num_speculations": best and best.run.num_speculations,

@@ -17,6 +17,13 @@ from analysis.plan_names import method_place, without_seed
 from pruning.plan import PlanKey, PrunePlan
 
 _FEWEST = 5  # plans, of which resamples tell anything
+# The scores that data sets are judged by, with their words in tables.
+TASK_SCORES = {
+    "rouge-l": "ROUGE-L",
+    "exact_match": "exact match",
+    "pass@1": "pass@1",
+    "numeric_match": "numeric match",
+}
 _SEED = 0
 _Key = tuple[str, str, PlanKey]  # conditions, plan, and the model that it makes
 
@@ -48,6 +55,11 @@ class PlanUse:
     @property
     def method(self) -> str:
         return self.plan.method
+
+    @property
+    def parameters(self) -> str:
+        """The plan's name without its method."""
+        return self.name.partition(" ")[2]
 
     @property
     def removed_layers(self) -> int:

@@ -61,6 +61,7 @@ class MadeUpRun:
     nats: float | None = None  # per token of references
     draft_plan: PrunePlan | None = None  # of a pruned drafter
     acceptance: float | None = None  # of each draft; by default, rounds accept any number alike
+    model: str = "made-up-7B"
     identity: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
     runtime: dict[str, Any] = field(default_factory=dict)
@@ -86,7 +87,7 @@ class MadeUpRun:
             command="made up",
             arguments={},
             model={
-                "name": "made-up-7B",
+                "name": self.model,
                 "parameters": int(7e9 * share),
                 "weight_bytes": int(14e9 * share),
                 "kept_layers": len(self.plan.kept_layers),

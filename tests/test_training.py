@@ -131,6 +131,16 @@ def test_ctrl_c_keeps_the_step_that_was_reached(train_anew, whole, monkeypatch, 
     assert equal(weights(out), weights(whole))
 
 
+def test_a_training_goes_on_compiled_or_not(train_anew, whole, monkeypatch):
+    after_step(monkeypatch, 5, lambda _: signal.raise_signal(signal.SIGINT))
+    assert train_anew()[0] == 130
+    monkeypatch.undo()
+    monkeypatch.setenv("CXX", "no-such-compiler")  # the layers stay as they are
+    code, out = train_anew("--compile", "true")
+    assert (code, starts(out)) == (0, [0, 5])
+    assert equal(weights(out), weights(whole))
+
+
 def test_a_complete_training_is_not_begun_again(train_anew, whole, out, capsys):
     shutil.copytree(whole, out)
     before = (out / LOG_NAME).read_bytes()

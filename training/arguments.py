@@ -59,7 +59,7 @@ class LearnerArguments:
     attention: str = flag(
         "sdpa", "attention kernel; eager is faster for short sequences on a CPU", ("sdpa", "eager")
     )
-    compile: bool = flag(False, "compile the decoder layers, before the first step takes place")
+    compile: bool = flag(False, "compile the decoder layers, in the first passes")
 
     def check(self) -> None:
         _require_text(self, "model", "config", "tokenizer", "tokenizer_pattern", "teacher")

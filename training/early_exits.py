@@ -38,7 +38,8 @@ class EarlyExits(nn.Module):
     def compile_layers(self) -> None:
         """Let torch compile the decoder layers in their next passes, for batches of any shape."""
         # A layer that learns and one that is measured are compiled each for itself.
-        torch._dynamo.config.recompile_limit = 4 * self.num_layers
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, 4 * self.num_layers)
         for layer in self.causal.model.layers:
             layer.forward = torch.compile(layer.forward, dynamic=True)
 

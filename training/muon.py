@@ -12,9 +12,21 @@ import torch
 from torch import Tensor
 from torch.optim import Muon
 
+_MOST_ELEMENTS = 2**24  # in one stack: larger matrices keep all cores busy one by one
+
 
 class BatchedMuon(Muon):
-    """torch's Muon, with the same settings and states."""
+    """torch's Muon, with the same settings and states.
+
+    The learning rate is scaled by √max(1, rows / columns), torch's default. Raises `ValueError` for
+    another `adjust_lr_fn`.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        scale = self.defaults["adjust_lr_fn"]
+        if scale not in (None, "original"):
+            raise ValueError(f"adjust_lr_fn {scale!r}: only 'original' is computed")
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -29,7 +41,9 @@ class BatchedMuon(Muon):
                 if matrix.grad is not None:
                     by_kind[matrix.shape, matrix.device, matrix.dtype].append(matrix)
             for matrices in by_kind.values():
-                self._update(matrices, group)
+                at_once = max(1, _MOST_ELEMENTS // matrices[0].numel())
+                for first in range(0, len(matrices), at_once):
+                    self._update(matrices[first : first + at_once], group)
         return loss
 
     def _update(self, matrices: list[Tensor], group: dict[str, Any]) -> None:

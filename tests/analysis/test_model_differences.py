@@ -1,6 +1,7 @@
 """Plans in two models: does pruning cost one of them more?"""
 
 import csv
+import dataclasses
 
 import numpy
 import pytest
@@ -9,7 +10,7 @@ import analyze_logs
 from analysis.comparison import compare
 from analysis.model_differences import ACCEPTANCE, model_differences
 from benchmarks.made_up_plans import plan_of
-from benchmarks.made_up_runs import MadeUpRun, base_plan
+from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan
 from command_line.script import run_script
 from tests.made_up import read
 
@@ -27,6 +28,18 @@ def write_model(folder, name, nats, acceptance=0.9, plans=(LAST,), **more):
         MadeUpRun(identity=drafting, **drafts, **more).write(folder)
 
 
+def model_of(run):
+    return run.record.identity["model_fingerprint"]
+
+
+def lacking(run, index):
+    """Return the run without the example at this place."""
+    if index is None or run.drafter:
+        return run
+    kept = numpy.flatnonzero(numpy.arange(20) != index)
+    return dataclasses.replace(run, examples=run.examples.at(kept))
+
+
 def differences(folder):
     return model_differences(compare(read(folder)))
 
@@ -42,12 +55,13 @@ def test_the_model_that_loses_more_is_found(tmp_path):
     assert set(found) == {"rouge-l", "exact_match", "nats_per_token", ACCEPTANCE}
     nats = found["nats_per_token"]
     assert nats.pairs == 20
-    assert nats.mine.low < 0.2 < nats.mine.high < nats.its.low < 1.0 < nats.its.high
-    assert nats.difference.value == pytest.approx(nats.mine.value - nats.its.value)
+    assert nats.change.low < 0.2 < nats.change.high
+    assert nats.change.high < nats.other_change.low < 1.0 < nats.other_change.high
+    assert nats.difference.value == pytest.approx(nats.change.value - nats.other_change.value)
     assert nats.difference.high < -0.5
     assert nats.p <= nats.adjusted_p < 0.001
     accepted = found[ACCEPTANCE]
-    assert accepted.mine.value > accepted.its.value
+    assert accepted.change.value > accepted.other_change.value
     assert accepted.difference.low > 0
     assert accepted.adjusted_p < 0.05
     # Scores of both fall alike.
@@ -58,14 +72,20 @@ def test_the_model_that_loses_more_is_found(tmp_path):
 def test_changes_are_of_the_prompts_that_all_four_runs_finished(tmp_path):
     write_model(tmp_path, "firm", nats=2.2)
     write_model(tmp_path, "frail", nats=3.0)
-    nats = by_score(differences(tmp_path))["nats_per_token"]
-    means = {}
-    for run in read(tmp_path):
-        if run.examples.teacher_forced:
-            name = run.record.identity["model_fingerprint"]
-            means[name, run.method] = run.examples.scores["nats_per_token"].mean()
-    assert nats.mine.value == pytest.approx(means["firm", "last"] - means["firm", "base"])
-    assert nats.its.value == pytest.approx(means["frail", "last"] - means["frail", "base"])
+    missing = {("firm", "last"): 3, ("frail", "base"): 7}
+    runs = [lacking(run, missing.get((model_of(run), run.method))) for run in read(tmp_path)]
+    nats = by_score(model_differences(compare(runs)))["nats_per_token"]
+    assert nats.pairs == 18
+    kept = set(range(20)) - {3, 7}
+    means = {
+        (model_of(run), run.method): numpy.mean(
+            [run.examples.scores["nats_per_token"][index] for index in kept]
+        )
+        for run in read(tmp_path)
+        if not run.drafter
+    }
+    assert nats.change.value == pytest.approx(means["firm", "last"] - means["firm", "base"])
+    assert nats.other_change.value == pytest.approx(means["frail", "last"] - means["frail", "base"])
 
 
 def test_every_plan_that_both_models_have_is_compared_once(tmp_path):
@@ -149,3 +169,60 @@ def test_the_table_has_a_row_per_plan_and_score(tmp_path, capsys):
     assert {row["param"] for row in rows} == {"n=2"}
     (nats,) = (row for row in rows if row["score"] == "nats_per_token")
     assert float(nats["difference_low"]) < float(nats["difference"]) < 0
+
+
+def test_runs_under_other_conditions_with_one_quality_run_are_one_row(tmp_path):
+    """Eager and compiled speed runs have the same quality run: its changes are tested once."""
+    for name, nats in (("a", 2.2), ("b", 3.0)):
+        for compiled in (False, True):
+            more = {"identity": {"compile": compiled}}
+            write_model(tmp_path, name, nats=nats, examples=8, **more)
+        for plan in (base_plan(), LAST):
+            run = MadeUpRun(plan=plan, nats=2.0 if plan.method == "base" else nats, examples=40)
+            run.identity = {"model_fingerprint": name, "batch_size": 8}
+            run.write(tmp_path)
+    scores = [one.score for one in differences(tmp_path)]
+    assert sorted(scores) == [ACCEPTANCE, ACCEPTANCE, "exact_match", "nats_per_token", "rouge-l"]
+
+
+def test_equal_values_of_all_prompts_are_one_test(tmp_path):
+    """Made-up plans of one size have equal exact matches and nats, and a ROUGE-L of their own."""
+    both = LAST, plan_of("layers", 2)
+    write_model(tmp_path, "a", nats=2.2, plans=both)
+    write_model(tmp_path, "b", nats=3.0, plans=both)
+    found = differences(tmp_path)
+    assert len(found) == 2 * 4
+    nats = [one for one in found if one.score == "nats_per_token"]
+    assert [one.adjusted_p for one in nats] == pytest.approx([6 * nats[0].p] * 2)
+
+
+def test_a_plan_that_was_calibrated_twice_is_compared_once(tmp_path):
+    """Of plans of one name, those of the same layers are compared."""
+    early, late = (angular_plan(2, first) for first in (4, 20))
+    write_model(tmp_path, "a", nats=2.2, plans=(late, early))
+    write_model(tmp_path, "b", nats=2.2, plans=(late,))
+    write_model(tmp_path, "c", nats=2.2, plans=(angular_plan(2, 9), angular_plan(2, 12)))
+    found = [one for one in differences(tmp_path) if one.score == "nats_per_token"]
+    assert [[model_of(use.run) for use in (one.use, one.other)] for one in found] == [
+        ["a", "b"],
+        ["a", "c"],
+        ["b", "c"],
+    ]
+    assert found[0].use.plan == found[0].other.plan == late
+
+
+def test_one_checkpoint_under_two_names_is_one_model(tmp_path):
+    write_model(tmp_path / "1", "files", nats=2.2, model="./model")
+    write_model(tmp_path / "2", "files", nats=2.2, model="model", plans=(angular_plan(2),))
+    assert not differences(tmp_path)
+    write_model(tmp_path / "3", "others", nats=2.2, model="another")
+    (nats,) = [one for one in differences(tmp_path) if one.score == "nats_per_token"]
+    assert {model_of(use.run) for use in (nats.use, nats.other)} == {"files", "others"}
+
+
+def test_changes_of_shares_have_a_width_where_nothing_changes(tmp_path):
+    for name in "ab":
+        write_model(tmp_path, name, nats=2.2)
+    exact = by_score(differences(tmp_path))["exact_match"]
+    assert exact.change.value == 0
+    assert exact.change.low < 0 < exact.change.high

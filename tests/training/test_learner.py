@@ -123,13 +123,15 @@ def test_without_a_compiler_training_goes_on_without(train_further, monkeypatch,
     assert line in capsys.readouterr().err
 
 
-def test_a_training_goes_on_compiled_or_not(train_further, monkeypatch):
-    """Folders of before the flag do, too."""
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    _, out = train_further()
-    finished = lines(out, "step")
-    assert train_further("--compile", "true")[0] == 0
-    assert lines(out, "step") == finished
+@pytest.mark.slow
+def test_compiled_layers_change_a_training_by_rounding_alone(train_further):
+    _, plain = train_further(folder="plain")
+    assert train_further("--compile", "true", folder="compiled")[0] == 0
+    losses = [
+        [line["loss"][str(LAYERS)] for line in lines(place, "step")]
+        for place in (plain, plain.with_name("compiled"))
+    ]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
 
 def test_batches_learn_in_bfloat16(train_further):
