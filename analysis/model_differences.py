@@ -44,8 +44,9 @@ class _Pairs:
 
     @property
     def test(self) -> tuple:
-        """Plans that make the same models, or ruin both, are one test."""
-        return self.score, self.mine_E.tobytes(), self.its_E.tobytes()
+        """Plans that make the same models, or ruin both, are one test of these on these prompts."""
+        asked = [(run.conditions["model"], run.conditions["prompts"]) for run in self.runs]
+        return self.score, *asked, self.mine_E.tobytes(), self.its_E.tobytes()
 
 
 @dataclass(frozen=True)
@@ -95,27 +96,35 @@ def _groups(comparisons: list[Comparison]) -> Iterator[tuple[list[PlanUse], list
 
 def _pairs(mine: list[PlanUse], its: list[PlanUse]) -> Iterator[_Pairs]:
     length = next(iter(lengths_of([*mine, *its])), None)
-    for use, other in _same_plans(mine, its):
-        measured, other_measured = _measured(use, length), _measured(other, length)
-        for score in (name for name in measured if name in other_measured):
-            (run, values), (other_run, other_values) = measured[score], other_measured[score]
-            aligned = _aligned(values, other_values)
-            if aligned is not None:
-                yield _Pairs(use, other, score, (run, other_run), *aligned)
+    for both in _same_plans(mine, its):
+        found: dict[str, _Pairs] = {}
+        for use, other in both:
+            for pairs in _compared(use, other, length):
+                found.setdefault(pairs.score, pairs)
+        yield from found.values()
 
 
-def _same_plans(mine: list[PlanUse], its: list[PlanUse]) -> Iterator[tuple[PlanUse, PlanUse]]:
-    """Yield the pruned plans of a name once: of several, those of the same layers, else the newest.
+def _same_plans(mine: list[PlanUse], its: list[PlanUse]) -> Iterator[list[tuple[PlanUse, PlanUse]]]:
+    """Yield the pruned plans of each name: those of the same layers first, then the newest.
 
     Other calibration gives a name to other layers.
     """
-    found: dict[str, list[tuple[PlanUse, PlanUse]]] = defaultdict(list)
+    named: dict[str, list[tuple[PlanUse, PlanUse]]] = defaultdict(list)
     for use, other in product(mine, its):
         if use.name == other.name and use.method != "base":
-            found[use.name].append((use, other))
-    for pairs in found.values():
-        equal = [pair for pair in pairs if pair[0].plan.key == pair[1].plan.key]
-        yield (equal or pairs)[-1]
+            named[use.name].append((use, other))
+    for both in named.values():
+        newest_first = both[::-1]
+        yield sorted(newest_first, key=lambda pair: pair[0].plan.key != pair[1].plan.key)
+
+
+def _compared(use: PlanUse, other: PlanUse, length: int | None) -> Iterator[_Pairs]:
+    mine, its = _measured(use, length), _measured(other, length)
+    for score in (name for name in mine if name in its):
+        (run, values), (other_run, other_values) = mine[score], its[score]
+        aligned = _aligned(values, other_values)
+        if aligned is not None:
+            yield _Pairs(use, other, score, (run, other_run), *aligned)
 
 
 _ByPrompt = dict[str, float]  # under the identities of prompts

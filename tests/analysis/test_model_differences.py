@@ -211,6 +211,28 @@ def test_a_plan_that_was_calibrated_twice_is_compared_once(tmp_path):
     assert found[0].use.plan == found[0].other.plan == late
 
 
+def test_a_score_comes_from_the_plans_of_a_name_that_have_it(tmp_path):
+    """Those of equal layers were measured as models alone, others as drafters too."""
+    early, late = (angular_plan(2, first) for first in (4, 20))
+    write_model(tmp_path, "a", nats=2.2, plans=(early,))
+    write_model(tmp_path, "b", nats=3.0, plans=(late,))
+    MadeUpRun(plan=late, nats=2.2, identity={"model_fingerprint": "a"}).write(tmp_path)
+    found = by_score(differences(tmp_path))
+    assert found["nats_per_token"].use.plan == late
+    assert found[ACCEPTANCE].use.plan == early
+
+
+def test_equal_values_on_other_data_are_other_tests(tmp_path):
+    """No exact match changes, on either data set."""
+    for dataset in ("human_eval", "gsm8k"):
+        for name, nats in (("a", 2.2), ("b", 3.0)):
+            write_model(tmp_path, name, nats=nats, dataset=dataset)
+    found = differences(tmp_path)
+    assert len(found) == 2 * 4
+    likeliest = min(found, key=lambda one: one.p)
+    assert likeliest.adjusted_p == pytest.approx(8 * likeliest.p)
+
+
 def test_one_checkpoint_under_two_names_is_one_model(tmp_path):
     write_model(tmp_path / "1", "files", nats=2.2, model="./model")
     write_model(tmp_path / "2", "files", nats=2.2, model="model", plans=(angular_plan(2),))
