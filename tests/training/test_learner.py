@@ -124,6 +124,7 @@ def test_without_a_compiler_training_goes_on_without(train_further, monkeypatch,
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_layers_change_a_training_by_rounding_alone(train_further):
     _, plain = train_further(folder="plain")
     assert train_further("--compile", "true", folder="compiled")[0] == 0
