@@ -11,7 +11,7 @@ from itertools import combinations, product
 
 import numpy
 
-from analysis.comparison import SAME_DECODER, SHARES, Comparison
+from analysis.comparison import SAME_DECODER, SHARES, Comparison, paired
 from analysis.finished_runs import LoggedRun
 from analysis.intervals import Interval, mean_intervals, share_change_interval
 from analysis.logged_examples import Examples
@@ -25,7 +25,7 @@ CHANGES = (*TASK_SCORES, "nats_per_token")
 
 @dataclass(frozen=True)
 class _Pairs:
-    """What a plan does to a score of each prompt, in one model and in another, (E,).
+    """Each prompt's change of a score under one plan, in one model and in another, (E,).
 
     `runs` measured the plan in either model.
     """
@@ -146,14 +146,11 @@ def _measured(use: PlanUse, length: int | None) -> dict[str, tuple[LoggedRun, _B
 
 def _changes(run: LoggedRun, base: LoggedRun, score: str) -> _ByPrompt:
     """Return each prompt's change from the unpruned model; empty if it was not measured."""
-    mine, its = (_scores(one.examples, score) for one in (run, base))
-    return {prompt: mine[prompt] - its[prompt] for prompt in mine.keys() & its.keys()}
-
-
-def _scores(examples: Examples | None, score: str) -> _ByPrompt:
-    if examples is None or score not in examples.scores:
+    both = paired(run.examples, base.examples)
+    if both is None or not all(score in one.scores for one in both):
         return {}
-    return _by_prompt(examples, examples.scores[score])
+    mine, its = both
+    return _by_prompt(mine, mine.scores[score] - its.scores[score])
 
 
 def _acceptance(examples: Examples | None) -> _ByPrompt:

@@ -28,6 +28,13 @@ def write_model(folder, name, nats, acceptance=0.9, plans=(LAST,), **more):
         MadeUpRun(identity=drafting, **drafts, **more).write(folder)
 
 
+def write_quality_runs(folder, name, nats):
+    """Write runs of the model in batches, on more prompts than `write_model` has."""
+    for plan, its_nats in ((base_plan(), 2.0), (LAST, nats)):
+        identity = {"model_fingerprint": name, "batch_size": 8}
+        MadeUpRun(plan=plan, nats=its_nats, examples=40, identity=identity).write(folder)
+
+
 def model_of(run):
     return run.record.identity["model_fingerprint"]
 
@@ -143,10 +150,7 @@ def test_the_quality_run_is_compared_where_there_is_one(tmp_path):
     """Both read the same rows; the second, in batches, more of them."""
     for name, nats in (("a", 2.2), ("b", 3.0)):
         write_model(tmp_path, name, nats=nats, examples=8)
-        for plan in (base_plan(), LAST):
-            run = MadeUpRun(plan=plan, nats=2.0 if plan.method == "base" else nats, examples=40)
-            run.identity = {"model_fingerprint": name, "batch_size": 8}
-            run.write(tmp_path)
+        write_quality_runs(tmp_path, name, nats)
     found = by_score(differences(tmp_path))
     assert (found["nats_per_token"].pairs, found[ACCEPTANCE].pairs) == (40, 8)
 
@@ -177,10 +181,7 @@ def test_runs_under_other_conditions_with_one_quality_run_are_one_row(tmp_path):
         for compiled in (False, True):
             more = {"identity": {"compile": compiled}}
             write_model(tmp_path, name, nats=nats, examples=8, **more)
-        for plan in (base_plan(), LAST):
-            run = MadeUpRun(plan=plan, nats=2.0 if plan.method == "base" else nats, examples=40)
-            run.identity = {"model_fingerprint": name, "batch_size": 8}
-            run.write(tmp_path)
+        write_quality_runs(tmp_path, name, nats)
     scores = [one.score for one in differences(tmp_path)]
     assert sorted(scores) == [ACCEPTANCE, ACCEPTANCE, "exact_match", "nats_per_token", "rouge-l"]
 
