@@ -39,6 +39,8 @@ _DIRECTIONS = (
     *((1, 1), (1, -1), (0, 1), (0, -1), (-1, 1), (-1, -1)),
 )
 
+_HEADING = ("model", "dtype", "device")
+
 Runs = list[LoggedRun]
 
 
@@ -179,23 +181,27 @@ def save_figure(figure: Figure, path: Path) -> None:
 def group_titles(runs: Runs) -> dict[str, str]:
     """Return a title per condition key: the data set, and what differs between its groups.
 
-    A group leaves out what it has no value of.
+    Every title names what a heading leaves out, because the runs do not share it. A group leaves
+    out what it has no value of.
     """
     by_dataset: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for run in runs:
         by_dataset[run.dataset][run.condition_key] = _plain_facts(run)
+    every = [facts for groups in by_dataset.values() for facts in groups.values()]
     titles = {}
     for dataset, groups in by_dataset.items():
-        first = next(iter(groups.values()))
-        varying = [
-            name for name in first if len({str(facts[name]) for facts in groups.values()}) > 1
-        ]
+        own = [*groups.values()]
+        varying = [name for name in own[0] if _differ(every if name in _HEADING else own, name)]
         for key, facts in groups.items():
             known = (name for name in telling(varying) if facts[name] is not None)
             others = [f"{name} {facts[name]}" for name in known]
             lines = (", ".join(others[at : at + 2]) for at in range(0, len(others), 2))
             titles[key] = "\n".join([dataset, *lines])
     return titles
+
+
+def _differ(groups: list[dict[str, Any]], name: str) -> bool:
+    return len({str(facts[name]) for facts in groups}) > 1
 
 
 def _plain_facts(run: LoggedRun) -> dict[str, Any]:
@@ -207,7 +213,7 @@ def _plain_facts(run: LoggedRun) -> dict[str, Any]:
 def common_heading(runs: Runs) -> str:
     """Return the model, dtype and device that all runs share."""
     shared: list[str] = []
-    for name in ("model", "dtype", "device"):
+    for name in _HEADING:
         found = {str(_plain_facts(run)[name]) for run in runs}
         shared += found if len(found) == 1 else []
     return ", ".join(shared)

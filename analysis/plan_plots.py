@@ -6,7 +6,6 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-import numpy
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -23,12 +22,14 @@ from analysis.plan_styles import (
     patch_style,
 )
 from analysis.plan_uses import (
+    Correlation,
     PlanUse,
+    Point,
+    correlation_of,
     groups_of,
     lengths_of,
     measured_twice,
     over_seeds,
-    spearman,
 )
 
 _FIRST_LAYERS_KEY = Line2D(
@@ -46,26 +47,24 @@ def correlation_panels(uses: list[PlanUse]) -> list[Panel]:
     for key, group in groups.items():
         for length in lengths_of(group)[:1]:
             points = measured_twice(group, length)
-            if len(points) > 1:
-                xy_P2 = numpy.array([place for _, *place in points])
-                rank = _rank_words(spearman(*xy_P2.T), len(points))
-                title = f"{titles[key]}, k = {length}\n{rank}"
+            found = correlation_of(points, length)
+            if found and found.plans > 1:
+                title = f"{titles[key]}, k = {length}\n{_rank_words(found)}"
                 panels.append(Panel(title, partial(_draw_correlation, points=points)))
     return panels
 
 
-def _rank_words(coefficient: Interval | None, plans: int) -> str:
+def _rank_words(found: Correlation) -> str:
+    plans, coefficient = f"{found.plans} plans", found.coefficient
     if coefficient is None:
-        return f"{plans} plans, all equal in one of the two"
+        return f"{plans}, all equal in one of the two"
     bounds = ""
     if coefficient.low is not None:
         bounds = f" [{coefficient.low:.2f}, {coefficient.high:.2f}]"
-    return f"Spearman {coefficient.value:.2f}{bounds}, {plans} plans"
+    return f"Spearman {coefficient.value:.2f}{bounds}, {plans}"
 
 
-def _draw_correlation(
-    axes: Axes, points: list[tuple[PlanUse, float, float]]
-) -> list[NamedPoint] | None:
+def _draw_correlation(axes: Axes, points: list[Point]) -> list[NamedPoint] | None:
     for use, ratio, acceptance in points:
         axes.plot(ratio, acceptance, **_mark(use))
     axes.set_xlabel("log-perplexity ratio (nats per token)")

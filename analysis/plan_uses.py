@@ -112,11 +112,15 @@ class PlanUse:
         return found[-1] if found else None
 
 
+Point = tuple[PlanUse, float, float]  # log-perplexity ratio as a model, acceptance as a drafter
+
+
 @dataclass(frozen=True)
 class Correlation:
     """Spearman's coefficient of log-perplexity ratio and acceptance, over the plans of a group.
 
-    `coefficient` is None where all ratios, or all acceptances, are equal.
+    Plans that keep the same layers are one. `coefficient` is None where all ratios, or all
+    acceptances, are equal.
     """
 
     run: LoggedRun
@@ -166,7 +170,7 @@ def over_seeds(uses: list[PlanUse]) -> list[list[PlanUse]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def measured_twice(uses: list[PlanUse], length: int) -> list[tuple[PlanUse, float, float]]:
+def measured_twice(uses: list[PlanUse], length: int) -> list[Point]:
     """Return each pruned plan with its log-perplexity ratio and its acceptance as a drafter."""
     found = []
     for use in uses:
@@ -193,12 +197,22 @@ def correlations(uses: list[PlanUse]) -> list[Correlation]:
     found = []
     for group in groups_of(uses).values():
         for length in sorted(lengths_of(group)):
-            points = measured_twice(group, length)
-            if len(points) > 2:
-                places_P2 = numpy.array([place for _, *place in points])
-                run = points[0][0].drafts[0].run
-                found.append(Correlation(run, length, len(points), spearman(*places_P2.T)))
+            one = correlation_of(measured_twice(group, length), length)
+            if one and one.plans > 2:
+                found.append(one)
     return found
+
+
+def correlation_of(points: list[Point], length: int) -> Correlation | None:
+    """Return the coefficient of the points, or None for no point."""
+    first_of: dict[PlanKey, Point] = {}
+    for point in points:
+        first_of.setdefault(point[0].plan.key, point)
+    if not first_of:
+        return None
+    places_P2 = numpy.array([place for _, *place in first_of.values()])
+    run = points[0][0].drafts[0].run
+    return Correlation(run, length, len(first_of), spearman(*places_P2.T))
 
 
 def spearman(x_P: numpy.ndarray, y_P: numpy.ndarray) -> Interval | None:

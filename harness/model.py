@@ -18,14 +18,10 @@ from harness.requests import decoding_of
 from models.tokens import without_added_ends
 from processes.progress import progress
 from runs.batches import BatchDecoder, calls_of
-from runs.preparation import (
-    PreparedModel,
-    make_batched_generator,
-    make_generator,
-    takes_batches,
-)
+from runs.preparation import PreparedModel, make_batched_generator, make_generator
 from runs.prompt_encoding import check_embedded
 from self_speculation.batched_generator import BatchedTextGenerator
+from self_speculation.batched_llama import takes_batches
 from self_speculation.generator_base import Generation
 from self_speculation.llama_model_utils import early_exit_view, position_limit
 from self_speculation.offloading import input_device
@@ -60,7 +56,7 @@ class HarnessModel(HFLM):
         self._prepared = prepared
         self._flags = flags
         speculates = flags.generation_strategy != "autoregressive"
-        alone = speculates or not takes_batches(prepared.loaded)
+        alone = speculates or not takes_batches(prepared.loaded.model)
         self._most_at_once, self.texts_at_once = 1 if alone else batch_size, 1
         self._ranks = prepared.runtime.ranks
         self.generated: list[dict[str, Any]] = []

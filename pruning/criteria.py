@@ -8,10 +8,10 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-from arguments.pruning import PruneArguments, named_layers
-from command_line.errors import UsageError, reject
+from arguments.pruning import PruneArguments
+from command_line.errors import UsageError
 from pruning.measurements import Measurements
-from pruning.plan import PrunePlan, check_prune_n
+from pruning.plan import PrunePlan, check_prune_layers, check_prune_n
 
 
 def base(arguments: PruneArguments, measured: Measurements) -> PrunePlan:
@@ -71,12 +71,7 @@ def named(arguments: PruneArguments, measured: Measurements) -> PrunePlan:
     """Remove the layers that `--prune_layers` names."""
     layers, text = measured.layers, arguments.prune_layers
     assert text is not None
-    removed = named_layers("prune_layers", text)
-    if removed[-1] >= layers:
-        allowed = f"layers are 0 to {layers - 1}; the model has {layers}"
-        reject("prune_layers", text, f"names layer {removed[-1]}, and {allowed}")
-    if len(removed) == layers:
-        reject("prune_layers", text, "removes all layers of the model")
+    removed = check_prune_layers(text, layers)
     return PrunePlan("layers", layers, _without(removed, layers))
 
 

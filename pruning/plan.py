@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from arguments.pruning import named_layers
 from command_line.errors import reject
 
 # Kept layers, kind of patch, and fingerprint of the texts that the patch is fitted to.
@@ -126,6 +127,17 @@ def check_prune_n(flag: str, count: int | None, layers: int) -> int:
     if count is None or not 1 <= count <= layers - 2:
         reject(flag, count, f"must be 1 to {layers - 2}; the model has {layers} layers")
     return count
+
+
+def check_prune_layers(text: str, layers: int) -> tuple[int, ...]:
+    """Return the layers to remove; refuse those that the model lacks, and all of its layers."""
+    removed = named_layers("prune_layers", text)
+    if removed[-1] >= layers:
+        allowed = f"layers are 0 to {layers - 1}; the model has {layers}"
+        reject("prune_layers", text, f"names layer {removed[-1]}, and {allowed}")
+    if len(removed) == layers:
+        reject("prune_layers", text, "removes all layers of the model")
+    return removed
 
 
 def spans(layers: tuple[int, ...]) -> str:

@@ -12,7 +12,7 @@ from models.loading import LoadedModel
 from processes.ranks import ALONE, Ranks
 from pruning.measurements import Measurements
 from self_speculation.batched_generator import BatchedTextGenerator
-from self_speculation.batched_llama import BATCHED_ATTENTION
+from self_speculation.batched_llama import takes_batches
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.text_generator import TextGenerator
@@ -71,7 +71,7 @@ def _generator(
     Steps are not compiled: that would take longer than so few tokens.
     """
     model, tokenizer, config = loaded.model, loaded.tokenizer, GenerationConfig(max_steps=steps)
-    if model.config._attn_implementation in BATCHED_ATTENTION:
+    if takes_batches(model):
         many = BatchedTextGenerator(model, tokenizer, config, capacity, _BATCH_SIZE)
 
         def together(prompts: list[list[int]]) -> list[list[int]]:

@@ -42,7 +42,7 @@ from pruning.plan import PrunePlan, drafting_plan
 from runs.calibration_texts import measurements
 from runs.prompt_encoding import check_chat_template, encode, encode_all, fitted, longest_prompt
 from self_speculation.batched_generator import BatchedTextGenerator
-from self_speculation.batched_llama import BATCHED_ATTENTION
+from self_speculation.batched_llama import BATCHED_ATTENTION, takes_batches
 from self_speculation.generator_base import Generation, GenerationConfig, Streamer
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.model_protocol import ModelConfig
@@ -173,14 +173,9 @@ def make_batched_generator(
         )
 
 
-def takes_batches(loaded: LoadedModel) -> bool:
-    """Return whether the model's attention kernel masks sequences of different lengths."""
-    return loaded.config._attn_implementation in BATCHED_ATTENTION
-
-
 def check_batches(batch_size: int, loaded: LoadedModel) -> None:
     """Refuse batches of a model that does not take them."""
-    if batch_size > 1 and not takes_batches(loaded):
+    if batch_size > 1 and not takes_batches(loaded.model):
         kernels = " or ".join(BATCHED_ATTENTION)
         allowed = f"needs attn_implementation {kernels}, not {loaded.config._attn_implementation}"
         reject("batch_size", batch_size, allowed)

@@ -4,6 +4,7 @@ import dataclasses
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -209,7 +210,7 @@ class Sweep:
         visits_of = self._visits(studies)
         count = sum(len(study.runs) for study in studies)
         self._outcome.count = count + len(self._outcome.failed)
-        pace = Pace(count, sum(visit.left for one in visits_of for visit in one))
+        pace = Pace(count, chain.from_iterable(visits_of))
         groups = self._groups(studies, visits_of, patches)
         for study, to_do in zip(studies, visits_of, strict=True):
             pruned = PruneModel(loaded.model, study.plan, patches.get(study.plan.key))

@@ -2,10 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 
 from arguments.pruning import PruneArguments, named_layers
 from arguments.run import RunArguments
@@ -17,6 +18,8 @@ from runs.loop import Turn
 from runs.reader import read_record, read_samples
 from runs.record import RunRecord
 from runs.writer import find_run
+
+_Kind = tuple[int, str, str]
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,8 @@ def visits(runs: list[RunDefinition], left: list[list[int]], first: int) -> Iter
 
     Each pass goes through all runs before the next begins, and every second one backwards: a
     machine that grows slower or faster then slows all of them alike. A run may have fewer passes
-    than others. `left` holds the prompts left
-    of each run and pass. A pass without any is left out, except the last, which completes the run.
+    than others. `left` holds the prompts left of each run and pass. A pass without any is left out,
+    except the last, which completes the run.
     """
     for repeat in range(max(map(len, left))):
         order = [place for place, passes in enumerate(left) if repeat < len(passes)]
@@ -127,11 +130,14 @@ def visits(runs: list[RunDefinition], left: list[list[int]], first: int) -> Iter
 
 
 class Pace:
-    """Tells before each visit how many prompts are left of `left`, and for how long."""
+    """Tells before each visit how many prompts are left of those of `to_do`, and for how long."""
 
-    def __init__(self, runs: int, left: int) -> None:
-        self._runs, self._left = runs, left
-        self._prompts, self._seconds = 0, 0.0
+    def __init__(self, runs: int, to_do: Iterable[Visit]) -> None:
+        self._runs = runs
+        self._left: Counter[_Kind] = Counter()
+        for visit in to_do:
+            self._left[_kind(visit)] += visit.left
+        self._paces: list[tuple[_Kind, float]] = []  # seconds per prompt of each visit
 
     @contextmanager
     def told(self, visit: Visit) -> Iterator[None]:
@@ -140,18 +146,35 @@ class Pace:
         place = f"run {visit.number + 1} of {self._runs}"
         if measure.repeats > 1:
             place += f", pass {visit.turn.passes} of {measure.repeats}"
-        line = f"{place}: {run_name(visit.run.arguments)}; {self._left} prompts left"
-        if self._prompts:
-            hours, minutes = divmod(round(self._left * self._seconds / self._prompts / 60), 60)
+        line = f"{place}: {run_name(visit.run.arguments)}; {self._left.total()} prompts left"
+        if self._paces:
+            seconds = sum(left * self._pace(kind) for kind, left in self._left.items())
+            hours, minutes = divmod(round(seconds / 60), 60)
             line += f", about {hours}:{minutes:02} h"
         print(line)
         started = time.monotonic()
         yield
         self.skip(visit)
         if visit.left:
-            self._prompts += visit.left
-            self._seconds += time.monotonic() - started
+            self._paces.append((_kind(visit), (time.monotonic() - started) / visit.left))
 
     def skip(self, visit: Visit) -> None:
         """Count the prompts of the visit as left no more."""
-        self._left -= visit.left
+        self._left[_kind(visit)] -= visit.left
+
+    def _pace(self, kind: _Kind) -> float:
+        """Return the median of the visits of this kind, or of the most similar ones.
+
+        The first visit of a plan may read references for all plans, or compile.
+        """
+        for shared in range(len(kind), -1, -1):
+            found = [pace for other, pace in self._paces if other[:shared] == kind[:shared]]
+            if found:
+                return median(found)
+        raise ValueError("no visit has been measured")
+
+
+def _kind(visit: Visit) -> _Kind:
+    """Return prompts at a time, decoder and data set, which decide how long a prompt takes."""
+    run = visit.run.arguments
+    return run.measure.at_once, run.generation.generation_strategy, run.data.dataset

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from arguments.pruning import named_layers
 from arguments.run import RunArguments
 from command_line.errors import UsageError, reject
-from pruning.plan import PrunePlan, check_prune_n
+from pruning.plan import PrunePlan, check_prune_layers, check_prune_n
 from runs.definition import RunDefinition
 from runs.sweep_flags import GridArguments
 from runs.sweep_grid import SweepArguments
@@ -108,11 +107,7 @@ def check_grid(grid: GridArguments, layers: int) -> None:
     for count in grid.prune_ns:
         check_prune_n("prune_ns", count, layers)
     for text in grid.prune_layers:
-        removed = named_layers("prune_layers", text)
-        if removed[-1] >= layers:
-            reject("prune_layers", text, f"layers are 0 to {layers - 1}; the model has {layers}")
-        if len(removed) == layers:
-            reject("prune_layers", text, "removes all layers of the model")
+        check_prune_layers(text, layers)
 
 
 def skipped_lines(studies: Iterable[Study]) -> Iterator[str]:

@@ -20,6 +20,11 @@ BATCHED_ATTENTION = ("sdpa", "eager")
 _MOST_PACKED = 256
 
 
+def takes_batches(model: Llama) -> bool:
+    """Return whether the model's attention kernel masks sequences of different lengths."""
+    return model.config._attn_implementation in BATCHED_ATTENTION
+
+
 class RowCache:
     """Keys and values of `rows` sequences of up to `capacity` tokens, allocated at first use.
 

@@ -49,6 +49,13 @@ def write_study(folder, methods=("angular", "last"), ns=(2, 4), seeds=(1, 2, 3),
     return plans
 
 
+@pytest.fixture
+def figures(monkeypatch):
+    kept = {}
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.update({path.name: figure}))
+    return kept
+
+
 def compared(folder):
     return compare(read(folder))
 
@@ -201,18 +208,27 @@ def test_plans_that_lose_more_draft_worse(tmp_path):
         assert -1 <= one.coefficient.low <= one.coefficient.value < -0.7
 
 
+def test_plans_of_equal_layers_are_one_in_the_correlation(tmp_path, figures):
+    """Criteria that agree are no further evidence; a patch makes another model."""
+    write_study(tmp_path, methods=("last",), ns=(1, 2, 3), seeds=())
+    before = correlations(plan_uses(compared(tmp_path)))
+    same = PrunePlan.from_dict(plan_of("last", 3).to_dict() | {"method": "taylor", "scores": None})
+    for plan in (same, plan_of("last", 3, patch="linear")):
+        MadeUpRun(plan=plan, nats=2.75).write(tmp_path)
+        MadeUpRun(draft_plan=plan, num_speculations=2, acceptance=0.5).write(tmp_path)
+    found = compared(tmp_path)
+    assert [one.plans for one in before] == [3, 3]
+    assert [one.plans for one in correlations(plan_uses(found))] == [4, 3]
+    make_plots(read(tmp_path), "rouge-l", tmp_path, found)
+    (title,) = [axes.get_title() for axes in figures["plan_correlation"].axes]
+    assert "4 plans" in title
+
+
 def test_without_drafters_there_is_no_correlation(tmp_path):
     write_study(tmp_path, k=())
     assert correlations(plan_uses(compared(tmp_path))) == []
     names = {table.name for table in make_tables(read(tmp_path), compared(tmp_path))}
     assert "plan_correlations" not in names
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    kept = {}
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.update({path.name: figure}))
-    return kept
 
 
 def test_plots_of_all_criteria_can_be_read(tmp_path, figures):

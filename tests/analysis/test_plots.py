@@ -262,6 +262,17 @@ def test_groups_that_cannot_be_compared_get_panels_and_titles_of_their_own(tmp_p
     assert sum("dtype float32" in title for title in titles) == 2
 
 
+def test_titles_name_what_the_heading_cannot(tmp_path, figures):
+    """Two models on two data sets: each set has one group, and no title may be silent."""
+    MadeUpRun(model="tiny", dataset="gsm8k").write(tmp_path)
+    MadeUpRun(model="large").write(tmp_path)
+    make_plots(read(tmp_path), "rouge-l", tmp_path)
+    figure = figures["speed_and_quality"]
+    titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
+    assert sorted(titles) == ["gsm8k\nmodel tiny", "human_eval\nmodel large"]
+    assert figure.get_suptitle() == "bfloat16, made up"
+
+
 def test_more_groups_than_panels_leave_a_note(tmp_path, figures, monkeypatch):
     monkeypatch.setattr(plots, "PANELS", 1)
     for data_seed in range(2):

@@ -77,7 +77,7 @@ def test_no_text_exceeds_the_positions_and_long_prompts_keep_their_tail(load):
 def test_kernels_without_masks_continue_one_prompt_at_a_time(load, monkeypatch):
     loaded = load()
     together = texts_of(loaded)
-    monkeypatch.setattr("runs.calibration_texts.BATCHED_ATTENTION", ())
+    monkeypatch.setattr("self_speculation.batched_llama.BATCHED_ATTENTION", ())
     monkeypatch.setattr(BatchedTextGenerator, "generate", None)
     assert texts_of(loaded) == together
 

@@ -151,7 +151,7 @@ def test_flags_without_use_are_one_line(line, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--prune_layers", "3,6"], "--prune_layers 3,6: layers are 0 to 5; the model has 6"),
+        (["--prune_layers", "3,6"], "--prune_layers 3,6: names layer 6, and layers are 0 to 5"),
         (["--prune_layers", "0,1,2,3,4,5"], "removes all layers of the model"),
     ],
 )

@@ -1,0 +1,87 @@
+"""The time that a sweep says is left."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from arguments.run import MEASURED_GROUPS, RunArguments
+from command_line.flags import parse
+from runs import sweep_states
+from runs.loop import Turn
+from runs.sweep_states import Pace, Visit
+from tests.conftest import common_flags
+
+
+@pytest.fixture
+def visit(checkpoint, rows, tmp_path):
+    def make(left, *flags):
+        words = [*common_flags(checkpoint, rows, tmp_path), *flags]
+        run = SimpleNamespace(arguments=RunArguments(*parse(words, "", *MEASURED_GROUPS)))
+        return Visit(0, run, Turn(), left)
+
+    return make
+
+
+@pytest.fixture
+def told(monkeypatch, capsys):
+    """Perform visits that take so many seconds; return what is printed before each."""
+
+    def perform(visits, seconds):
+        now = [0.0]
+        monkeypatch.setattr(sweep_states.time, "monotonic", lambda: now[0])
+        pace, lines = Pace(len(visits), visits), []
+        for one, duration in zip(visits, seconds, strict=True):
+            with pace.told(one):
+                now[0] += duration
+            lines.append(capsys.readouterr().out.strip().partition("; ")[2])
+        return lines
+
+    return perform
+
+
+BATCHES = "--batch_size", "5", "--generation_strategy", "autoregressive"
+SINGLE = "--generation_strategy", "autoregressive"
+SPECULATIVE = (
+    *("--generation_strategy", "self_speculative"),
+    *("--exit_layer", "2", "--num_speculations", "3"),
+)
+
+
+def test_every_kind_of_run_has_its_own_pace(visit, told):
+    batches, single, drafts = visit(100, *BATCHES), visit(10, *SINGLE), visit(10, *SPECULATIVE)
+    assert told([batches, single, drafts] * 2, [600, 1200, 2400, 600, 1200, 2400]) == [
+        "240 prompts left",
+        # 100 in batches and 40 alone, all at the only pace that is known: 6 s.
+        "140 prompts left, about 0:14 h",
+        # 100 at 6 s, 10 at 120 s; 20 drafted ones at the pace of prompts decoded alone.
+        "130 prompts left, about 1:10 h",
+        "120 prompts left, about 1:10 h",
+        "20 prompts left, about 1:00 h",
+        "10 prompts left, about 0:40 h",
+    ]
+
+
+def test_a_first_visit_that_prepares_others_tells_nothing_after_two_more(visit, told):
+    lines = told([visit(10, *SINGLE) for _ in range(5)], [6000, 60, 60, 60, 60])
+    assert lines[1:] == [
+        "40 prompts left, about 6:40 h",
+        "30 prompts left, about 2:32 h",
+        "20 prompts left, about 0:02 h",
+        "10 prompts left, about 0:01 h",
+    ]
+
+
+def test_another_data_set_goes_at_the_decoders_pace_until_its_own_is_known(visit, told):
+    other = "--dataset", "human_eval"
+    visits = [visit(10, *SINGLE), visit(10, *BATCHES), visit(60, *SINGLE, *other)]
+    lines = told([*visits, visit(10, *SINGLE, *other)], [600, 60, 60, 10])
+    assert lines[2:] == ["70 prompts left, about 1:10 h", "10 prompts left, about 0:00 h"]
+
+
+def test_prompts_of_runs_that_are_left_out_are_left_no_more(visit, capsys):
+    one = visit(10, *SINGLE)
+    pace = Pace(2, [one, one])
+    pace.skip(one)
+    with pace.told(one):
+        pass
+    assert "; 10 prompts left\n" in capsys.readouterr().out
