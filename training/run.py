@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from torch._dynamo.exc import TorchDynamoException
 
 from arguments.checkpoint_folders import PROMPT_FILE
 from arguments.pruning import PLAN_FILE
 from command_line.errors import EXIT_INTERRUPTED, FailedError, UsageError, reject
 from files.commit import current_commit
+from files.error_lines import error_line
 from files.reading import read_settings
 from files.writing import held_folder
 from models.runtime import Runtime, device_type, quieten_libraries
@@ -42,7 +44,11 @@ def run_training(
     flags = arguments.learner
     on_cpu = device_type(flags.device) == "cpu"
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=flags.mixed_precision)
-    code = _train(arguments, texts, command, accelerator)
+    try:
+        code = _train(arguments, texts, command, accelerator)
+    except TorchDynamoException as error:
+        reason = f"--compile true: {error_line(error)}; --compile false trains without"
+        raise FailedError(reason) from error
     # The reducer of gradients holds the process group, and goes first: torch 2.13 would otherwise
     # destroy the group with Python's lock held, and wait for a thread that waits for the lock.
     accelerator.free_memory()

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -121,6 +122,18 @@ def test_without_a_compiler_training_goes_on_without(train_further, monkeypatch,
     assert train_further("--compile", "true")[0] == 0
     line = "--compile true: no compiler 'no-such-compiler' was found; training goes on without"
     assert line in capsys.readouterr().err
+
+
+def test_a_compiler_that_fails_is_one_line(train_further, monkeypatch, capsys):
+    def failing(graph, inputs):
+        raise OSError("no room for the code\nand more")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=failing))
+    assert train_further("--compile", "true")[0] == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    reason = "BackendCompilerFailed: backend='failing' raised: OSError: no room for the code"
+    assert f"error: --compile true: {reason}" in last
+    assert last.endswith("; --compile false trains without")
 
 
 @pytest.mark.slow
