@@ -46,7 +46,7 @@ QUALITIES = {
     "nats_per_token": "surprise of references (nats per token)",
 }
 LESS_IS_BETTER = ("edit_distance", "nats_per_token")
-SHARES = ("exact_match", "pass@1", "numeric_match")  # of prompts: a prompt scores 0 or 1
+_SHARES = ("exact_match", "pass@1", "numeric_match")  # of prompts: a prompt scores 0 or 1
 # Beyond this factor, the machine's other work decides a speed-up more than decoding does.
 _MOST_DRIFT = 1.25
 _WHOLE_MODEL = Decoder("autoregressive", None, None)
@@ -179,7 +179,12 @@ def speedup_over(run: LoggedRun, baseline: LoggedRun) -> Interval | None:
 
 def is_share(name: str, *scores: numpy.ndarray) -> bool:
     """Return whether these are scores of 0 and 1 under the name of one that has no others."""
-    return name in SHARES and all(numpy.isin(one, (0, 1)).all() for one in scores)
+    return name in _SHARES and all(numpy.isin(one, (0, 1)).all() for one in scores)
+
+
+def are_share_changes(name: str, *changes: numpy.ndarray) -> bool:
+    """Return whether these are changes of scores of 0 and 1, which means over passes are not."""
+    return name in _SHARES and all(numpy.isin(one, (-1, 0, 1)).all() for one in changes)
 
 
 def _in_order(shares: dict[str, Interval], known: dict[str, numpy.ndarray]) -> dict[str, Interval]:
@@ -328,7 +333,7 @@ def _quality_changes(pair: Pair | None) -> dict[str, Interval]:
     shares = {
         name: share_change_interval(change)
         for name, change in changes.items()
-        if is_share(name, mine[name], its[name])
+        if are_share_changes(name, change)
     }
     return _in_order(shares, changes)
 

@@ -5,7 +5,7 @@ from analysis.columns import MISSING, Columns, Row, Shown, Table, number
 from analysis.comparison import Comparison
 from analysis.differences import Difference, find_differences
 from analysis.model_differences import ACCEPTANCE, ModelDifference, model_differences
-from analysis.row_parts import bounds, facts, run_columns, where_known
+from analysis.row_parts import bounds, facts, plan_facts, run_columns, where_known
 from pruning.plan import spans
 
 
@@ -70,24 +70,25 @@ def _change(name: str) -> Shown:
 
 def _models_row(one: ModelDifference) -> Row:
     run, other_run = one.runs
-    return facts(run) | {
-        "approach": one.use.method,
-        "param": one.use.parameters,
-        "layers_kept": len(one.use.plan.kept_layers),
-        "other_model": other_run.model,
-        "removed": spans(one.use.plan.removed_layers),
-        "other_removed": spans(one.other.plan.removed_layers),
-        "score": one.score,
-        **bounds("change", one.change),
-        **bounds("other_change", one.other_change),
-        **bounds("difference", one.difference),
-        "p": one.p,
-        "p_holm": one.adjusted_p,
-        "pairs": one.pairs,
-        "run": run.record.run_id,
-        "other_run": other_run.record.run_id,
-        "other_log": other_run.path.name,
-    }
+    return (
+        facts(run)
+        | plan_facts(one.use.plan)
+        | {
+            "other_model": other_run.model,
+            "removed": spans(one.use.plan.removed_layers),
+            "other_removed": spans(one.other.plan.removed_layers),
+            "score": one.score,
+            **bounds("change", one.change),
+            **bounds("other_change", one.other_change),
+            **bounds("difference", one.difference),
+            "p": one.p,
+            "p_holm": one.adjusted_p,
+            "pairs": one.pairs,
+            "run": run.record.run_id,
+            "other_run": other_run.record.run_id,
+            "other_log": other_run.path.name,
+        }
+    )
 
 
 def _difference_row(one: Difference) -> Row:

@@ -39,6 +39,18 @@ def mean_intervals(values_EC: numpy.ndarray) -> list[Interval]:
     return _corrected(means_C, means_BC, [values_EC - means_C], examples)
 
 
+def quotient_interval(values_E: numpy.ndarray, weights_E: numpy.ndarray) -> Interval:
+    """Return sum of values / sum of weights, which are positive, by the bootstrap over examples."""
+    examples, quotient = len(values_E), float(values_E.sum() / weights_E.sum())
+    if examples < 2:
+        return Interval(quotient)
+    sums_B2 = _resampled_sums(numpy.stack([values_E, weights_E], axis=1))
+    quotients_B1 = sums_B2[:, :1] / sums_B2[:, 1:]
+    without_E = (values_E.sum() - values_E) / (weights_E.sum() - weights_E)
+    influences_E1 = ((examples - 1) * (without_E.mean() - without_E))[:, None]
+    return _corrected(numpy.array([quotient]), quotients_B1, [influences_E1], examples)[0]
+
+
 def share_interval(hits_E: numpy.ndarray) -> Interval:
     """Return the share of ones among zeros and ones, with Wilson's bounds (1927).
 

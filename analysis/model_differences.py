@@ -11,7 +11,7 @@ from itertools import combinations, product
 
 import numpy
 
-from analysis.comparison import SAME_DECODER, SHARES, Comparison, paired
+from analysis.comparison import SAME_DECODER, Comparison, are_share_changes, paired
 from analysis.finished_runs import LoggedRun
 from analysis.intervals import Interval, mean_intervals, share_change_interval
 from analysis.logged_examples import Examples
@@ -182,7 +182,7 @@ def _difference(pairs: _Pairs, p: float, adjusted_p: float) -> ModelDifference:
     differences_E = pairs.mine_E - pairs.its_E
     values_EC = numpy.stack([pairs.mine_E, pairs.its_E, differences_E], axis=1)
     change, other_change, difference = mean_intervals(values_EC)
-    if pairs.score in SHARES:
+    if are_share_changes(pairs.score, pairs.mine_E, pairs.its_E):
         change, other_change = map(share_change_interval, (pairs.mine_E, pairs.its_E))
     return ModelDifference(
         use=pairs.use,

@@ -15,7 +15,7 @@ from analysis.plan_uses import (
     plan_uses,
     predicted_over_measured,
 )
-from analysis.row_parts import bounds, facts, run_columns, where_known
+from analysis.row_parts import bounds, facts, plan_facts, run_columns, where_known
 
 _NUMBERS = (
     *("speedup_as_model", "log_perplexity_ratio", "acceptance_rate", "speedup_as_drafter"),
@@ -87,7 +87,7 @@ def _row(use: PlanUse) -> Row:
         "prune_seed": use.plan.prune_seed,
         "seeds": None,
         **bounds("speedup_as_model", use.speed_up),
-        "log_perplexity_ratio": use.log_perplexity_ratio,
+        **bounds("log_perplexity_ratio", use.log_perplexity_ratio),
         "acceptance_rate": acceptance,
         **bounds("speedup_as_drafter", best.speedups.get(SAME_PLAN) if best else None),
         "drafts": " ".join(word for word in words if not word.startswith("draft ")) or None,
@@ -100,18 +100,19 @@ def _named(use: PlanUse) -> Row:
     """Return the columns that name the plan, and the log of its run as a model."""
     model = use.model.run if use.model else None
     best = use.best_draft
-    return facts(use.run) | {
-        "approach": use.method,
-        "param": use.parameters,
-        "strategy": None,
-        "exit_layer": best and best.run.exit_layer,
-        "num_speculations": best and best.run.num_speculations,
-        "drafter": None,
-        "drafter_layers": None,
-        "layers_kept": len(use.plan.kept_layers),
-        "log": model and model.path.name,
-        "draft_log": best and best.run.path.name,
-    }
+    return (
+        facts(use.run)
+        | plan_facts(use.plan)
+        | {
+            "strategy": None,
+            "exit_layer": best and best.run.exit_layer,
+            "num_speculations": best and best.run.num_speculations,
+            "drafter": None,
+            "drafter_layers": None,
+            "log": model and model.path.name,
+            "draft_log": best and best.run.path.name,
+        }
+    )
 
 
 def _range(uses: Sequence[PlanUse], rows: Sequence[Row]) -> Row:

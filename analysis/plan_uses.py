@@ -5,14 +5,14 @@ Letters: P plans, B resamples.
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy
 from scipy.stats import rankdata
 
 from analysis.comparison import SAME_DECODER, SAME_PLAN, Comparison, paired
 from analysis.finished_runs import LoggedRun
-from analysis.intervals import LEVEL, RESAMPLES, Interval
-from analysis.logged_examples import Examples
+from analysis.intervals import LEVEL, RESAMPLES, Interval, quotient_interval
 from analysis.plan_names import method_place, without_seed
 from pruning.plan import PlanKey, PrunePlan
 
@@ -57,11 +57,6 @@ class PlanUse:
         return self.plan.method
 
     @property
-    def parameters(self) -> str:
-        """The plan's name without its method."""
-        return self.name.partition(" ")[2]
-
-    @property
     def removed_layers(self) -> int:
         return len(self.plan.removed_layers)
 
@@ -89,16 +84,18 @@ class PlanUse:
         """Return the plan's score as a model, from the run that measured it on most prompts."""
         return self.model.measuring(name).run.quality(name) if self.model else None
 
-    @property
-    def log_perplexity_ratio(self) -> float | None:
+    @cached_property
+    def log_perplexity_ratio(self) -> Interval | None:
         """Nats per token of the same references, pruned minus unpruned; None if not measured."""
         if self.model is None:
             return None
         compared = self.model.measuring("nats_per_token")
         base = compared.baselines.get(SAME_DECODER)
         both = paired(compared.run.examples, base.examples) if base else None
-        mine, its = map(_nats, both) if both else (None, None)
-        return mine - its if mine is not None and its is not None else None
+        mine, its = (one.teacher_forced for one in both) if both else (None, None)
+        if not (mine and its):
+            return None
+        return quotient_interval(mine["nats"] - its["nats"], mine["tokens"])
 
     @property
     def best_draft(self) -> Comparison | None:
@@ -177,7 +174,7 @@ def measured_twice(uses: list[PlanUse], length: int) -> list[Point]:
         draft, ratio = use.draft_of(length), use.log_perplexity_ratio
         acceptance = draft.run.metric("acceptance_rate", "token_weighted") if draft else None
         if use.method != "base" and ratio is not None and acceptance is not None:
-            found.append((use, ratio, acceptance))
+            found.append((use, ratio.value, acceptance))
     return found
 
 
@@ -246,9 +243,3 @@ def predicted_over_measured(one: Comparison | None) -> float | None:
     predicted = one.run.metric("speedup_over_full_steps", "predicted") if one else None
     measured = one.speedup(SAME_PLAN) if one else None
     return predicted / measured if predicted and measured else None
-
-
-def _nats(examples: Examples) -> float | None:
-    """Return nats per token of all references together."""
-    sums = examples.teacher_forced
-    return float(sums["nats"].sum() / sums["tokens"].sum()) if sums else None

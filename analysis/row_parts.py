@@ -8,6 +8,7 @@ from analysis.finished_runs import FinishedRun, LoggedRun
 from analysis.intervals import Interval
 from analysis.plan_names import method_place
 from arguments.model import SYNTHETIC
+from pruning.plan import PrunePlan
 
 
 def facts(run: FinishedRun) -> Row:
@@ -41,6 +42,12 @@ def facts(run: FinishedRun) -> Row:
             "log": run.path.name,
         }
     return row
+
+
+def plan_facts(plan: PrunePlan) -> Row:
+    """Return the first columns that name a plan, whichever run used it."""
+    _, _, parameters = plan.approach.partition(" ")
+    return {"approach": plan.method, "param": parameters, "layers_kept": len(plan.kept_layers)}
 
 
 def run_columns(runs: Sequence[FinishedRun]) -> Columns:

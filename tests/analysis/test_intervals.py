@@ -8,6 +8,7 @@ from analysis import intervals
 from analysis.intervals import (
     Interval,
     mean_intervals,
+    quotient_interval,
     ratio_interval,
     share_change_interval,
     share_interval,
@@ -62,8 +63,23 @@ def test_bounds_of_a_ratio_are_scipys_at_the_wider_level():
         method="BCa",
         bootstrap_result=type("Drawn", (), {"bootstrap_distribution": drawn[:, 0] / drawn[:, 1]}),
     ).confidence_interval
-    interval = ratio(numpy.stack([tokens, seconds], axis=1))
-    assert (interval.low, interval.high) == pytest.approx(expected, rel=1e-9)
+    for interval in (
+        ratio(numpy.stack([tokens, seconds], axis=1)),
+        quotient_interval(tokens, seconds),
+    ):
+        assert interval.value == pytest.approx(tokens.sum() / seconds.sum())
+        assert (interval.low, interval.high) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_quotient_may_be_zero_or_below():
+    """Such as nats that a plan loses, per token."""
+    generator = numpy.random.default_rng(7)
+    tokens = generator.integers(20, 100, size=30)
+    nothing = quotient_interval(numpy.zeros(30), tokens)
+    assert (nothing.value, nothing.low, nothing.high) == (0, 0, 0)
+    gained = quotient_interval(tokens * generator.normal(-0.5, 0.1, size=30), tokens)
+    assert gained.low < -0.5 < gained.high < 0
+    assert quotient_interval(numpy.array([3.0]), numpy.array([2])) == Interval(1.5)
 
 
 def test_shares_have_an_interval_where_all_examples_are_alike():

@@ -12,6 +12,7 @@ from analysis.model_differences import ACCEPTANCE, model_differences
 from benchmarks.made_up_plans import plan_of
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan
 from command_line.script import run_script
+from tests.analysis.test_logged_runs import samples_of
 from tests.made_up import read
 
 LAST, RANDOM = plan_of("last", 2), plan_of("random", 2)
@@ -249,3 +250,15 @@ def test_changes_of_shares_have_a_width_where_nothing_changes(tmp_path):
     exact = by_score(differences(tmp_path))["exact_match"]
     assert exact.change.value == 0
     assert exact.change.low < 0 < exact.change.high
+
+
+def test_means_over_passes_that_are_no_shares_have_bounds_around_them(tmp_path):
+    for name in "ab":
+        write_model(tmp_path, name, nats=2.2)
+    for run in read(tmp_path):
+        with samples_of(run.path) as lines:
+            for line in lines:
+                line["scores"]["exact_match"] = 0.75 if run.method == "base" else 0.25
+    exact = by_score(differences(tmp_path))["exact_match"]
+    for change in (exact.change, exact.other_change):
+        assert change.low <= change.value == -0.5 <= change.high
