@@ -182,11 +182,6 @@ def is_share(name: str, *scores: numpy.ndarray) -> bool:
     return name in _SHARES and all(numpy.isin(one, (0, 1)).all() for one in scores)
 
 
-def are_share_changes(name: str, *changes: numpy.ndarray) -> bool:
-    """Return whether these are changes of scores of 0 and 1, which means over passes are not."""
-    return name in _SHARES and all(numpy.isin(one, (-1, 0, 1)).all() for one in changes)
-
-
 def _in_order(shares: dict[str, Interval], known: dict[str, numpy.ndarray]) -> dict[str, Interval]:
     """Return the intervals of all known values: those of shares, and of the other means."""
     means = {name: values for name, values in known.items() if name not in shares}
@@ -333,7 +328,7 @@ def _quality_changes(pair: Pair | None) -> dict[str, Interval]:
     shares = {
         name: share_change_interval(change)
         for name, change in changes.items()
-        if are_share_changes(name, change)
+        if is_share(name, mine[name], its[name])
     }
     return _in_order(shares, changes)
 

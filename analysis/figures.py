@@ -178,23 +178,24 @@ def save_figure(figure: Figure, path: Path) -> None:
             figure.savefig(partial, dpi=150, format=format)
 
 
-def group_titles(runs: Runs) -> dict[str, str]:
+def group_titles(runs: Runs, every: Runs | None = None) -> dict[str, str]:
     """Return a title per condition key: the data set, and what differs between its groups.
 
-    Every title names what a heading leaves out, because the runs do not share it. A group leaves
-    out what it has no value of.
+    Every title names what the heading of `every` (default: `runs`) leaves out, because these do not
+    share it. A group leaves out what it has no value of.
     """
     by_dataset: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for run in runs:
         by_dataset[run.dataset][run.condition_key] = _plain_facts(run)
-    every = [facts for groups in by_dataset.values() for facts in groups.values()]
+    headed = [_plain_facts(run) for run in (runs if every is None else every)]
+    unsaid = [name for name in _HEADING if _differ(headed, name)]
     titles = {}
     for dataset, groups in by_dataset.items():
         own = [*groups.values()]
-        varying = [name for name in own[0] if _differ(every if name in _HEADING else own, name)]
+        varying = telling([name for name in own[0] if _differ(own, name)])
+        names = [name for name in own[0] if name in varying or name in unsaid]
         for key, facts in groups.items():
-            known = (name for name in telling(varying) if facts[name] is not None)
-            others = [f"{name} {facts[name]}" for name in known]
+            others = [f"{name} {facts[name]}" for name in names if facts[name] is not None]
             lines = (", ".join(others[at : at + 2]) for at in range(0, len(others), 2))
             titles[key] = "\n".join([dataset, *lines])
     return titles

@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 
 from analysis.comparison import SAME_PLAN, Comparison
 from analysis.figures import PANELS, Panel, common_heading, group_titles, make_figure, save_figure
+from pruning.plan import PlanKey
 
 
 class Measure(NamedTuple):
@@ -87,13 +88,16 @@ def _save_pages(panels: list[Panel], path: Path, heading: str) -> None:
 def _panels(drawn: list[Comparison], measure: Measure, shades: Normalize) -> list[Panel]:
     """Return a panel for every plan on every data set; all share their shades."""
     titles = group_titles([one.run for one in drawn])
-    studies: dict[str, list[Comparison]] = defaultdict(list)
+    studies: dict[tuple[str, str, PlanKey], list[Comparison]] = defaultdict(list)
     for one in drawn:
-        plan = one.run.record.plan["approach"]
-        studies[f"{titles[one.run.condition_key]}, {plan}"].append(one)
+        plan = one.run.record.prune_plan()
+        studies[one.run.condition_key, plan.approach, plan.key].append(one)
     return [
-        Panel(title, partial(_draw, study=study, measure=measure, shades=shades))
-        for title, study in studies.items()
+        Panel(
+            f"{titles[condition_key]}, {plan}",
+            partial(_draw, study=study, measure=measure, shades=shades),
+        )
+        for (condition_key, plan, _), study in studies.items()
     ]
 
 

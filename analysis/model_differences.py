@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, product
+from typing import NamedTuple
 
 import numpy
 
-from analysis.comparison import SAME_DECODER, Comparison, are_share_changes, paired
+from analysis.comparison import SAME_DECODER, Comparison, is_share, paired
 from analysis.finished_runs import LoggedRun
 from analysis.intervals import Interval, mean_intervals, share_change_interval
 from analysis.logged_examples import Examples
@@ -27,13 +28,14 @@ CHANGES = (*TASK_SCORES, "nats_per_token")
 class _Pairs:
     """Each prompt's change of a score under one plan, in one model and in another, (E,).
 
-    `runs` measured the plan in either model.
+    `runs` measured the plan in either model. `of_shares`: the score is 0 or 1.
     """
 
     use: PlanUse
     other: PlanUse
     score: str
     runs: tuple[LoggedRun, LoggedRun]
+    of_shares: bool
     mine_E: numpy.ndarray
     its_E: numpy.ndarray
 
@@ -121,36 +123,45 @@ def _same_plans(mine: list[PlanUse], its: list[PlanUse]) -> Iterator[list[tuple[
 def _compared(use: PlanUse, other: PlanUse, length: int | None) -> Iterator[_Pairs]:
     mine, its = _measured(use, length), _measured(other, length)
     for score in (name for name in mine if name in its):
-        (run, values), (other_run, other_values) = mine[score], its[score]
-        aligned = _aligned(values, other_values)
+        both = mine[score], its[score]
+        aligned = _aligned(*(one.values for one in both))
         if aligned is not None:
-            yield _Pairs(use, other, score, (run, other_run), *aligned)
+            runs, of_shares = (both[0].run, both[1].run), all(one.of_shares for one in both)
+            yield _Pairs(use, other, score, runs, of_shares, *aligned)
 
 
 _ByPrompt = dict[str, float]  # under the identities of prompts
 
 
-def _measured(use: PlanUse, length: int | None) -> dict[str, tuple[LoggedRun, _ByPrompt]]:
-    """Return for each score the run that measured it, and what it says of each prompt."""
+class _Measured(NamedTuple):
+    """The run that measured a score, and what it says of each prompt."""
+
+    run: LoggedRun
+    values: _ByPrompt
+    of_shares: bool = False
+
+
+def _measured(use: PlanUse, length: int | None) -> dict[str, _Measured]:
+    """Return each score that the plan has as a model, and its acceptance as a drafter."""
     found = {}
     for score in CHANGES:
         compared = use.model and use.model.measuring(score)
         base = compared and compared.baselines.get(SAME_DECODER)
         if compared and base:
-            found[score] = compared.run, _changes(compared.run, base, score)
+            found[score] = _changes(compared.run, base, score)
     draft = use.draft_of(length) if length else None
     if draft:
-        found[ACCEPTANCE] = draft.run, _acceptance(draft.run.examples)
+        found[ACCEPTANCE] = _Measured(draft.run, _acceptance(draft.run.examples))
     return found
 
 
-def _changes(run: LoggedRun, base: LoggedRun, score: str) -> _ByPrompt:
-    """Return each prompt's change from the unpruned model; empty if it was not measured."""
+def _changes(run: LoggedRun, base: LoggedRun, score: str) -> _Measured:
+    """Return each prompt's change from the unpruned model; of no prompt if it was not measured."""
     both = paired(run.examples, base.examples)
     if both is None or not all(score in one.scores for one in both):
-        return {}
-    mine, its = both
-    return _by_prompt(mine, mine.scores[score] - its.scores[score])
+        return _Measured(run, {})
+    mine, its = (one.scores[score] for one in both)
+    return _Measured(run, _by_prompt(both[0], mine - its), is_share(score, mine, its))
 
 
 def _acceptance(examples: Examples | None) -> _ByPrompt:
@@ -182,7 +193,7 @@ def _difference(pairs: _Pairs, p: float, adjusted_p: float) -> ModelDifference:
     differences_E = pairs.mine_E - pairs.its_E
     values_EC = numpy.stack([pairs.mine_E, pairs.its_E, differences_E], axis=1)
     change, other_change, difference = mean_intervals(values_EC)
-    if are_share_changes(pairs.score, pairs.mine_E, pairs.its_E):
+    if pairs.of_shares:
         change, other_change = map(share_change_interval, (pairs.mine_E, pairs.its_E))
     return ModelDifference(
         use=pairs.use,

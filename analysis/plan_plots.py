@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis.comparison import SAME_PLAN
-from analysis.figures import NamedPoint, Panel, group_titles
+from analysis.figures import NamedPoint, Panel, Runs, group_titles
 from analysis.intervals import Interval
 from analysis.plan_styles import (
     METHOD_STYLES,
@@ -39,11 +39,11 @@ _SEEDS_KEY = Line2D([], [], color="0.3", linewidth=2.5, alpha=0.4, label="range 
 Value = Callable[[PlanUse], float | None]
 
 
-def correlation_panels(uses: list[PlanUse]) -> list[Panel]:
+def correlation_panels(uses: list[PlanUse], runs: Runs) -> list[Panel]:
     """Acceptance as a drafter against log-perplexity ratio as a model, a mark for each plan."""
     panels = []
     groups = groups_of(uses)
-    titles = _titles(groups)
+    titles = _titles(groups, runs)
     for key, group in groups.items():
         for length in lengths_of(group)[:1]:
             points = measured_twice(group, length)
@@ -55,7 +55,7 @@ def correlation_panels(uses: list[PlanUse]) -> list[Panel]:
 
 
 def _rank_words(found: Correlation) -> str:
-    plans, coefficient = f"{found.plans} plans", found.coefficient
+    plans, coefficient = f"{found.plans} distinct plans", found.coefficient
     if coefficient is None:
         return f"{plans}, all equal in one of the two"
     bounds = ""
@@ -74,13 +74,13 @@ def _draw_correlation(axes: Axes, points: list[Point]) -> list[NamedPoint] | Non
     return [NamedPoint(ratio, accepted, use.label) for use, ratio, accepted in points]
 
 
-def uses_panels(uses: list[PlanUse], quality: str, label: str) -> list[Panel]:
+def uses_panels(uses: list[PlanUse], runs: Runs, quality: str, label: str) -> list[Panel]:
     """Three panels of each group: quality against speed-up as a model; speed-up and acceptance.
 
     The last two are of the plan as a drafter, over the layers that it removes.
     """
     groups = groups_of(uses)
-    titles = _titles(groups)
+    titles = _titles(groups, runs)
     panels = []
     for key, group in groups.items():
         if not any(use.drafts for use in group if use.method != "base"):
@@ -199,5 +199,5 @@ def _value(interval: Interval | None) -> float | None:
     return interval.value if interval else None
 
 
-def _titles(groups: dict[str, list[PlanUse]]) -> dict[str, str]:
-    return group_titles([use.run for group in groups.values() for use in group])
+def _titles(groups: dict[str, list[PlanUse]], runs: Runs) -> dict[str, str]:
+    return group_titles([use.run for group in groups.values() for use in group], runs)

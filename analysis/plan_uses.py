@@ -116,8 +116,8 @@ Point = tuple[PlanUse, float, float]  # log-perplexity ratio as a model, accepta
 class Correlation:
     """Spearman's coefficient of log-perplexity ratio and acceptance, over the plans of a group.
 
-    Plans that keep the same layers are one. `coefficient` is None where all ratios, or all
-    acceptances, are equal.
+    Plans that make the same model are one of `plans`. `coefficient` is None where all ratios, or
+    all acceptances, are equal.
     """
 
     run: LoggedRun

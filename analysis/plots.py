@@ -99,6 +99,15 @@ class Study:
         """Return the run whose quality a plot shows for this run's plan."""
         return self.measured.get(run.path, run)
 
+    def settings(self, runs: Runs) -> list[tuple[str, Runs]]:
+        """Return the groups of runs that may be compared, with titles that differ."""
+        groups: dict[str, Runs] = defaultdict(list)
+        for run in runs:
+            groups[run.condition_key].append(run)
+        titles = group_titles(runs, self.runs)
+        named = [(titles[key], group) for key, group in groups.items()]
+        return sorted(named, key=lambda setting: setting[0])
+
     @property
     def quality_label(self) -> str:
         less_is_better = self.quality in LESS_IS_BETTER
@@ -129,9 +138,10 @@ def make_plots(
 
 def _quality_panels(study: Study) -> list[Panel]:
     """Quality against layers removed: a line for each criterion, a mark for each random plan."""
+    measuring = [run for run in study.scored if study.source(run) is run]
     return [
         Panel(title, partial(_draw_quality, runs=group, study=study))
-        for title, group in settings([run for run in study.scored if study.source(run) is run])
+        for title, group in study.settings(measuring)
         if any(run.removed_layers for run in group)
     ]
 
@@ -175,7 +185,7 @@ def _speed_panels(study: Study) -> list[Panel]:
     """Quality against speed: each plan with each decoder, random plans averaged over seeds."""
     return [
         Panel(title, partial(_draw_speed, runs=group, study=study))
-        for title, group in settings(study.scored)
+        for title, group in study.settings(study.scored)
         if any(run.speed is not None for run in group)  # batches have none
     ]
 
@@ -231,7 +241,7 @@ def _point_name(plan: str, decoder: Decoder) -> str:
 def _acceptance_panels(study: Study) -> list[Panel]:
     return [
         panel
-        for title, group in settings(study.runs)
+        for title, group in study.settings(study.runs)
         for panel in acceptance_panels(title, group, study.styles)
     ]
 
@@ -243,23 +253,13 @@ def _category_panels(study: Study) -> list[Panel]:
         results[one.run.path].append(one)
     return [
         panel
-        for title, group in settings([run for run in study.runs if run.path in results])
+        for title, group in study.settings([run for run in study.runs if run.path in results])
         for panel in category_panels(
             title,
             [(mark_label(run), one) for run in group for one in results[run.path]],
             study.styles,
         )
     ]
-
-
-def settings(runs: Runs) -> list[tuple[str, Runs]]:
-    """Return the groups of runs that may be compared, with titles that differ."""
-    groups: dict[str, Runs] = defaultdict(list)
-    for run in runs:
-        groups[run.condition_key].append(run)
-    titles = group_titles(runs)
-    named = [(titles[key], group) for key, group in groups.items()]
-    return sorted(named, key=lambda setting: setting[0])
 
 
 def texts(runs: Runs, method: str) -> Runs:
@@ -320,11 +320,11 @@ PLOTS: dict[str, tuple[Callable[[Study], list[Panel]], Callable[[Study], list[Li
     "speedup_by_category": (_category_panels, _category_keys),
     "layer_scores": (lambda study: score_panels(study.runs), lambda _: SCORE_KEYS),
     "plan_correlation": (
-        lambda study: correlation_panels(study.uses),
+        lambda study: correlation_panels(study.uses, study.runs),
         lambda study: correlation_keys(study.uses),
     ),
     "plan_uses": (
-        lambda study: uses_panels(study.uses, study.quality, study.quality_label),
+        lambda study: uses_panels(study.uses, study.runs, study.quality, study.quality_label),
         lambda study: uses_keys(study.uses),
     ),
 }

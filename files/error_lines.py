@@ -7,6 +7,13 @@ from collections.abc import Iterator
 _LONGEST_REASON = 400  # characters of a reason that spans several lines
 
 
+def compiler_error_line(error: BaseException) -> str:
+    """Return the line of an error, and the compiler's own where the message quotes its output."""
+    line = error_line(error)
+    quoted = [one.strip() for one in str(error).splitlines() if "error:" in one]
+    return f"{line} ({quoted[0]})" if quoted and quoted[0] not in line else line
+
+
 def error_line(error: BaseException) -> str:
     """Return an error's type and the first line of its message.
 

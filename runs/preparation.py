@@ -23,6 +23,7 @@ from arguments.prompts import PromptArguments
 from arguments.pruning import PruneArguments
 from command_line.errors import FailedError, UsageError, reject
 from data import Selection, get_calibration_alone
+from files.error_lines import compiler_error_line
 from models.checkpoint import Checkpoint, find_checkpoint
 from models.loading import LoadedModel, load_model
 from models.quantised import check_can_be_saved
@@ -206,7 +207,8 @@ def _compile_failures() -> Iterator[None]:
     try:
         yield
     except CompileError as error:
-        raise FailedError(f"--compile true: {error}; --compile false decodes without") from error
+        reason = compiler_error_line(error.__cause__ or error)
+        raise FailedError(f"--compile true: {reason}; --compile false decodes without") from error
 
 
 def check_stop_token_ids(flags: GenerationArguments, vocabulary: int) -> None:

@@ -235,9 +235,10 @@ class Sweep:
                     if visit.run.run_id in self._over:
                         pace.skip(visit)
                         continue
-                    with pace.told(visit):
+                    with pace.told(visit) as succeeded:
                         placed = dataclasses.replace(visit, run=_placed(visit.run, pruned))
-                        self._perform(placed, prepare, command, groups)
+                        if self._perform(placed, prepare, command, groups):
+                            succeeded()
                     if self._outcome.interrupted:
                         return
 
@@ -273,12 +274,13 @@ class Sweep:
         prepare: Prepare,
         command: str,
         groups: dict[str, PlanGroup],
-    ) -> None:
+    ) -> bool:
+        """Perform a visit and note how it ended; return whether it did without an error."""
         run = visit.run
         if self._tries.exhausted(run.run_id):
             self._over.add(run.run_id)
             self._outcome.fail(run.arguments, _given_up())
-            return
+            return False
         turn = dataclasses.replace(visit.turn, continues=run.run_id in self._begun)
         self._tries.begin(run.run_id)
         try:
@@ -289,13 +291,14 @@ class Sweep:
             self._over.add(run.run_id)
             self._note(run.arguments, error)
             print(f"failed: {self._outcome.failed[-1][1]}")
+            return False
+        self._tries.end()
+        if record.status == "running":
+            self._begun.add(run.run_id)
         else:
-            self._tries.end()
-            if record.status == "running":
-                self._begun.add(run.run_id)
-            else:
-                self._over.add(run.run_id)
-                self._outcome.add(record, path)
+            self._over.add(run.run_id)
+            self._outcome.add(record, path)
+        return True
 
     def _note(self, run: RunArguments, error: Exception) -> None:
         """Note that a run failed, or raise an error after which no other run can go on."""

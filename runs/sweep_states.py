@@ -2,11 +2,12 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
+
+import numpy
 
 from arguments.pruning import PruneArguments, named_layers
 from arguments.run import RunArguments
@@ -19,7 +20,7 @@ from runs.reader import read_record, read_samples
 from runs.record import RunRecord
 from runs.writer import find_run
 
-_Kind = tuple[int, str, str]
+_Kind = tuple[int, str, bool, str]
 
 
 @dataclass(frozen=True)
@@ -137,44 +138,51 @@ class Pace:
         self._left: Counter[_Kind] = Counter()
         for visit in to_do:
             self._left[_kind(visit)] += visit.left
-        self._paces: list[tuple[_Kind, float]] = []  # seconds per prompt of each visit
+        self._done: list[tuple[_Kind, float, int]] = []  # seconds per prompt, and prompts
 
     @contextmanager
-    def told(self, visit: Visit) -> Iterator[None]:
-        """Print the line before the visit, and measure the visit."""
+    def told(self, visit: Visit) -> Iterator[Callable[[], None]]:
+        """Print the line before the visit; yield a function that tells that the visit succeeded."""
         measure = visit.run.arguments.measure
         place = f"run {visit.number + 1} of {self._runs}"
         if measure.repeats > 1:
             place += f", pass {visit.turn.passes} of {measure.repeats}"
         line = f"{place}: {run_name(visit.run.arguments)}; {self._left.total()} prompts left"
-        if self._paces:
+        if self._done:
             seconds = sum(left * self._pace(kind) for kind, left in self._left.items())
             hours, minutes = divmod(round(seconds / 60), 60)
             line += f", about {hours}:{minutes:02} h"
         print(line)
         started = time.monotonic()
-        yield
+
+        def succeeded() -> None:
+            if visit.left:
+                pace = (time.monotonic() - started) / visit.left
+                self._done.append((_kind(visit), pace, visit.left))
+
+        yield succeeded
         self.skip(visit)
-        if visit.left:
-            self._paces.append((_kind(visit), (time.monotonic() - started) / visit.left))
 
     def skip(self, visit: Visit) -> None:
         """Count the prompts of the visit as left no more."""
         self._left[_kind(visit)] -= visit.left
 
     def _pace(self, kind: _Kind) -> float:
-        """Return the median of the visits of this kind, or of the most similar ones.
+        """Return the median seconds per prompt of this kind, or of the most similar ones.
 
-        The first visit of a plan may read references for all plans, or compile.
+        A mean would not do: the first visit of a data set may read references for all plans.
         """
         for shared in range(len(kind), -1, -1):
-            found = [pace for other, pace in self._paces if other[:shared] == kind[:shared]]
+            found = [one for one in self._done if one[0][:shared] == kind[:shared]]
             if found:
-                return median(found)
+                _, paces, prompts = zip(*found, strict=True)
+                half = numpy.quantile(paces, 0.5, weights=prompts, method="inverted_cdf")
+                return float(half)
         raise ValueError("no visit has been measured")
 
 
 def _kind(visit: Visit) -> _Kind:
-    """Return prompts at a time, decoder and data set, which decide how long a prompt takes."""
+    """Return what decides how long a prompt takes, the greatest differences first."""
     run = visit.run.arguments
-    return run.measure.at_once, run.generation.generation_strategy, run.data.dataset
+    decoder = run.measure.at_once, run.generation.generation_strategy
+    return *decoder, run.is_teacher_forced, run.data.dataset

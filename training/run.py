@@ -13,7 +13,7 @@ from arguments.checkpoint_folders import PROMPT_FILE
 from arguments.pruning import PLAN_FILE
 from command_line.errors import EXIT_INTERRUPTED, FailedError, UsageError, reject
 from files.commit import current_commit
-from files.error_lines import error_line
+from files.error_lines import compiler_error_line
 from files.reading import read_settings
 from files.writing import held_folder
 from models.runtime import Runtime, device_type, quieten_libraries
@@ -47,7 +47,7 @@ def run_training(
     try:
         code = _train(arguments, texts, command, accelerator)
     except TorchDynamoException as error:
-        reason = f"--compile true: {error_line(error)}; --compile false trains without"
+        reason = f"--compile true: {compiler_error_line(error)}; --compile false trains without"
         raise FailedError(reason) from error
     # The reducer of gradients holds the process group, and goes first: torch 2.13 would otherwise
     # destroy the group with Python's lock held, and wait for a thread that waits for the lock.

@@ -252,7 +252,7 @@ def test_changes_of_shares_have_a_width_where_nothing_changes(tmp_path):
     assert exact.change.low < 0 < exact.change.high
 
 
-def test_means_over_passes_that_are_no_shares_have_bounds_around_them(tmp_path):
+def test_an_older_exact_match_that_is_no_share_has_bounds_around_its_change(tmp_path):
     for name in "ab":
         write_model(tmp_path, name, nats=2.2)
     for run in read(tmp_path):

@@ -210,7 +210,7 @@ def test_plans_that_lose_more_draft_worse(tmp_path):
         assert -1 <= one.coefficient.low <= one.coefficient.value < -0.7
 
 
-def test_plans_of_equal_layers_are_one_in_the_correlation(tmp_path, figures):
+def test_plans_that_make_one_model_are_one_in_the_correlation(tmp_path, figures):
     """Criteria that agree are no further evidence; a patch makes another model."""
     write_study(tmp_path, methods=("last",), ns=(1, 2, 3), seeds=())
     before = correlations(plan_uses(compared(tmp_path)))
@@ -223,7 +223,7 @@ def test_plans_of_equal_layers_are_one_in_the_correlation(tmp_path, figures):
     assert [one.plans for one in correlations(plan_uses(found))] == [4, 3]
     make_plots(read(tmp_path), "rouge-l", tmp_path, found)
     (title,) = [axes.get_title() for axes in figures["plan_correlation"].axes]
-    assert "4 plans" in title
+    assert "4 distinct plans" in title
 
 
 def test_without_drafters_there_is_no_correlation(tmp_path):
@@ -244,7 +244,7 @@ def test_plots_of_all_criteria_can_be_read(tmp_path, figures):
         assert overlapping(figure) == []
     titles = [axes.get_title() for axes in figures["plan_correlation"].axes]
     assert len(titles) == 1
-    assert f"{len(MEASURED) * 2 + 6 + 2} plans" in titles[0]
+    assert f"{len(MEASURED) * 2 + 6 + 2} distinct plans" in titles[0]
     assert titles[0].splitlines()[1].startswith("Spearman -0.")
     assert len(figures["plan_uses"].axes) == 3
 

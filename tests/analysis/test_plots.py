@@ -273,6 +273,30 @@ def test_titles_name_what_the_heading_cannot(tmp_path, figures):
     assert figure.get_suptitle() == "bfloat16, made up"
 
 
+def test_groups_of_one_data_set_differ_in_their_titles_beside_another_model(tmp_path, figures):
+    for tokens in "ab":
+        identity = {"prompt_tokens_fingerprint": tokens * 9}
+        MadeUpRun(model="tiny", dataset="gsm8k", identity=identity).write(tmp_path)
+    MadeUpRun(model="large").write(tmp_path)
+    make_plots(read(tmp_path), "rouge-l", tmp_path)
+    titles = [axes.get_title() for axes in figures["speed_and_quality"].axes[:3]]
+    assert sorted(titles) == [
+        "gsm8k\nmodel tiny, prompt tokens aaaaaa",
+        "gsm8k\nmodel tiny, prompt tokens bbbbbb",
+        "human_eval\nmodel large",
+    ]
+
+
+def test_titles_of_few_runs_name_what_a_heading_of_all_leaves_out(tmp_path, figures):
+    """The model on human_eval has no pruned plan, so that its runs are in no such plot."""
+    MadeUpRun(model="tiny", dataset="gsm8k").write(tmp_path)
+    MadeUpRun(model="tiny", dataset="gsm8k", plan=angular_plan(1)).write(tmp_path)
+    MadeUpRun(model="large").write(tmp_path)
+    make_plots(read(tmp_path), "rouge-l", tmp_path)
+    (panel,) = [axes for axes in figures["quality_by_layers_removed"].axes if axes.get_visible()]
+    assert panel.get_title() == "gsm8k\nmodel tiny"
+
+
 def test_more_groups_than_panels_leave_a_note(tmp_path, figures, monkeypatch):
     monkeypatch.setattr(plots, "PANELS", 1)
     for data_seed in range(2):

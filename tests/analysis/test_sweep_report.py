@@ -5,7 +5,7 @@ import csv
 import matplotlib.image
 import pytest
 
-from analysis import sweep_report
+from analysis import heat_maps, sweep_report
 from benchmarks.made_up_runs import MadeUpRun, angular_plan, base_plan
 from command_line.errors import UsageError
 from runs.reader import find_runs, read_record
@@ -35,6 +35,22 @@ def swept(run_sweep, monkeypatch, capsys):
     _, folder = run_sweep()
     capsys.readouterr()
     return folder
+
+
+def test_plans_of_one_name_and_other_layers_have_maps_of_their_own(tmp_path, monkeypatch):
+    """Other calibration texts may decide other layers."""
+    for first in (2, 5):
+        for exit_layer, drafts in SWEEP_POINTS[1:]:
+            plan = angular_plan(2, first=first)
+            run = MadeUpRun(plan=plan, examples=4, exit_layer=exit_layer, num_speculations=drafts)
+            run.write(tmp_path)
+    drawn = {}
+    monkeypatch.setattr(
+        heat_maps, "save_figure", lambda made, path: drawn.update({path.name: made})
+    )
+    report(tmp_path)
+    titles = [axes.get_title() for axes in drawn["sweep_tokens_per_second"].axes]
+    assert [title for title in titles if title] == ["human_eval, angular n=2"] * 2
 
 
 def test_table_and_maps_show_the_grid(tmp_path, capsys):

@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub.utils import httpx
 
-from files.error_lines import error_line
+from files.error_lines import compiler_error_line, error_line
 from files.hub_reasons import Wanted, hub_reason
 
 ERRORS = {
@@ -19,6 +19,28 @@ ERRORS = {
 @pytest.mark.parametrize("text", ERRORS)
 def test_a_line_gives_the_reason_that_the_first_line_announces(text):
     assert error_line(ValueError(text)) == f"ValueError: {ERRORS[text]}"
+
+
+COMPILER = """CppCompileError: C++ compile error
+
+Command:
+g++ /tmp/a.cpp
+
+Output:
+/tmp/a.cpp: In function kernel:
+/tmp/a.cpp:5:10: fatal error: omp.h: No such file or directory
+compilation terminated.
+"""
+
+
+def test_a_compiler_speaks_for_itself():
+    """torch puts its output under the command, far from the first line."""
+    assert compiler_error_line(RuntimeError(COMPILER)) == (
+        "RuntimeError: CppCompileError: C++ compile error "
+        "(/tmp/a.cpp:5:10: fatal error: omp.h: No such file or directory)"
+    )
+    for text in ("no room", "error: no room"):
+        assert compiler_error_line(OSError(text)) == f"OSError: {text}"
 
 
 @pytest.mark.parametrize("kind", [httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError])

@@ -26,13 +26,15 @@ def visit(checkpoint, rows, tmp_path):
 def told(monkeypatch, capsys):
     """Perform visits that take so many seconds; return what is printed before each."""
 
-    def perform(visits, seconds):
+    def perform(visits, seconds, failing=()):
         now = [0.0]
         monkeypatch.setattr(sweep_states.time, "monotonic", lambda: now[0])
         pace, lines = Pace(len(visits), visits), []
-        for one, duration in zip(visits, seconds, strict=True):
-            with pace.told(one):
+        for place, (one, duration) in enumerate(zip(visits, seconds, strict=True)):
+            with pace.told(one) as succeeded:
                 now[0] += duration
+                if place not in failing:
+                    succeeded()
             lines.append(capsys.readouterr().out.strip().partition("; ")[2])
         return lines
 
@@ -61,13 +63,25 @@ def test_every_kind_of_run_has_its_own_pace(visit, told):
     ]
 
 
-def test_a_first_visit_that_prepares_others_tells_nothing_after_two_more(visit, told):
-    lines = told([visit(10, *SINGLE) for _ in range(5)], [6000, 60, 60, 60, 60])
+def test_a_first_visit_which_may_prepare_others_counts_until_the_second(visit, told):
+    lines = told([visit(10, *SINGLE) for _ in range(4)], [6000, 60, 180, 60])
     assert lines[1:] == [
-        "40 prompts left, about 6:40 h",
-        "30 prompts left, about 2:32 h",
+        "30 prompts left, about 5:00 h",
         "20 prompts left, about 0:02 h",
-        "10 prompts left, about 0:01 h",
+        "10 prompts left, about 0:03 h",
+    ]
+
+
+def test_prompts_weigh_alike_and_failed_visits_nothing(visit, told):
+    """The rest of an interrupted run is a small visit, and a run that fails is a quick one."""
+    visits = [visit(left, *SINGLE) for left in (60, 60, 1, 99, 60, 60)]
+    assert told(visits, [0, 60, 120, 99, 0, 60], failing=(0, 4)) == [
+        "340 prompts left",
+        "280 prompts left",
+        "220 prompts left, about 0:04 h",
+        "219 prompts left, about 0:04 h",
+        "120 prompts left, about 0:02 h",
+        "60 prompts left, about 0:01 h",
     ]
 
 
@@ -82,6 +96,6 @@ def test_prompts_of_runs_that_are_left_out_are_left_no_more(visit, capsys):
     one = visit(10, *SINGLE)
     pace = Pace(2, [one, one])
     pace.skip(one)
-    with pace.told(one):
-        pass
+    with pace.told(one) as succeeded:
+        succeeded()
     assert "; 10 prompts left\n" in capsys.readouterr().out
