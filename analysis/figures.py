@@ -213,8 +213,5 @@ def _plain_facts(run: LoggedRun) -> dict[str, Any]:
 
 def common_heading(runs: Runs) -> str:
     """Return the model, dtype and device that all runs share."""
-    shared: list[str] = []
-    for name in _HEADING:
-        found = {str(_plain_facts(run)[name]) for run in runs}
-        shared += found if len(found) == 1 else []
-    return ", ".join(shared)
+    facts = [_plain_facts(run) for run in runs]
+    return ", ".join(str(facts[0][name]) for name in _HEADING if not _differ(facts, name))

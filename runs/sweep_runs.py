@@ -235,10 +235,9 @@ class Sweep:
                     if visit.run.run_id in self._over:
                         pace.skip(visit)
                         continue
-                    with pace.told(visit) as succeeded:
-                        placed = dataclasses.replace(visit, run=_placed(visit.run, pruned))
-                        if self._perform(placed, prepare, command, groups):
-                            succeeded()
+                    pace.begin(visit)
+                    placed = dataclasses.replace(visit, run=_placed(visit.run, pruned))
+                    pace.end(visit, self._perform(placed, prepare, command, groups))
                     if self._outcome.interrupted:
                         return
 

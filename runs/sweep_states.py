@@ -2,8 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -140,9 +139,8 @@ class Pace:
             self._left[_kind(visit)] += visit.left
         self._done: list[tuple[_Kind, float, int]] = []  # seconds per prompt, and prompts
 
-    @contextmanager
-    def told(self, visit: Visit) -> Iterator[Callable[[], None]]:
-        """Print the line before the visit; yield a function that tells that the visit succeeded."""
+    def begin(self, visit: Visit) -> None:
+        """Print the line before the visit."""
         measure = visit.run.arguments.measure
         place = f"run {visit.number + 1} of {self._runs}"
         if measure.repeats > 1:
@@ -153,15 +151,14 @@ class Pace:
             hours, minutes = divmod(round(seconds / 60), 60)
             line += f", about {hours}:{minutes:02} h"
         print(line)
-        started = time.monotonic()
+        self._began = time.monotonic()
 
-        def succeeded() -> None:
-            if visit.left:
-                pace = (time.monotonic() - started) / visit.left
-                self._done.append((_kind(visit), pace, visit.left))
-
-        yield succeeded
+    def end(self, visit: Visit, succeeded: bool) -> None:
+        """Measure the visit that was begun, if it succeeded."""
         self.skip(visit)
+        if succeeded and visit.left:
+            pace = (time.monotonic() - self._began) / visit.left
+            self._done.append((_kind(visit), pace, visit.left))
 
     def skip(self, visit: Visit) -> None:
         """Count the prompts of the visit as left no more."""

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 import analyze_logs
-from analysis import plots
 from analysis.comparison import SAME_PLAN, compare, spread_over_seeds
 from analysis.plan_names import METHODS
 from analysis.plan_styles import METHOD_STYLES
@@ -47,13 +46,6 @@ def write_study(folder, methods=("angular", "last"), ns=(2, 4), seeds=(1, 2, 3),
             run.seconds = 0.5 + drafts / 100
             run.write(folder)
     return plans
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    kept = {}
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.update({path.name: figure}))
-    return kept
 
 
 def compared(folder):

@@ -24,14 +24,6 @@ from tests.analysis.test_older_logs import four
 from tests.made_up import AUTOREGRESSIVE, SPECULATIVE, read
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """Each figure that would be saved, by its name."""
-    kept = {}
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: kept.update({path.name: figure}))
-    return kept
-
-
 def study(folder):
     seeded = [random_plan(0.2, seed) for seed in (1, 2)]
     for plan in (base_plan(), angular_plan(1), angular_plan(2), *seeded):
@@ -249,52 +241,6 @@ def test_a_title_leaves_out_what_a_group_has_no_value_of(tmp_path, figures):
     make_plots(read(tmp_path), "rouge-l", tmp_path)
     titles = {axes.get_title() for axes in figures["speed_and_quality"].axes[:2]}
     assert titles == {"human_eval", "human_eval\nno_repeat_ngram_size 3"}
-
-
-def test_groups_that_cannot_be_compared_get_panels_and_titles_of_their_own(tmp_path, figures):
-    for data_seed, dtype in ((0, "float32"), (0, "bfloat16"), (1, "float32")):
-        run = MadeUpRun(plan=angular_plan(1), data_seed=data_seed, runtime={"dtype": dtype})
-        run.write(tmp_path)
-    make_plots(read(tmp_path), "rouge-l", tmp_path)
-    titles = [axes.get_title() for axes in figures["speed_and_quality"].axes[:3]]
-    assert len(set(titles)) == 3
-    assert all(title.startswith("human_eval\nprompts ") for title in titles)
-    assert sum("dtype float32" in title for title in titles) == 2
-
-
-def test_titles_name_what_the_heading_cannot(tmp_path, figures):
-    """Two models on two data sets: each set has one group, and no title may be silent."""
-    MadeUpRun(model="tiny", dataset="gsm8k").write(tmp_path)
-    MadeUpRun(model="large").write(tmp_path)
-    make_plots(read(tmp_path), "rouge-l", tmp_path)
-    figure = figures["speed_and_quality"]
-    titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
-    assert sorted(titles) == ["gsm8k\nmodel tiny", "human_eval\nmodel large"]
-    assert figure.get_suptitle() == "bfloat16, made up"
-
-
-def test_groups_of_one_data_set_differ_in_their_titles_beside_another_model(tmp_path, figures):
-    for tokens in "ab":
-        identity = {"prompt_tokens_fingerprint": tokens * 9}
-        MadeUpRun(model="tiny", dataset="gsm8k", identity=identity).write(tmp_path)
-    MadeUpRun(model="large").write(tmp_path)
-    make_plots(read(tmp_path), "rouge-l", tmp_path)
-    titles = [axes.get_title() for axes in figures["speed_and_quality"].axes[:3]]
-    assert sorted(titles) == [
-        "gsm8k\nmodel tiny, prompt tokens aaaaaa",
-        "gsm8k\nmodel tiny, prompt tokens bbbbbb",
-        "human_eval\nmodel large",
-    ]
-
-
-def test_titles_of_few_runs_name_what_a_heading_of_all_leaves_out(tmp_path, figures):
-    """The model on human_eval has no pruned plan, so that its runs are in no such plot."""
-    MadeUpRun(model="tiny", dataset="gsm8k").write(tmp_path)
-    MadeUpRun(model="tiny", dataset="gsm8k", plan=angular_plan(1)).write(tmp_path)
-    MadeUpRun(model="large").write(tmp_path)
-    make_plots(read(tmp_path), "rouge-l", tmp_path)
-    (panel,) = [axes for axes in figures["quality_by_layers_removed"].axes if axes.get_visible()]
-    assert panel.get_title() == "gsm8k\nmodel tiny"
 
 
 def test_more_groups_than_panels_leave_a_note(tmp_path, figures, monkeypatch):

@@ -31,10 +31,9 @@ def told(monkeypatch, capsys):
         monkeypatch.setattr(sweep_states.time, "monotonic", lambda: now[0])
         pace, lines = Pace(len(visits), visits), []
         for place, (one, duration) in enumerate(zip(visits, seconds, strict=True)):
-            with pace.told(one) as succeeded:
-                now[0] += duration
-                if place not in failing:
-                    succeeded()
+            pace.begin(one)
+            now[0] += duration
+            pace.end(one, succeeded=place not in failing)
             lines.append(capsys.readouterr().out.strip().partition("; ")[2])
         return lines
 
@@ -96,6 +95,5 @@ def test_prompts_of_runs_that_are_left_out_are_left_no_more(visit, capsys):
     one = visit(10, *SINGLE)
     pace = Pace(2, [one, one])
     pace.skip(one)
-    with pace.told(one) as succeeded:
-        succeeded()
+    pace.begin(one)
     assert "; 10 prompts left\n" in capsys.readouterr().out
