@@ -31,8 +31,7 @@ class CompiledBlocks:
         self._config = config
         self._layers = [LayerBlock(layer) for layer in [*decoder.layers, *own_layers]]
         self._layer_tensors = [tensors_of(layer) for layer in self._layers]
-        self._head = HeadBlock(decoder.norm, head)
-        self._head_tensors = tensors_of(self._head)
+        self._norm, self._head = decoder.norm, head
         self._functions = 0
 
     @property
@@ -62,9 +61,13 @@ class CompiledBlocks:
 
         return self._made(run, inputs)
 
-    def head(self, inputs: list[Tensor]) -> TensorFunction:
-        """Return norm and head as a function from states, (1, T, D), to logits, (T, V)."""
-        program, tensors = program_of(self._head, inputs, self._config), self._head_tensors
+    def head(self, inputs: list[Tensor], other: nn.Module | None = None) -> TensorFunction:
+        """Return norm and head as a function from states, (1, T, D), to logits, (T, V).
+
+        `other` is a head that stands for the model's.
+        """
+        block = HeadBlock(self._norm, other or self._head)
+        program, tensors = program_of(block, inputs, self._config), tensors_of(block)
         return self._made(lambda inputs: program(tensors, inputs), inputs)
 
     def _made(self, function: TensorFunction, inputs: list[Tensor]) -> TensorFunction:

@@ -5,6 +5,7 @@ Shapes: T new tokens, S a bucket of cached positions.
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -33,37 +34,52 @@ def buckets_for(positions: int) -> list[int]:
     return [power + _BEYOND for power in powers]
 
 
-class CompiledLlama(CachedLlama):
-    """Runs steps of 1 token and of `num_speculations` + 1 tokens as programs of static shapes.
+@dataclass(frozen=True)
+class CompiledRounds:
+    """The rounds for which steps are compiled.
 
-    A verification of fewer tokens is padded. A drafter's own layers run 1 token, or 2 after a draft
-    that was accepted as a whole. Steps of other shapes, above all the prefill, run uncompiled over
-    the same caches.
+    `exit_layer` is the number of the model's layers that draft, 0 if no layer does; it is None for
+    plain decoding, and for an engine with layers that draft. `draft_lengths` are the numbers of
+    drafted tokens for which a verification is compiled.
+    """
+
+    exit_layer: int | None = None
+    draft_lengths: tuple[int, ...] = ()
+
+
+class CompiledLlama(CachedLlama):
+    """Runs steps of 1 token, and verifications of a draft, as programs of static shapes.
+
+    A verification of fewer tokens is padded to the next of `rounds.draft_lengths`. A drafter's own
+    layers run 1 token, or 2 after a draft that was accepted as a whole. Steps of other shapes,
+    above all the prefill, run uncompiled over the same caches.
 
     The constructor compiles all programs, or loads them from an earlier start, and raises
-    `CompileError` if that fails; `compile_seconds` is its time, first runs included. `exit_layer`
-    counts the model's layers; it is None for an engine with `draft_layers`.
+    `CompileError` if that fails; `compile_seconds` is its time, first runs included.
     """
 
     def __init__(
         self,
         model: Llama,
         capacity: int,
-        exit_layer: int | None = None,
-        num_speculations: int = 0,
+        rounds: CompiledRounds = CompiledRounds(),
         draft_layers: Sequence[nn.Module] | None = None,
+        draft_vocabulary: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(model, capacity, draft_layers)
+        super().__init__(model, capacity, draft_layers, draft_vocabulary)
         started = time.perf_counter()
-        self._most_rows = 1 + num_speculations
+        exit_layer = rounds.exit_layer
+        # A round without a draft verifies one token.
+        self._row_counts = sorted({1, *(1 + drafts for drafts in rounds.draft_lengths)})
         # Padding is written behind the last token.
-        self._buckets = buckets_for(capacity + self._most_rows)
+        self._buckets = buckets_for(capacity + self._row_counts[-1])
         self._cache = KeyValueCache(self._buckets[-1])
         self._draft_cache = KeyValueCache(self._buckets[-1])
         own = self._layers[self.num_layers :]
         self._blocks = CompiledBlocks(self._decoder, self._head, model.config, own)
         self._spans: dict[tuple[int, int, int, int], TensorFunction] = {}
         self._heads: dict[int, TensorFunction] = {}
+        self._compiled_draft_head: TensorFunction | None = None
         if draft_layers is not None:
             exit_layer = self.exit_layer
         with compile_errors():
@@ -85,13 +101,17 @@ class CompiledLlama(CachedLlama):
     @torch.inference_mode()
     def verify(self, ids_1T: Tensor, count: int) -> Tensor:
         rows = self.pending + ids_1T.shape[1]
-        if rows > self._most_rows:
+        wide = next((known for known in self._row_counts if known >= rows), None)
+        if wide is None:
             return super().verify(ids_1T, count)
-        states_1TD = self._all_exit_states(ids_1T)
-        padded_1TD = F.pad(states_1TD, (0, 0, 0, self._most_rows - rows))
-        padded_1TD = self._run(padded_1TD, self.exit_layer, self.num_layers, self.length, rows)
+        if self.pending or self._own is not None:
+            states_1TD, first = self._all_exit_states(ids_1T), self.exit_layer
+        else:
+            states_1TD, first = self._embed(ids_1T), 0
+        padded_1TD = F.pad(states_1TD, (0, 0, 0, wide - rows))
+        padded_1TD = self._run(padded_1TD, first, self.num_layers, self.length, rows)
         self.length += rows
-        return self._logits(padded_1TD, self._most_rows)[rows - count : rows]
+        return self._logits(padded_1TD, wide)[rows - count : rows]
 
     def _run(
         self, states_1TD: Tensor, first: int, last: int, start: int, tokens: int | None = None
@@ -103,6 +123,11 @@ class CompiledLlama(CachedLlama):
         if span is None:
             return super()._run(states_1TD, first, last, start)
         return span(self._inputs(states_1TD, start, bucket, tokens or rows))
+
+    def _draft_logits(self, states_11D: Tensor, head: nn.Module) -> Tensor:
+        if self._compiled_draft_head is None:
+            return super()._draft_logits(states_11D, head)
+        return self._compiled_draft_head([states_11D.contiguous()])
 
     def _logits(self, states_1TD: Tensor, count: int) -> Tensor:
         head = self._heads.get(count)
@@ -137,14 +162,23 @@ class CompiledLlama(CachedLlama):
             if rows not in self._heads and first < self.num_layers:
                 self._heads[rows] = self._blocks.head([states_1TD])
                 self._logits(states_1TD, rows)
+        if self._draft_head is not None:
+            states_11D, head = self._embed(ids_11), self._draft_head.linear
+            self._compiled_draft_head = self._blocks.head([states_11D], head)
+            self._draft_logits(states_11D, head)
 
     def _steps(self, exit_layer: int | None) -> list[tuple[int, int, int]]:
         """Return the first and last (excluded) layer and the rows of each step of a round."""
-        steps = {(0, self.num_layers, 1)}
-        if exit_layer is not None:
-            steps |= {(0, exit_layer, 1), (exit_layer, self.num_layers, self._most_rows)}
+        layers, counts = self.num_layers, self._row_counts
+        steps = {(0, layers, 1)}
+        if exit_layer is None:
+            return sorted(steps)
+        steps |= {(0, exit_layer, 1)} | {(exit_layer, layers, rows) for rows in counts[1:]}
         if self._own is not None:
-            steps |= {(*self._own, 1), (*self._own, 2)}
+            steps |= {(*self._own, 1), (*self._own, 2), (exit_layer, layers, 1)}
+        if not exit_layer or len(counts) > 2:  # no layer drafts in some rounds
+            whole = exit_layer if self._own is not None else layers
+            steps |= {(0, whole, rows) for rows in counts}
         return sorted(step for step in steps if step[0] < step[1])
 
     def _cached(self, layer: int, bucket: int) -> list[Tensor]:

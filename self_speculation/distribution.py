@@ -122,6 +122,7 @@ def needed_tokens(num_speculations: int) -> int:
 def _draw(strategy: GenerationStrategy, prompt_ids: list[int], first: int, limit: int) -> Sequence:
     """Return the tokens after the first, from the rounds of an output of at most `limit` tokens."""
     strategy.engine.rollback(len(prompt_ids))
+    strategy.begin_output(prompt_ids)
     output = Output(prompt_ids, limit, strategy.ending)
     output.extend([first])
     while output.stop_reason is None and len(output.ids) <= LENGTH:

@@ -1,6 +1,6 @@
-"""A drafter's layers: those that it shares with the model, and the model's states of the others.
+"""The parts of a model that draft: layers, shared with the model or not, and a smaller head.
 
-Shapes: T tokens, D hidden.
+Shapes: T tokens, D hidden, N tokens of the draft vocabulary, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,35 @@ def count_shared(layers: Sequence[nn.Module], draft_layers: Sequence[nn.Module])
     """Return how many leading layers are the same modules in the model and in its drafter."""
     pairs = zip(layers, draft_layers, strict=False)
     return next((i for i, (one, other) in enumerate(pairs) if one is not other), len(draft_layers))
+
+
+class DraftHead:
+    """The rows of a head for the only tokens that may be drafted (FR-Spec, arXiv 2502.14856).
+
+    `linear` computes their logits, (..., N). Raises ValueError for a head whose rows cannot be
+    read, such as a quantised one.
+    """
+
+    def __init__(self, head: nn.Module, vocabulary: Sequence[int]) -> None:
+        if type(head) is not nn.Linear:
+            raise ValueError(f"the rows of a head of class {type(head).__name__} cannot be read")
+        weight_VD, bias_V = head.weight, head.bias
+        self._size = head.out_features
+        self._ids_N = torch.tensor(vocabulary, device=weight_VD.device)
+        if weight_VD.is_contiguous():
+            rows_ND = weight_VD.index_select(0, self._ids_N)
+        else:  # stored column by column, for speed
+            rows_ND = weight_VD.t().index_select(1, self._ids_N).t()
+        self.linear = nn.Linear(head.in_features, len(vocabulary), bias_V is not None, "meta")
+        self.linear.weight = nn.Parameter(rows_ND, requires_grad=False)
+        if bias_V is not None:
+            bias_N = bias_V.index_select(0, self._ids_N)
+            self.linear.bias = nn.Parameter(bias_N, requires_grad=False)
+
+    def over_all(self, logits_TN: Tensor) -> Tensor:
+        """Return logits of all tokens, (T, V): no other token can be drafted."""
+        logits_TV = logits_TN.new_full((len(logits_TN), self._size), -torch.inf)
+        return logits_TV.index_copy_(1, self._ids_N.to(logits_TN.device), logits_TN)
 
 
 class Backlog:

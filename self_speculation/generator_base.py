@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from self_speculation.draft_length import Switch
+from self_speculation.drafter import Drafting
 from self_speculation.llama_model_utils import CachedLlama, LlamaEngine, on_device
 from self_speculation.output_text import OutputText
 from self_speculation.sampling import SamplingRule
 from self_speculation.timing import StepTime, Stopwatch, now
 
 # Part of the run id: raise it when the same arguments may yield other tokens or speeds.
-ENGINE_VERSION = 6
+ENGINE_VERSION = 7
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class GenerationConfig:
 
     `kept_exit_layer` counts the layers that pruning kept. `draft_layers` draft instead, if given:
     layers of any model of this shape, of which the model's own first layers are computed once.
-    `num_speculations` is the draft length; autoregressive decoding ignores it and `draft_layers`.
+    `num_speculations` is the most tokens of a draft, and `drafting` says who drafts them;
+    autoregressive decoding ignores both, and `draft_layers`.
     """
 
     max_steps: int = 512
@@ -36,6 +39,7 @@ class GenerationConfig:
     stop_words: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     draft_layers: tuple[nn.Module, ...] | None = None
+    drafting: Drafting = Drafting()
 
 
 @dataclass
@@ -45,7 +49,8 @@ class Generation:
     `output_ids` end with the token that completed the stop, `text` ends before it. The prefill
     yields the first token; `decode_seconds` and `steps` cover all others. `rounds` holds the
     (drafted, accepted) tokens of each round, as the verifier judged them: the output may stop
-    before the last accepted token.
+    before the last accepted token. `drafters` names the drafter of each round, "" where nothing was
+    drafted. `switches` are the changes between drafting and plain steps.
     """
 
     output_ids: list[int]
@@ -56,6 +61,8 @@ class Generation:
     decode_seconds: float
     steps: dict[str, StepTime] = field(default_factory=dict)
     rounds: list[tuple[int, int]] = field(default_factory=list)
+    drafters: list[str] = field(default_factory=list)
+    switches: list[Switch] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -223,6 +230,7 @@ class GenerationStrategy(ABC):
         self.engine = engine
         self.config = config
         self.stop_rule = stop_rule
+        self.exit_layer = config.kept_exit_layer
 
     def generate(
         self,
@@ -251,6 +259,7 @@ class GenerationStrategy(ABC):
             output.extend(self.round(output))
             with self.unmeasured():
                 self.streamer.show(output.ids)
+        self.finish(output)
         ended = now(engine.device)
         text = self.ending.text(output.ids, output.stop_reason)
         self.streamer.end(text)
@@ -263,19 +272,36 @@ class GenerationStrategy(ABC):
             decode_seconds=ended - prefilled - self._unmeasured_seconds,
             steps=self.stopwatch.steps(),
             rounds=self.rounds,
+            drafters=self.drafters,
+            switches=self.switches,
         )
 
     def begin(
         self, prompt_ids: list[int], generator: torch.Generator, streamer: Streamer | None = None
     ) -> None:
         """Forget the last prompt; `ending` is the stop rule for outputs that follow this prompt."""
-        self.engine.reset(self.config.kept_exit_layer)
+        self.engine.reset(self.exit_layer)
         self.ending = self.stop_rule.after(prompt_ids)
         self.generator = generator
         self.streamer = streamer or Streamer()
         self._unmeasured_seconds = 0.0
         self.stopwatch = Stopwatch(self.engine.device)
         self.rounds: list[tuple[int, int]] = []
+        self.drafters: list[str] = []
+
+    @property
+    def switches(self) -> list[Switch]:
+        """The changes between drafting and plain steps in this output."""
+        return []
+
+    def begin_output(self, prompt_ids: list[int]) -> None:
+        """Forget the output so far, so that another may follow the same prompt."""
+
+    def finish(self, output: Output) -> None:
+        """Do what is left to do at the end of an output."""
+
+    def forget_outputs(self) -> None:
+        """Forget what earlier outputs taught, as if this output was the first."""
 
     @contextmanager
     def unmeasured(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from self_speculation.draft_layers import Backlog, count_shared
+from self_speculation.draft_layers import Backlog, DraftHead, count_shared
 from self_speculation.key_value_cache import KeyValueCache
 from self_speculation.model_protocol import Llama, ModelConfig, decoder_of
 from self_speculation.offloading import input_device
@@ -163,13 +163,22 @@ class CachedLlama(LlamaEngine):
     states) pending; `verify` runs them through the model's remaining layers. Caches are allocated
     at first use and reused for all sequences.
 
-    Without `draft_layers`, `reset` says how many layers draft, and all of them are shared.
+    Without `draft_layers`, `reset` says how many layers draft, and all of them are shared; with 0
+    layers, nothing but `verify` is left of a round. `draft_vocabulary` are the only tokens whose
+    logits a draft computes.
     """
 
     def __init__(
-        self, model: Llama, capacity: int, draft_layers: Sequence[nn.Module] | None = None
+        self,
+        model: Llama,
+        capacity: int,
+        draft_layers: Sequence[nn.Module] | None = None,
+        draft_vocabulary: Sequence[int] | None = None,
     ) -> None:
         super().__init__(model, capacity)
+        self._draft_head: DraftHead | None = None
+        if draft_vocabulary is not None:
+            self._draft_head = DraftHead(self._head, draft_vocabulary)
         layers = list(self._decoder.layers)
         self._shared = self.num_layers
         own: list[nn.Module] = []
@@ -231,11 +240,17 @@ class CachedLlama(LlamaEngine):
 
     @torch.inference_mode()
     def draft(self, ids_1T: Tensor) -> Tensor:
-        """Run T new tokens through the drafter; return the logits of the last, (1, V)."""
+        """Run T new tokens through the drafter; return the logits of the last, (1, V).
+
+        Tokens outside the draft vocabulary have the logit -inf.
+        """
         states_1TD = self._early(ids_1T)
         drafted_1TD = self._drafted(states_1TD)
         self._exit_states.append(states_1TD)
-        return self._logits(drafted_1TD, 1)
+        if self._draft_head is None:
+            return self._logits(drafted_1TD, 1)
+        logits_1N = self._draft_logits(drafted_1TD[:, -1:], self._draft_head.linear)
+        return self._draft_head.over_all(logits_1N)
 
     @torch.inference_mode()
     def verify(self, ids_1T: Tensor, count: int) -> Tensor:
@@ -309,6 +324,11 @@ class CachedLlama(LlamaEngine):
         visible = torch.ones(count, start + count, dtype=torch.bool, device=states_1TD.device)
         visible = visible.tril(diagonal=start)[None, None]
         return self._as_mask(visible, states_1TD.dtype)
+
+    def _draft_logits(self, states_11D: Tensor, head: nn.Module) -> Tensor:
+        """Return the logits of the draft vocabulary, (1, N)."""
+        logits_1N: Tensor = head(self._decoder.norm(states_11D))[0]
+        return logits_1N.to(self.device)
 
     def _logits(self, states_1TD: Tensor, count: int) -> Tensor:
         """Return logits of the last `count` positions; the head runs only on these."""

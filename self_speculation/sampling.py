@@ -4,10 +4,36 @@ Shapes: K drafted tokens, M rows of logits (K + 1 when a draft is verified), V v
 """
 
 import hashlib
+from collections import deque
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+class Noise:
+    """The random numbers that decide the tokens of an output: a row, (V,), per position.
+
+    With them a token depends on its position and its distribution alone, not on what was drafted.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._first = 0
+        self._rows: deque[Tensor] = deque()
+
+    def row(self, position: int, like_V: Tensor) -> Tensor:
+        """Return the row of an output's token; rows of tokens before `forget`'s are gone."""
+        assert position >= self._first, "the noise of this token is forgotten"
+        while position >= self._first + len(self._rows):
+            self._rows.append(_times(like_V, self._generator))
+        return self._rows[position - self._first]
+
+    def forget(self, before: int) -> None:
+        """Free the rows of tokens that are final."""
+        while self._rows and self._first < before:
+            self._rows.popleft()
+            self._first += 1
 
 
 @dataclass(frozen=True)
@@ -58,6 +84,22 @@ class SamplingRule:
         draws = zip(self._distributions(logits_BV), generators, strict=True)
         return torch.cat([_draw(probs_V, generator) for probs_V, generator in draws]).tolist()
 
+    def choose(
+        self, logits_MV: Tensor, tokens: list[int], noise: Noise | None, position: int
+    ) -> Tensor:
+        """Return the token that follows at each row, (M,), whatever was drafted.
+
+        The rows are those of `probabilities`. `noise` draws the tokens, whose first has this
+        position in the output: they are those that `pick` would draw one after the other with the
+        same generator. Greedy choices need none.
+        """
+        if not self.sample:
+            return self._ban_repeats(logits_MV, tokens).argmax(-1)
+        assert noise is not None, "sampled tokens need noise"
+        probs_MV = self.probabilities(logits_MV, tokens)
+        rows = [noise.row(position + row, probs_V) for row, probs_V in enumerate(probs_MV)]
+        return (probs_MV / torch.stack(rows)).argmax(-1)
+
     def probabilities(self, logits_MV: Tensor, tokens: list[int]) -> Tensor:
         """Return the distributions of the next tokens, float32 (M, V).
 
@@ -102,9 +144,9 @@ def repeated_ngram_ends(tokens: list[int], size: int) -> list[int]:
 
 def accept(
     draft_tokens_K: Tensor,
-    draft_probs_KV: Tensor | None,
+    draft_probs_KV: Tensor,
     target_probs_MV: Tensor,
-    generator: torch.Generator | None,
+    generator: torch.Generator,
 ) -> Tensor:
     """Return the number of accepted drafts and the token that follows them, together as (2,).
 
@@ -113,32 +155,27 @@ def accept(
     Drafted token x is accepted with probability min(1, p(x) / q(x)); the first rejected token is
     replaced by a draw from the normalised max(0, p - q); if all are accepted, one more token is
     drawn from p. The output is then distributed as the verifier's p, whatever the drafter's q
-    (Leviathan et al. 2023, arXiv 2211.17192).
-
-    `draft_probs_KV` is q; None if every draft was certain (greedy, looked up). `target_probs_MV` is
-    p, with M = K + 1 rows. Without a `generator` p must be one-hot, and the longest prefix that
-    equals it is accepted.
+    (Leviathan et al. 2023, arXiv 2211.17192). `draft_probs_KV` is q; `target_probs_MV` is p, with
+    M = K + 1 rows.
     """
     count = len(draft_tokens_K)
     index_K1 = draft_tokens_K[:, None]
     p_K = target_probs_MV[:count].gather(1, index_K1)[:, 0]
-    q_K = (
-        torch.ones_like(p_K) if draft_probs_KV is None else draft_probs_KV.gather(1, index_K1)[:, 0]
-    )
-    if generator is None:
-        threshold_K = torch.full_like(p_K, 0.5)
-    else:
-        threshold_K = torch.rand(count, generator=generator, device=p_K.device)
+    q_K = draft_probs_KV.gather(1, index_K1)[:, 0]
+    threshold_K = torch.rand(count, generator=generator, device=p_K.device)
     accepted_1 = (threshold_K * q_K < p_K).cumprod(0).sum(0, keepdim=True)
 
     (probs_V,) = target_probs_MV.index_select(0, accepted_1)
-    if generator is None:
-        return torch.cat([accepted_1, probs_V.argmax(0, keepdim=True)])
     rejected_1 = accepted_1.clamp(max=count - 1)
-    q_V = None if draft_probs_KV is None else draft_probs_KV.index_select(0, rejected_1)[0]
-    residual_V = _residual(probs_V, q_V, draft_tokens_K.index_select(0, rejected_1))
+    residual_V = _residual(probs_V, draft_probs_KV.index_select(0, rejected_1)[0])
     probs_V = torch.where(accepted_1 < count, residual_V, probs_V)
     return torch.cat([accepted_1, _draw(probs_V, generator)])
+
+
+def agreeing(draft_tokens: list[int], chosen: list[int]) -> int:
+    """Return how many drafts from the first on are the tokens that the verifier chose itself."""
+    pairs = enumerate(zip(draft_tokens, chosen, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), len(draft_tokens))
 
 
 def seeded_generator(
@@ -155,13 +192,17 @@ def _draw(weights_V: Tensor, generator: torch.Generator) -> Tensor:
     torch.multinomial draws the same tokens by the same race of exponentials, but its checks make
     the host wait.
     """
-    times_V = torch.empty_like(weights_V).exponential_(1, generator=generator)
-    return (weights_V / times_V).argmax(0, keepdim=True)
+    return (weights_V / _times(weights_V, generator)).argmax(0, keepdim=True)
 
 
-def _residual(p_V: Tensor, q_V: Tensor | None, drafted_1: Tensor) -> Tensor:
+def _times(like_V: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a row of noise, exponentially distributed: each token's time in the race."""
+    return torch.empty_like(like_V).exponential_(1, generator=generator)
+
+
+def _residual(p_V: Tensor, q_V: Tensor) -> Tensor:
     """Return max(0, p - q), not normalised, or p if that is empty numerically."""
-    residual_V = p_V.index_fill(0, drafted_1, 0.0) if q_V is None else (p_V - q_V).clamp(min=0)
+    residual_V = (p_V - q_V).clamp(min=0)
     return torch.where(residual_V.sum() > 0, residual_V, p_V)
 
 

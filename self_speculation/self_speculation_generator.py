@@ -1,109 +1,142 @@
 """Self-speculative decoding (LayerSkip, Elhoushi et al. 2024, arXiv 2404.16710).
 
-Few layers draft: the model's first layers, or those that a plan keeps. All layers verify; layers
-that both share from the first on are computed once.
-Shapes: K drafted tokens, V vocabulary.
+A drafter proposes tokens, by some of the layers or by none. All layers verify them in one pass;
+layers that drafted from the first on are not computed again.
+Shapes: K drafted tokens, M verified tokens (K + 1), V vocabulary.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from self_speculation.generator_base import GenerationStrategy, Output, Streamer
-from self_speculation.llama_model_utils import CachedLlama, on_device
-from self_speculation.sampling import SamplingRule, accept
-
-
-@dataclass
-class Draft:
-    """Proposed tokens, (K,), and the distributions of their draws, (K, V); None if certain."""
-
-    tokens_K: Tensor
-    probs_KV: Tensor | None
-
-
-class Drafter(Protocol):
-    """Proposes tokens. Tokens that it runs through `engine.draft` stay pending until verified."""
-
-    def propose(self, tokens: list[int], count: int, generator: torch.Generator) -> Draft:
-        """Propose 1 to `count` tokens to follow `tokens`, whose last one is not cached."""
-
-
-class LayerDrafter:
-    """Drafts with the engine's draft layers; the verifier reuses the work of shared layers.
-
-    On a CPU a draft ends at a token of `ends`. On other devices it has its full length, because
-    reading each token would make the host wait.
-    """
-
-    def __init__(self, engine: CachedLlama, rule: SamplingRule, ends: frozenset[int]) -> None:
-        self._engine = engine
-        self._rule = rule
-        self._ends = ends if engine.device.type == "cpu" else frozenset()
-
-    def propose(self, tokens: list[int], count: int, generator: torch.Generator) -> Draft:
-        token_1 = on_device(tokens[-1:], self._engine.device)
-        drafted: list[Tensor] = []
-        probs: list[Tensor] = []
-        for _ in range(count):
-            logits_1V = self._engine.draft(token_1[None])
-            token_1, probs_V = self._rule.pick(logits_1V, self._seen(tokens, drafted), generator)
-            drafted.append(token_1)
-            if probs_V is not None:
-                probs.append(probs_V)
-            if self._ends and int(token_1) in self._ends:
-                break
-        return Draft(torch.cat(drafted), torch.stack(probs) if probs else None)
-
-    def _seen(self, tokens: list[int], drafted: list[Tensor]) -> list[int]:
-        if not self._rule.reads_tokens:
-            return tokens
-        return tokens + [int(token) for token in drafted]
+from self_speculation.draft_length import DraftLengths, Switch
+from self_speculation.drafter import Draft, DraftSetting, drafted_by
+from self_speculation.generator_base import (
+    GenerationConfig,
+    GenerationStrategy,
+    Output,
+    StopRule,
+    Streamer,
+)
+from self_speculation.llama_model_utils import CachedLlama
+from self_speculation.sampling import Noise, accept, agreeing
 
 
 class SelfSpeculativeGenerationStrategy(GenerationStrategy):
-    """Drafts `num_speculations` tokens per round; outputs are distributed as the whole model's."""
+    """Drafts up to `num_speculations` tokens a round; outputs are distributed as the model's.
+
+    An output is token for token that of autoregressive decoding with the same seed if it is greedy,
+    or if drafts have no distribution. Sampled drafts have one if layers draft, unless clocks or
+    earlier answers have a say in what is drafted: such drafts are drawn with the verifier's own
+    noise instead, so that tokens depend on neither.
+    """
+
+    def __init__(self, engine: CachedLlama, config: GenerationConfig, stop_rule: StopRule) -> None:
+        super().__init__(engine, config, stop_rule)
+        if not config.drafting.drafts_with_layers:
+            self.exit_layer = 0
+        self.lengths = DraftLengths(config.drafting, config.num_speculations)
+        self._has_probabilities = config.sampling.sample and not config.drafting.differs
+        self.forget_outputs()
+
+    def forget_outputs(self) -> None:
+        drafting, ends = self.config.drafting, self.stop_rule.stop_token_ids
+        setting = DraftSetting(self.engine, self.config.sampling, drafting, ends, drafting.drafter)
+        self.drafter = setting.make()
+
+    @property
+    def switches(self) -> list[Switch]:
+        return self.lengths.switches
 
     def begin(
         self, prompt_ids: list[int], generator: torch.Generator, streamer: Streamer | None = None
     ) -> None:
         super().begin(prompt_ids, generator, streamer)
-        ends = self.stop_rule.stop_token_ids
-        self.drafter: Drafter = LayerDrafter(self.engine, self.config.sampling, ends)
+        self.begin_output(prompt_ids)
+
+    def begin_output(self, prompt_ids: list[int]) -> None:
+        self._noise = Noise(self.generator)
+        self._position = 0
+        self.drafter.begin(prompt_ids, self._pick)
+        self.lengths.begin()
 
     def prefill(self, output: Output) -> int:
-        return self.picked(output, self.engine.prefill(self.column(output.prompt_ids)))
+        logits_1V = self.engine.prefill(self.column(output.prompt_ids))
+        return int(self._choose(logits_1V, output.tokens))
 
     def round(self, output: Output) -> list[int]:
-        engine, tokens, rule = self.engine, output.tokens, self.config.sampling
+        started, unmeasured = perf_counter(), self._unmeasured_seconds
+        tokens, self._position = output.tokens, len(output.ids)
+        self._noise.forget(before=self._position)
         # The verifier adds a token, so the last token of an output is never drafted.
         most = min(self.config.num_speculations, output.remaining - 1)
         if most == 0:
             with self.stopwatch.time("full"):
-                return [self.step(output, self.column(tokens[-1:]))]
+                return self._verify(tokens, None)[1]
 
         with self.stopwatch.time("draft") as calls:
-            draft = self.drafter.propose(tokens, most, self.generator)
-            calls.count = count = len(draft.tokens_K)
-        if self.streamer.shows_drafts:
+            kind, draft = self._draft(tokens, most)
+            calls.count = count = 0 if draft is None else len(draft.tokens_K)
+        if draft is not None and self.streamer.shows_drafts:
             drafted = draft.tokens_K.tolist()
             with self.unmeasured():
                 self.streamer.draft(output.ids + drafted)
 
-        seen = tokens + draft.tokens_K.tolist() if rule.reads_tokens else tokens
-        block_1T = torch.cat([self.column(tokens[-1:]), draft.tokens_K[None]], dim=1)
         with self.stopwatch.time("verify"):
-            logits_MV = engine.verify(block_1T[:, engine.pending :], count=count + 1)
-            probs_MV = rule.probabilities(logits_MV, seen)
-
-        outcome_2 = accept(
-            draft.tokens_K, draft.probs_KV, probs_MV, self.generator if rule.sample else None
-        )
-        # Only here does the host wait for the device.
-        *drafted, accepted, next_token = torch.cat([draft.tokens_K, outcome_2]).tolist()
-
-        engine.rollback(engine.length - count + accepted)
+            accepted, new = self._verify(tokens, draft)
         self.rounds.append((count, accepted))
-        return [*drafted[:accepted], next_token]
+        self.drafters.append(drafted_by(kind) if kind and count else "")
+        pause = self._unmeasured_seconds - unmeasured
+        self.lengths.add(kind, count, accepted, perf_counter() - started - pause)
+        return new
+
+    def finish(self, output: Output) -> None:
+        self.drafter.end(output.ids)
+
+    def _draft(self, tokens: list[int], most: int) -> tuple[str | None, Draft | None]:
+        """Return the kind of draft that the drafter has to offer, and the draft, if any."""
+        kind = self.drafter.outlook(tokens)
+        count = 0 if kind is None else self.lengths.choose(kind, most, self._position)
+        return kind, self.drafter.propose(tokens, count) if count else None
+
+    def _verify(self, tokens: list[int], draft: Draft | None) -> tuple[int, list[int]]:
+        """Run a draft through all layers; return how many tokens are accepted, and all new tokens.
+
+        The new tokens are the accepted ones and a token of the verifier.
+        """
+        engine, rule = self.engine, self.config.sampling
+        drafted_K = draft.tokens_K if draft else torch.empty(0, dtype=torch.long)
+        count = len(drafted_K)
+        block_1T = self.column(tokens[-1:])
+        if draft:
+            block_1T = torch.cat([block_1T, drafted_K[None]], dim=1)
+        logits_MV = engine.verify(block_1T[:, engine.pending :], count=count + 1)
+        seen = tokens + drafted_K.tolist() if rule.reads_tokens else tokens
+        if draft is None or draft.probs_KV is None:
+            chosen_M = self._choose(logits_MV, seen)
+            # Only here does the host wait for the device.
+            ids = torch.cat([drafted_K.to(chosen_M.device), chosen_M]).tolist()
+            drafted, chosen = ids[:count], ids[count:]
+            accepted = agreeing(drafted, chosen)
+            next_token = chosen[accepted]
+        else:
+            probs_MV = rule.probabilities(logits_MV, seen)
+            outcome_2 = accept(drafted_K, draft.probs_KV, probs_MV, self.generator)
+            *drafted, accepted, next_token = torch.cat([drafted_K, outcome_2]).tolist()
+        engine.rollback(engine.length - count + accepted)
+        if self.drafter.learns:
+            self.drafter.learn([tokens[-1], *drafted], logits_MV.argmax(-1).tolist())
+        return accepted, [*drafted[:accepted], next_token]
+
+    def _choose(self, logits_MV: Tensor, tokens: list[int]) -> Tensor:
+        return self.config.sampling.choose(logits_MV, tokens, self._noise, self._position)
+
+    def _pick(
+        self, logits_1V: Tensor, tokens: list[int], place: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Draw the draft number `place` of a round."""
+        rule = self.config.sampling
+        if self._has_probabilities:
+            return rule.pick(logits_1V, tokens, self.generator)
+        return rule.choose(logits_1V, tokens, self._noise, self._position + place), None

@@ -4,16 +4,30 @@ from typing import Any
 
 import torch
 
-from self_speculation import STRATEGIES
-from self_speculation.compiled_llama import CompiledLlama
-from self_speculation.generator_base import Generation, GenerationConfig, StopRule, Streamer
+from self_speculation.autoregressive_generator import AutoRegressiveGenerationStrategy
+from self_speculation.compiled_llama import CompiledLlama, CompiledRounds
+from self_speculation.draft_length import draft_lengths
+from self_speculation.generator_base import (
+    Generation,
+    GenerationConfig,
+    GenerationStrategy,
+    StopRule,
+    Streamer,
+)
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.model_protocol import Llama
 from self_speculation.sampling import seeded_generator
+from self_speculation.self_speculation_generator import SelfSpeculativeGenerationStrategy
 from self_speculation.timing import StepTime, Stopwatch
 
+STRATEGIES: dict[str, type[GenerationStrategy]] = {
+    "autoregressive": AutoRegressiveGenerationStrategy,
+    "self_speculative": SelfSpeculativeGenerationStrategy,
+}
 # Enough for every kind of step.
 WARM_UP_STEPS = 8
+# Enough to measure every length among which drafting chooses.
+_MEASURING_STEPS = 64
 _WARM_UP_PROMPT = 32
 
 
@@ -34,18 +48,14 @@ class TextGenerator:
         capacity: int,
         compiled: bool = False,
     ) -> None:
-        drafts = strategy == "self_speculative"
-        draft_layers = config.draft_layers if drafts else None
+        speculates = strategy == "self_speculative"
+        layers = config.draft_layers if speculates else None
+        vocabulary = config.drafting.vocabulary if speculates else None
         if compiled:
-            self.engine: CachedLlama = CompiledLlama(
-                model,
-                capacity,
-                config.kept_exit_layer,
-                config.num_speculations if drafts else 0,
-                draft_layers,
-            )
+            rounds = compiled_rounds(config) if speculates else CompiledRounds()
+            self.engine: CachedLlama = CompiledLlama(model, capacity, rounds, layers, vocabulary)
         else:
-            self.engine = CachedLlama(model, capacity, draft_layers)
+            self.engine = CachedLlama(model, capacity, layers, vocabulary)
         self._tokenizer = tokenizer
         stop_rule = stop_rule_of(model, tokenizer, config)
         self.strategy = STRATEGIES[strategy](self.engine, config, stop_rule)
@@ -68,12 +78,14 @@ class TextGenerator:
         Allocates the cache and does not change later outputs. The default prompt is short.
         """
         prompt_ids = prompt_ids or [0] * min(_WARM_UP_PROMPT, (self.engine.capacity + 1) // 2)
-        ordinary = self.strategy.stop_rule
+        ordinary, measures = self.strategy.stop_rule, self.strategy.config.drafting.measures
         self.strategy.stop_rule = StopRule(self._tokenizer, set(), ())
         try:
-            return self.generate(prompt_ids, max_steps=WARM_UP_STEPS)
+            steps = _MEASURING_STEPS if measures else WARM_UP_STEPS
+            return self.generate(prompt_ids, max_steps=steps)
         finally:
             self.strategy.stop_rule = ordinary
+            self.strategy.forget_outputs()
 
     def time_full_step(self, token_id: int, repeats: int = 2) -> StepTime:
         """Time full-depth steps at the end of the last output, which cannot go on afterwards.
@@ -91,6 +103,14 @@ class TextGenerator:
                 logits_1V = engine.forward(ids_1T)
                 sampling.pick(logits_1V, [token_id], self.strategy.generator)
         return stopwatch.steps()["full"]
+
+
+def compiled_rounds(config: GenerationConfig) -> CompiledRounds:
+    """Return the steps that self-speculation with this configuration takes."""
+    drafting, most = config.drafting, config.num_speculations
+    lengths = draft_lengths(most) if drafting.varies else [most]
+    exit_layer = config.kept_exit_layer if drafting.drafts_with_layers else 0
+    return CompiledRounds(exit_layer, tuple(lengths))
 
 
 def stop_rule_of(model: Llama, tokenizer: Any, config: GenerationConfig) -> StopRule:

@@ -7,7 +7,6 @@ import pytest
 
 import benchmark
 import pruned_model
-import self_speculation
 from arguments import generation, pruning
 from arguments.generation import GenerationArguments
 from arguments.model import ModelArguments
@@ -17,7 +16,7 @@ from arguments.pruning import PruneArguments
 from command_line.errors import UsageError
 from command_line.flags import parse
 from command_line.script import run_script
-from self_speculation import speculative_streamer
+from self_speculation import speculative_streamer, text_generator
 from tests.conftest import ROOT
 
 GROUPS = (ModelArguments, DataArguments, PruneArguments, GenerationArguments)
@@ -26,7 +25,7 @@ SPECULATIVE = ["--generation_strategy", "self_speculative"]
 
 def test_choices_are_the_tables_keys():
     assert tuple(pruned_model.CRITERIA) == pruning.PRUNE_METHODS
-    assert tuple(self_speculation.STRATEGIES) == generation.GENERATION_STRATEGIES
+    assert tuple(text_generator.STRATEGIES) == generation.GENERATION_STRATEGIES
     assert tuple(speculative_streamer.STREAMERS) == generation.STREAMERS
 
 

@@ -8,7 +8,7 @@ import torch
 from pruned_model import PruneModel
 from pruning.plan import PrunePlan
 from self_speculation import programs, row_kernels
-from self_speculation.compiled_llama import CompiledLlama
+from self_speculation.compiled_llama import CompiledLlama, CompiledRounds
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import SamplingRule
@@ -86,7 +86,7 @@ def check_every_pass(model, drafting):
     layers = chosen(model, drafting)
     engines = [
         CachedLlama(model, CAPACITY, layers),
-        CompiledLlama(model, CAPACITY, num_speculations=K, draft_layers=layers),
+        CompiledLlama(model, CAPACITY, CompiledRounds(None, (K,)), layers),
     ]
     ids = random_prompt(90, seed=3)
     for logits in zip(*(list(passes(engine, ids)) for engine in engines), strict=True):
@@ -140,7 +140,7 @@ def built(model, drafting=None, exit_layer=None, k=K):
         patch.setattr(programs, "_programs", {})
         patch.setattr(programs, "_native", native)
         layers = None if drafting is None else chosen(model, drafting)
-        engine = CompiledLlama(model, CAPACITY, exit_layer, k, layers)
+        engine = CompiledLlama(model, CAPACITY, CompiledRounds(exit_layer, (k,)), layers)
         return engine.compilations, sorted(set(rows))
 
 
@@ -158,7 +158,7 @@ def test_a_drafter_needs_programs_of_two_rows_and_no_others(model):
 @torch.inference_mode()
 def test_values_of_an_overflowed_draft_are_not_attended_to(model):
     layers = chosen(model, (0, 2, 4))
-    engine = CompiledLlama(model, 60, None, K, layers)
+    engine = CompiledLlama(model, 60, CompiledRounds(None, (K,)), layers)
     (bucket,) = engine._buckets
     engine.prefill(row(PROMPT))
     for place in (2, 4):

@@ -18,7 +18,7 @@ from transformers import (
 from pruned_model import PruneModel
 from pruning.plan import PrunePlan
 from self_speculation import compiled_blocks, programs, row_kernels
-from self_speculation.compiled_llama import CompiledLlama, buckets_for
+from self_speculation.compiled_llama import CompiledLlama, CompiledRounds, buckets_for
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.row_kernels import HeadBlock
@@ -108,7 +108,10 @@ def passes(engine, ids):
 
 
 def check_every_pass(model):
-    engines = [CachedLlama(model, CAPACITY), CompiledLlama(model, CAPACITY, 2, K)]
+    engines = [
+        CachedLlama(model, CAPACITY),
+        CompiledLlama(model, CAPACITY, CompiledRounds(2, (K,))),
+    ]
     ids = random_prompt(90, seed=3)
     for logits in zip(*(list(passes(engine, ids)) for engine in engines), strict=True):
         same(*logits)
@@ -188,12 +191,12 @@ def test_after_the_prompt_every_step_runs_compiled(model, tokenizer, monkeypatch
 
 
 def test_an_engine_is_freed_without_garbage_collection(model):
-    assert is_freed_at_once(lambda: CompiledLlama(model, CAPACITY, 2, K))
+    assert is_freed_at_once(lambda: CompiledLlama(model, CAPACITY, CompiledRounds(2, (K,))))
 
 
 def test_padding_is_never_the_longest_position(model, monkeypatch):
     """Some rotary embeddings change all frequencies with the longest position."""
-    engine = CompiledLlama(model, CAPACITY, 2, K)
+    engine = CompiledLlama(model, CAPACITY, CompiledRounds(2, (K,)))
     longest = []
     ordinary = model.model.rotary_emb.forward
 

@@ -20,7 +20,7 @@ from self_speculation.distribution import (
 )
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.sampling import SamplingRule
-from self_speculation.self_speculation_generator import LayerDrafter
+from self_speculation.self_speculation_generator import SelfSpeculativeGenerationStrategy
 from self_speculation.text_generator import TextGenerator
 from tests.conftest import END, LAYERS, random_prompt
 
@@ -112,10 +112,10 @@ def test_speculation_by_any_layers_passes(model, tokenizer, drafting):
 def test_speculation_with_certain_drafts_passes(strategy, monkeypatch):
     """A drafter without chance, as for tokens that are looked up, gives no distribution."""
 
-    def drafter(engine, _, ends):
-        return LayerDrafter(engine, SamplingRule(), ends)
+    def certain(self, logits_1V, tokens, _):
+        return SamplingRule().pick(logits_1V, tokens, self.generator)
 
-    monkeypatch.setattr(self_speculation_generator, "LayerDrafter", drafter)
+    monkeypatch.setattr(SelfSpeculativeGenerationStrategy, "_pick", certain)
     assert is_passed(strategy())
 
 

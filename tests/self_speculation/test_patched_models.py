@@ -11,7 +11,7 @@ from pruning.plan import PrunePlan
 from self_speculation import programs, row_kernels
 from self_speculation.batched_llama import BatchedLlama
 from self_speculation.compiled_batch import CompiledBatch
-from self_speculation.compiled_llama import CompiledLlama
+from self_speculation.compiled_llama import CompiledLlama, CompiledRounds
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama, early_exit_view
 from self_speculation.row_kernels import LayerBlock
@@ -73,14 +73,20 @@ def test_the_engines_pass_is_that_of_transformers(patched):
 
 
 def test_compiled_passes_compute_the_maps(patched, interpreted):
-    engines = [CachedLlama(patched, CAPACITY), CompiledLlama(patched, CAPACITY, 2, 3)]
+    engines = [
+        CachedLlama(patched, CAPACITY),
+        CompiledLlama(patched, CAPACITY, CompiledRounds(2, (3,))),
+    ]
     for one, other in zip(*map(passes, engines), strict=True):
         same(one, other)
 
 
 @pytest.mark.slow
 def test_native_passes_compute_the_maps(patched, small_buckets):
-    engines = [CachedLlama(patched, CAPACITY), CompiledLlama(patched, CAPACITY, 2, 3)]
+    engines = [
+        CachedLlama(patched, CAPACITY),
+        CompiledLlama(patched, CAPACITY, CompiledRounds(2, (3,))),
+    ]
     for one, other in zip(*map(passes, engines), strict=True):
         same(one, other)
 

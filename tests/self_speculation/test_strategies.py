@@ -8,9 +8,10 @@ import torch
 
 from pruned_model import PruneModel
 from pruning.plan import PrunePlan
+from self_speculation.drafter import Draft, Drafter, Drafting, DraftSetting
 from self_speculation.generator_base import GenerationConfig
+from self_speculation.layer_drafter import LayerDrafter
 from self_speculation.sampling import SamplingRule
-from self_speculation.self_speculation_generator import Draft, LayerDrafter
 from self_speculation.text_generator import TextGenerator, end_token_ids
 from tests.conftest import END, LAYERS, random_prompt
 
@@ -153,13 +154,16 @@ def test_plain_decoding_drafts_nothing(model, tokenizer):
     assert made.steps["full"].calls == len(made.output_ids) - 1
 
 
-class OracleDrafter:
+class OracleDrafter(Drafter):
     """Proposes tokens from a fixed text, like a drafter that looks them up."""
 
     def __init__(self, text, wrong_at):
         self.text, self.wrong_at = text, wrong_at
 
-    def propose(self, tokens, count, generator):
+    def outlook(self, tokens):
+        return "oracle"
+
+    def propose(self, tokens, count):
         done = len(tokens) - len(PROMPT)
         drafted = [
             (token + (done + i in self.wrong_at)) % 256
@@ -171,11 +175,9 @@ class OracleDrafter:
 @pytest.mark.parametrize("wrong_at", [range(0), range(99), (3, 4, 11)])
 def test_other_drafters_join_through_the_same_seam(model, tokenizer, wrong_at, monkeypatch):
     expected = decode(model, tokenizer).output_ids
-    monkeypatch.setattr(
-        "self_speculation.self_speculation_generator.LayerDrafter",
-        lambda engine, rule, ends: OracleDrafter(expected + [0] * 16, wrong_at),
-    )
-    made = speculate(model, tokenizer, 2, 4)
+    oracle = OracleDrafter(expected + [0] * 16, wrong_at)
+    monkeypatch.setattr(DraftSetting, "make", lambda _: oracle)
+    made = speculate(model, tokenizer, None, 4, drafting=Drafting("lookup"))
     assert made.output_ids == expected
     accepted = made.accepted_tokens
     assert accepted == {range(0): made.drafted_tokens, range(99): 0}.get(wrong_at, accepted)
@@ -241,7 +243,7 @@ def test_drafts_obey_the_ngram_rule(agreeable, tokenizer):
 
     def watched(output):
         drafter = generator.strategy.drafter
-        draft = drafter.propose(output.tokens, 4, torch.Generator())
+        draft = drafter.propose(output.tokens, 4)
         drafter_tokens.append([*output.tokens, *draft.tokens_K.tolist()])
         engine.rollback(engine.length)
         return ordinary(output)
