@@ -45,6 +45,7 @@ class PruneModel:
         self.parameters_after = self.parameters_before
         self.draft_plan: PrunePlan | None = None
         self.draft_layers: tuple[nn.Module, ...] | None = None
+        self.draft_vocabulary: tuple[int, ...] | None = None
         self._removed_parameters = 0
         self._unpruned: list[nn.Module] | None = None
         self._is_for_a_while = False

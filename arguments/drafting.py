@@ -1,9 +1,10 @@
-"""The flags that say which layers draft."""
+"""The flags that say who drafts, and how much."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from arguments.generation import GenerationArguments
 from arguments.pruning import (
@@ -14,22 +15,95 @@ from arguments.pruning import (
     check_plan_flags,
 )
 from command_line.errors import UsageError, reject
-from command_line.flags import flag
+from command_line.flags import check_least, flag
+from self_speculation.drafters import DRAFTERS
 
-DRAFTERS = ("early_exit", "pruned")
+DRAFTER_NAMES = tuple(DRAFTERS)
+DRAFT_STOPS = ("length", "confidence", "adaptive")
 _PLAN_FLAGS = re.compile(r"--(prune_(?:method|n|layers|patch)|dropout_threshold)\b")
 _METHODS = tuple(name for name in PRUNE_METHODS if name != "base")
+_OTHERS = tuple(name for name, entry in DRAFTERS.items() if not entry.combines)
+_LEAST_MATCH = 2
 
 
 @dataclass(frozen=True)
-class DraftArguments:
+class DraftOptions:
+    """How drafters draft: the flags that several drafters share."""
+
+    hybrid_drafter: str | None = flag(
+        None, "with --drafter hybrid: who drafts where the lookup matches too little", _OTHERS
+    )
+    hybrid_match: int | None = flag(
+        None,
+        "with --drafter hybrid: fewest matching tokens with which the lookup drafts "
+        f"(default: {_LEAST_MATCH})",
+    )
+    lookup_history: bool = flag(
+        False,
+        "lookup, recycling, hybrid: also use the run's earlier answers of the same process; "
+        "changes speed, never tokens",
+    )
+    draft_vocab: int | None = flag(
+        None,
+        "drafting layers: compute the logits of only so many tokens, the most frequent ones of the "
+        "calibration texts",
+    )
+    draft_stop: str = flag(
+        "length",
+        "length: draft --num_speculations tokens; confidence: until a token's own probability is "
+        "below --draft_threshold; adaptive: as many as estimates of acceptance and cost favour",
+        DRAFT_STOPS,
+    )
+    draft_threshold: float | None = flag(
+        None, "with --draft_stop confidence: a probability, in (0, 1)"
+    )
+    never_slower: bool = flag(
+        False, "decode without drafts wherever measured costs say that drafts would lose"
+    )
+
+    def check(self) -> None:
+        check_least(self, hybrid_match=1, draft_vocab=1)
+        if self.hybrid_drafter == "lookup":
+            reject("hybrid_drafter", "lookup", "a hybrid of lookup with itself is --drafter lookup")
+        threshold, stop = self.draft_threshold, self.draft_stop
+        if stop == "confidence" and threshold is None:
+            reject("draft_stop", stop, "needs --draft_threshold")
+        if threshold is not None and stop != "confidence":
+            reject("draft_threshold", threshold, "only with --draft_stop confidence")
+        if threshold is not None and not 0 < threshold < 1:
+            reject("draft_threshold", threshold, "must be in (0, 1)")
+
+    def unused_with(self, drafter: str) -> Iterator[tuple[str, str]]:
+        """Yield each option in use that the drafter does not take, and the drafters that take it.
+
+        A hybrid takes the options of both of its drafters.
+        """
+        if not DRAFTERS[drafter].combines:
+            yield from self._in_use("hybrid", "hybrid_drafter", "hybrid_match")
+        if DRAFTERS[drafter].layers:
+            takers = ", ".join(name for name, entry in DRAFTERS.items() if not entry.layers)
+            yield from self._in_use(takers, "lookup_history")
+        if layers_of(drafter, self) is None:
+            takers = ", ".join(name for name, entry in DRAFTERS.items() if entry.layers)
+            yield from self._in_use(takers, "draft_vocab", "draft_threshold")
+
+    def _in_use(self, takers: str, *names: str) -> Iterator[tuple[str, str]]:
+        unset = DraftOptions()
+        for name in names:
+            if getattr(self, name) != getattr(unset, name):
+                yield name, takers
+
+
+@dataclass(frozen=True)
+class DraftArguments(DraftOptions):
     """The drafter of self-speculative decoding."""
 
     drafter: str = flag(
         "early_exit",
         "early_exit: the first --exit_layer layers; pruned: the layers that a plan keeps, which "
-        "--draft_prune_method decides",
-        DRAFTERS,
+        "--draft_prune_method decides; lookup: what followed the latest tokens before; recycling: "
+        "the successors that the model gave to a token before; hybrid: lookup, or another one",
+        DRAFTER_NAMES,
     )
     draft_prune_method: str | None = flag(
         None, "with --drafter pruned: criterion of the layers that do not draft", _METHODS
@@ -42,53 +116,113 @@ class DraftArguments:
     draft_prune_patch: str = flag("none", "like --prune_patch, of the drafter", PATCHES)
 
     def check(self) -> None:
-        if self.drafter == "pruned":
+        super().check()
+        if DRAFTERS[self.drafter].combines and self.hybrid_drafter is None:
+            reject("drafter", self.drafter, "needs --hybrid_drafter")
+        check_options(self, [self.drafter])
+        if self.runs_plan:
             if self.draft_prune_method is None:
-                reject("drafter", "pruned", "needs --draft_prune_method")
+                reject("drafter", self.drafter, "needs --draft_prune_method")
             check_plan_flags(self, "draft_")
             return
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.name != "drafter" and value != item.default:
-                reject(item.name, value, "only with --drafter pruned")
+        for name, value in self._plan_flags().items():
+            if value != getattr(EARLY_EXIT, name):
+                reject(name, value, "only with --drafter pruned, or a hybrid with it")
+
+    @property
+    def layers(self) -> str | None:
+        """Which layers draft: `exit_layer`, `plan` or None."""
+        return layers_of(self.drafter, self)
+
+    @property
+    def runs_plan(self) -> bool:
+        """Whether a plan decides which layers draft."""
+        return self.layers == "plan"
+
+    @property
+    def least_match(self) -> int:
+        return self.hybrid_match or _LEAST_MATCH
 
     def pruning(self, calibration: CalibrationArguments) -> PruneArguments | None:
         """Return the flags of the drafter's plan; None for another drafter.
 
         The drafter calibrates with the flags, and on the examples, of the model's own plan.
         """
-        if self.drafter != "pruned":
+        if not self.runs_plan:
             return None
-        shared = {
-            item.name: getattr(calibration, item.name) for item in fields(CalibrationArguments)
-        }
-        own = {
-            name.removeprefix("draft_"): value
-            for name, value in asdict(self).items()
-            if name != "drafter"
-        }
-        return PruneArguments(**shared, **own)
+        own = {name.removeprefix("draft_"): value for name, value in self._plan_flags().items()}
+        return PruneArguments(**_shared(calibration), **own)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what defines the drafts of a run, apart from its plan and calibration.
+
+        Flags at their defaults are left out, so that the ids of earlier runs stay the same.
+        """
+        chosen = {item.name: getattr(self, item.name) for item in fields(DraftOptions)}
+        unset = DraftOptions()
+        found = {name: value for name, value in chosen.items() if value != getattr(unset, name)}
+        if DRAFTERS[self.drafter].layers is None:
+            found["drafter"] = self.drafter
+        return found
+
+    def _plan_flags(self) -> dict[str, Any]:
+        own = {item.name for item in fields(DraftArguments)} - {"drafter"}
+        shared = {item.name for item in fields(DraftOptions)}
+        return {name: value for name, value in asdict(self).items() if name in own - shared}
 
 
 EARLY_EXIT = DraftArguments()
 
 
+def layers_of(drafter: str, options: DraftOptions) -> str | None:
+    """Return which layers a drafter runs, itself or as a hybrid: `exit_layer`, `plan` or None."""
+    entry = DRAFTERS[drafter]
+    other = DRAFTERS[options.hybrid_drafter] if entry.combines and options.hybrid_drafter else None
+    return entry.layers or (other.layers if other else None)
+
+
+def check_options(options: DraftOptions, drafters: Collection[str]) -> None:
+    """Refuse options that none of several drafters takes, and a hybrid without another drafter."""
+    if options.hybrid_drafter is None:
+        for name in drafters:
+            if DRAFTERS[name].combines:
+                reject("drafters", name, "needs --hybrid_drafter")
+    unused = [dict(options.unused_with(name)) for name in drafters]
+    for name, takers in unused[0].items():
+        if all(name in one for one in unused):
+            value = getattr(options, name)
+            shown = str(value).lower() if isinstance(value, bool) else value
+            reject(name, shown, f"only with drafters {takers}, or a hybrid of them")
+
+
+@dataclass(frozen=True)
+class CountingArguments(PruneArguments):
+    """The flags of calibration texts whose tokens are counted, for a draft vocabulary."""
+
+    def calibrates(self) -> bool:
+        return True
+
+
 def calibrating(prune: PruneArguments, draft: DraftArguments = EARLY_EXIT) -> PruneArguments:
     """Return the flags that decide which examples calibrate: the model's plan, or the drafter's."""
     drafting = draft.pruning(prune)
-    if drafting is None or prune.calibrates():
+    if prune.calibrates():
         return prune
-    return drafting if drafting.calibrates() else prune
+    if drafting is not None and drafting.calibrates():
+        return drafting
+    return prune if draft.draft_vocab is None else CountingArguments(**_shared(prune))
 
 
 def check_drafts(generation: GenerationArguments, draft: DraftArguments = EARLY_EXIT) -> None:
     """Refuse self-speculation without layers that draft, or with two choices of them."""
-    exit_layer = generation.exit_layer
-    if draft.drafter == "pruned":
-        if exit_layer != -1:
-            reject("exit_layer", exit_layer, "contradicts --drafter pruned, whose plan drafts")
-    elif generation.speculates and exit_layer == -1:
-        reject("exit_layer", -1, "--generation_strategy self_speculative needs one, 1 to L - 1")
+    exit_layer, layers = generation.exit_layer, draft.layers
+    if layers == "exit_layer":
+        if generation.speculates and exit_layer == -1:
+            reject("exit_layer", -1, "--generation_strategy self_speculative needs one, 1 to L - 1")
+    elif exit_layer != -1 and generation.speculates:
+        drafts = "whose plan drafts" if layers else "which runs no layer"
+        named = f"--drafter {draft.drafter}"
+        reject("exit_layer", exit_layer, f"contradicts {named}, {drafts}")
 
 
 def check_together(
@@ -96,8 +230,12 @@ def check_together(
 ) -> None:
     """Refuse flags of plans, decoder and drafter that contradict each other."""
     check_drafts(generation, draft)
-    if draft.drafter == "pruned" and not generation.speculates:
-        reject("drafter", "pruned", "needs --generation_strategy self_speculative")
+    if not generation.speculates:
+        for item in fields(draft):
+            value = getattr(draft, item.name)
+            if value != getattr(EARLY_EXIT, item.name):
+                shown = str(value).lower() if isinstance(value, bool) else value
+                reject(item.name, shown, "needs --generation_strategy self_speculative")
     if not calibrating(prune, draft).calibrates():
         prune.check_unused()
 
@@ -109,3 +247,7 @@ def errors_of_drafter() -> Iterator[None]:
         yield
     except UsageError as error:
         raise type(error)(_PLAN_FLAGS.sub(r"--draft_\1", str(error))) from error
+
+
+def _shared(calibration: CalibrationArguments) -> dict[str, Any]:
+    return {item.name: getattr(calibration, item.name) for item in fields(CalibrationArguments)}

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from arguments.drafting import EARLY_EXIT
 from arguments.generation import GenerationArguments
 from arguments.model import ModelArguments
 from arguments.prompts import DataArguments
@@ -116,7 +117,9 @@ def prepare(
     def decoder(side: Side) -> Callable[[], Outputs]:
         chosen = dataclasses.replace(loaded, compiled=side.compiled)
         if side.batch_size == 1:
-            single = make_generator(flags, chosen, plan, words, longest)
+            single = make_generator(
+                flags, EARLY_EXIT, chosen, prepared.pruned, words, longest
+            )
             single.warm_up(prompts[0])
             return lambda: [
                 single.generate(ids, flags.seed, name).output_ids

@@ -12,6 +12,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 
+from arguments.drafting import EARLY_EXIT
 from arguments.generation import GenerationArguments
 from command_line.errors import FailedError, UsageError
 from harness.requests import decoding_of
@@ -145,7 +146,8 @@ class HarnessModel(HFLM):
         if size > 1:
             calls = calls_of(range(len(prompts)), lengths.__getitem__, size)
             return partial(self._together, BatchDecoder(make, size)), calls
-        generator = make_generator(flags, loaded, plan, stop_words, max(lengths))
+        pruned, longest = self._prepared.pruned, max(lengths)
+        generator = make_generator(flags, EARLY_EXIT, loaded, pruned, stop_words, longest)
         generator.warm_up(prompts[0])
 
         def decode(prompts: list[list[int]], seed: int, names: list[str]) -> list[Generation]:

@@ -13,6 +13,7 @@ from runs.copied_tokens import copied_tokens
 from runs.definition import RunDefinition
 from runs.encoding import EncodedExample
 from runs.prompt_encoding import encode, fitted, longest_prompt
+from self_speculation.drafters import DRAFTERS
 from self_speculation.generator_base import Generation
 from self_speculation.llama_model_utils import position_limit
 
@@ -85,9 +86,18 @@ class Conversation:
             "steps": _summed_steps(made),
             "full_step": _summed([one.full_step for one in self._answers if one.full_step]),
             "rounds": [pair for one in made for pair in one.rounds],
+            "drafters": self._drafters(),
+            "switches": [dataclasses.asdict(switch) for one in made for switch in one.switches],
+            "earlier_answers": made[0].earlier_answers,
             "turns": self._turns(is_timed) if self._example.turns else [],
             "copied_tokens": sum(answer.copied_tokens for answer in self._answers),
         }
+
+    def _drafters(self) -> list[str]:
+        """Return the drafter of each round of a hybrid; no other run needs to name them."""
+        if not DRAFTERS[self._definition.arguments.draft.drafter].combines:
+            return []
+        return [name for answer in self._answers for name in answer.made.drafters]
 
     def _next(self) -> Request | None:
         asked = len(self._answers)

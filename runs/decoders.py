@@ -72,9 +72,8 @@ class SingleDecoder:
         arguments = definition.arguments
 
         def make(longest: int, prompt: list[int]) -> TextGenerator:
-            flags, words = arguments.generation, arguments.stop_words
-            layers = pruned.draft_layers
-            generator = make_generator(flags, loaded, pruned.plan, words, longest, layers)
+            flags, draft, words = arguments.generation, arguments.draft, arguments.stop_words
+            generator = make_generator(flags, draft, loaded, pruned, words, longest)
             made = generator.warm_up(prompt)  # allocates the cache
             _time_full_step(generator, prompt, made)
             return generator

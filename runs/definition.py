@@ -89,7 +89,16 @@ class RunDefinition:
             identity["max_prompt_tokens"] = data.max_prompt_tokens
         if arguments.drafting is not None:
             identity["draft_plan"] = plan_identity(arguments.drafting, self.calibration_ids)
-        return identity | arguments.identity_of_measuring()
+        return identity | self._draft_identity() | arguments.identity_of_measuring()
+
+    def _draft_identity(self) -> dict[str, Any]:
+        """Return what defines the drafts, as a key only where it is not the default."""
+        found = self.arguments.draft.identity()
+        if self.arguments.draft.draft_vocab is not None:
+            flags, ids = self.arguments.calibrating, self.calibration_ids
+            found["calibration_fingerprint"] = tokens_hash(ids or [])
+            found["calibration_text"] = flags.calibration_text, flags.calibration_steps
+        return {"drafting": found} if found else {}
 
     def _decoding_identity(self) -> dict[str, Any]:
         """Return the flags of decoding; of those, plain texts depend on the exit layer alone."""

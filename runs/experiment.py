@@ -19,6 +19,7 @@ from runs.preparation import (
     check_batches,
     check_stop_token_ids,
     decide_plans,
+    draft_vocabulary,
     fit_as_planned,
     prune,
     report,
@@ -176,7 +177,9 @@ def load_and_prune(
         plans = left.prune_plan(), left.drafter_plan()
     else:
         plans = decide_plans(arguments.prune, arguments.drafting, measured)
+    vocabulary = draft_vocabulary(arguments.draft, loaded, measured)
     fit = partial(fit_as_planned, measured)
     pruned = prune(arguments.prune, arguments.generation, loaded, plans, fit, releases)
+    pruned.draft_vocabulary = vocabulary
     print(report(pruned))
     return loaded, pruned

@@ -117,9 +117,9 @@ class DecoderPair:
     def _generator(
         self, flags: GenerationArguments, loaded: LoadedModel, longest: int
     ) -> TextGenerator:
-        words = self._definition.arguments.stop_words
-        layers = self._pruned.draft_layers
-        return make_generator(flags, loaded, self._pruned.plan, words, longest, layers)
+        arguments = self._definition.arguments
+        draft, words = arguments.draft, arguments.stop_words
+        return make_generator(flags, draft, loaded, self._pruned, words, longest)
 
     def _compared(self, item: EncodedExample) -> Result:
         facts = {"example_id": item.example.example_id, "prompt_tokens": item.full_length}

@@ -13,7 +13,12 @@ from rouge_score.tokenizers import Tokenizer
 from sacrebleu import corpus_bleu, sentence_bleu
 
 from runs.record import DoneSample, SampleRecord, is_done
-from runs.speculation_metrics import acceptance_length, acceptance_rate
+from runs.speculation_metrics import (
+    acceptance_length,
+    acceptance_rate,
+    drafts_by,
+    plain_rounds,
+)
 from runs.speed_metrics import batched, ratio, speed, total_steps
 
 ROUGE_TOKENIZER = "unicode-words"  # `words`; a change of its rule needs another name
@@ -106,6 +111,8 @@ def summarize(samples: list[SampleRecord], bleu_tokenizer: str | None = None) ->
         "predicted_text": _text_summary(done, bleu_tokenizer),
         "acceptance_rate": acceptance_rate(done),
         "acceptance_length": acceptance_length(done),
+        "drafts_by": drafts_by(done),
+        "plain_rounds": plain_rounds(done),
         **speed(list(filter(is_done, samples))),
         **batched(list(filter(is_done, samples))),
         "copied_share": _copied_share(done),

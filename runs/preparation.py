@@ -1,6 +1,7 @@
 """Loads a model, prunes it and makes its decoder, as the flags say. All scripts use it."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ from runs.calibration_texts import measurements
 from runs.prompt_encoding import check_chat_template, encode, encode_all, fitted, longest_prompt
 from self_speculation.batched_generator import BatchedTextGenerator
 from self_speculation.batched_llama import BATCHED_ATTENTION, takes_batches
+from self_speculation.drafter import Drafting
 from self_speculation.generator_base import Generation, GenerationConfig, Streamer
 from self_speculation.llama_model_utils import position_limit
 from self_speculation.model_protocol import ModelConfig
@@ -55,7 +57,6 @@ from self_speculation.text_generator import TextGenerator
 _LEAST_ROOM = 256  # tokens of a prompt
 # The model's plan, and that of a pruned drafter.
 Plans = tuple[PrunePlan, PrunePlan | None]
-DraftLayers = tuple[torch.nn.Module, ...]
 
 
 def decide_plans(
@@ -132,25 +133,65 @@ def positions_for(config: ModelConfig, flags: GenerationArguments, prompt_tokens
 
 def make_generator(
     flags: GenerationArguments,
+    draft: DraftArguments,
     loaded: LoadedModel,
-    plan: PrunePlan,
+    pruned: PruneModel,
     stop_words: tuple[str, ...],
     prompt_tokens: int,
-    draft_layers: DraftLayers | None = None,
 ) -> TextGenerator:
-    """Return the flags' decoder; its cache has room for a prompt of this length and its output.
-
-    `draft_layers` draft if the flags name no exit layer.
-    """
-    config = _decoding(flags, loaded, plan, stop_words)
-    if flags.exit_layer == -1:
-        config = dataclasses.replace(config, draft_layers=draft_layers)
+    """Return the flags' decoder; its cache has room for a prompt of this length and its output."""
+    config = _decoding(flags, loaded, pruned.plan, stop_words)
+    if flags.speculates:
+        layers = pruned.draft_layers if draft.runs_plan else None
+        drafting = _drafting(draft, pruned)
+        config = dataclasses.replace(config, draft_layers=layers, drafting=drafting)
     capacity = positions_for(loaded.config, flags, prompt_tokens)
     strategy = flags.generation_strategy
     with _compile_failures():
         return TextGenerator(
             loaded.model, loaded.tokenizer, strategy, config, capacity, loaded.compiled
         )
+
+
+def _drafting(draft: DraftArguments, pruned: PruneModel) -> Drafting:
+    return Drafting(
+        drafter=draft.drafter,
+        other=draft.hybrid_drafter,
+        least_match=draft.least_match,
+        history=draft.lookup_history,
+        vocabulary=pruned.draft_vocabulary,
+        threshold=draft.draft_threshold,
+        adaptive=draft.draft_stop == "adaptive",
+        never_slower=draft.never_slower,
+    )
+
+
+def draft_vocabulary(
+    draft: DraftArguments, loaded: LoadedModel, measured: Measurements
+) -> tuple[int, ...] | None:
+    """Return the tokens of `--draft_vocab`, in ascending order; None without the flag.
+
+    They are the most frequent tokens of the calibration texts, and the lowest ids where the texts
+    have fewer different ones: tokenizers number frequent tokens first.
+    """
+    if draft.draft_vocab is None:
+        return None
+    check_draft_vocabulary(draft, loaded)
+    counts = Counter(token for text in measured.prompts for token in text[0].tolist())
+    order = sorted(range(loaded.config.vocab_size), key=lambda token: (-counts[token], token))
+    return tuple(sorted(order[: draft.draft_vocab]))
+
+
+def check_draft_vocabulary(draft: DraftArguments, loaded: LoadedModel) -> None:
+    """Refuse more tokens than the model has, and a head whose rows cannot be chosen."""
+    size, head = loaded.config.vocab_size, loaded.model.lm_head
+    if draft.draft_vocab is None:
+        return
+    if draft.draft_vocab > size:
+        reject("draft_vocab", draft.draft_vocab, f"must be at most {size}, the model's vocabulary")
+    if type(head) is not torch.nn.Linear:
+        allowed = f"the rows of the model's head, a {type(head).__name__}, cannot be chosen"
+        reject("draft_vocab", draft.draft_vocab, allowed)
 
 
 def make_batched_generator(
@@ -289,8 +330,7 @@ class PreparedModel:
         words = flags.chosen_stop_words() or ()
         # Rounded up, so that the growing prompts of a conversation seldom need a new cache.
         room = max(_LEAST_ROOM, 1 << (prompt_tokens - 1).bit_length())
-        layers = self.pruned.draft_layers
-        made = make_generator(flags, self.loaded, self.plan, words, room, layers)
+        made = make_generator(flags, self.draft, self.loaded, self.pruned, words, room)
         made.warm_up()
         self._latest = dataclasses.replace(flags), made
         return made
@@ -335,6 +375,8 @@ def load_pruned(
     drafting = draft.pruning(pruning)
     measured = measurements(calibrating(pruning, draft), loaded, ids, runtime.ranks)
     plans = decide_plans(pruning, drafting, measured)
+    vocabulary = draft_vocabulary(draft, loaded, measured)
     pruned = prune(pruning, generation, loaded, plans, partial(fit_as_planned, measured))
+    pruned.draft_vocabulary = vocabulary
     save_as_asked(pruning, loaded, pruned, runtime.ranks)
     return PreparedModel(loaded, pruned, prompting, checkpoint, runtime, draft, calibration, ids)

@@ -24,7 +24,9 @@ _NAMED_NUMBERS = (
     *("predicted_text", "acceptance_rate", "acceptance_length", "total_time", "copied_share"),
     *("time_to_first_token", "time_per_token", "tokens_per_second", "batched"),
     *("step_seconds", "speedup_over_full_steps", "counts", "timed", "teacher_forced"),
+    "plain_rounds",
 )
+_NAMED_GROUPS = ("drafts_by",)  # metrics that are several numbers of each of several names
 _NAMED_WORDS = ("first_token",)  # words among these numbers
 
 
@@ -51,8 +53,12 @@ def record_of(values: Any) -> RunRecord:
 def check_metrics(metrics: dict[str, Any]) -> None:
     """Raise ValueError for a metric that is not a number, or several where it should be one."""
     for name, value in metrics.items():
-        if name in _NAMED_NUMBERS and not isinstance(value, dict | None):
+        if name in (*_NAMED_NUMBERS, *_NAMED_GROUPS) and not isinstance(value, dict | None):
             raise ValueError(f"has {kind_of(value)} for {name}")
+        if name in _NAMED_GROUPS:
+            for group in (value or {}).values():
+                check_metrics({_NAMED_NUMBERS[0]: group})
+            continue
         held = value.items() if isinstance(value, dict) else [(name, value)]
         for key, one in held:
             if not (key in _NAMED_WORDS and isinstance(one, str)):

@@ -25,7 +25,10 @@ class SampleRecord:
     """The line of one decoded example. Times are seconds; a number not measured is None.
 
     `status` is done, prompt_too_long, out_of_memory, or measured: a plain text, which is not
-    decoded. `rounds` lists (drafted, accepted) tokens.
+    decoded. `rounds` lists (drafted, accepted) tokens, and `drafters` the drafter of each round of
+    a hybrid, "" where nothing was drafted. `switches` lists changes between drafting and plain
+    steps (`Switch` in self_speculation/draft_length.py). `earlier_answers` counts the answers of
+    this process that drafters could use besides the example's own; None where they use none.
     `steps` holds calls and seconds of draft, verify, full and early_exit passes. It and
     `decode_seconds` exclude the first token, which belongs to the prefill. `full_step` are the full
     steps timed as a yardstick after a speculative output. `peak_memory_bytes` is the process's peak
@@ -64,6 +67,9 @@ class SampleRecord:
     turns: list[dict[str, Any]] = field(default_factory=list)
     copied_tokens: int | None = None
     teacher_forced: dict[str, float] | None = None
+    drafters: list[str] = field(default_factory=list)
+    switches: list[dict[str, Any]] = field(default_factory=list)
+    earlier_answers: int | None = None
 
     @property
     def key(self) -> Key:

@@ -47,6 +47,39 @@ def acceptance_length(done: list[DoneSample]) -> dict[str, float | None]:
     }
 
 
+def drafts_by(done: list[DoneSample]) -> dict[str, dict[str, float | None]]:
+    """Return rounds, drafted and accepted tokens of each drafter of a hybrid; empty for others."""
+    totals: dict[str, Counter[str]] = {}
+    for sample in done:
+        for name, (drafted, accepted) in zip(sample.drafters, sample.rounds, strict=False):
+            if name:
+                total = totals.setdefault(name, Counter())
+                total.update(rounds=1, drafted=drafted, accepted=accepted)
+    return {
+        name: dict(total) | {"rate": ratio(total["accepted"], total["drafted"])}
+        for name, total in sorted(totals.items())
+    }
+
+
+def plain_rounds(done: list[DoneSample]) -> dict[str, float | None]:
+    """Return how often speculation drafted nothing: without an idea, or because drafts would lose.
+
+    `rate` is the share of rounds. `switches` counts changes between drafting and plain steps,
+    `trials` the rounds that tried drafts again, and `lost_ms` the milliseconds that drafts had cost
+    beyond plain steps when drafting ended; negative if they won.
+    """
+    rounds = [pair for sample in done for pair in sample.rounds]
+    plain = sum(not drafted for drafted, _ in rounds)
+    switches = [switch for sample in done for switch in sample.switches]
+    return {
+        "count": plain,
+        "rate": ratio(plain, len(rounds)),
+        "switches": sum(not one["is_trial"] for one in switches),
+        "trials": sum(one["is_trial"] for one in switches),
+        "lost_ms": sum(one["lost_ms"] for one in switches) if switches else None,
+    }
+
+
 def _by_position(rounds: Rounds, conditional: bool) -> list[float | None] | None:
     longest = max((drafted for drafted, _ in rounds), default=0)
     shares = []

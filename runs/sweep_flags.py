@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from arguments.drafting import DRAFTERS
+from arguments.drafting import DRAFTER_NAMES
 from arguments.pruning import METHODS, PATCHES, PRUNE_METHODS, named_layers
 from command_line.errors import reject
 from command_line.flags import check_least, flag, is_folder
@@ -49,8 +49,9 @@ class GridArguments:
     drafters: list[str] = flag(
         ["early_exit"],
         "early_exit: each plan drafts with its first layers; pruned: the layers that each plan "
-        "keeps draft for the unpruned model; needs base among --prune_methods",
-        DRAFTERS,
+        "keeps draft for the unpruned model, which needs base among --prune_methods; lookup, "
+        "recycling, hybrid: like --drafter",
+        DRAFTER_NAMES,
     )
     datasets: list[str] = flag([], "data sets (default: that of --dataset)", tuple(DATASETS))
     data_dir: str | None = flag(
@@ -126,11 +127,13 @@ class GridArguments:
                 reject("drafters", "pruned", "needs a criterion among --prune_methods beside base")
             if self.speed_samples == 0:
                 reject("drafters", "pruned", "drafts nothing with --speed_samples 0")
-        if "early_exit" not in self.drafters:
-            for name, default in (("first", 1), ("last", None), ("step", 1)):
-                value = getattr(self, f"exit_layer_{name}")
-                if value != default:
-                    reject(f"exit_layer_{name}", value, "only with --drafters early_exit")
+
+    def check_no_exit_layers(self) -> None:
+        """Refuse exit layers, for a grid without a drafter that has one."""
+        for name, default in (("first", 1), ("last", None), ("step", 1)):
+            value = getattr(self, f"exit_layer_{name}")
+            if value != default:
+                reject(f"exit_layer_{name}", value, "only with --drafters early_exit")
 
     def _refuse(self, name: str, allowed: str) -> None:
         """Refuse the list of a flag that no plan would use."""

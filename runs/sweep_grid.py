@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arguments.drafting import DraftArguments, DraftOptions, check_options, layers_of
 from arguments.generation import GenerationArguments
 from arguments.measuring import MeasureArguments
 from arguments.model import ModelArguments
@@ -16,7 +17,7 @@ from command_line.errors import reject
 from prompts.dataset_table import DATASETS
 from prompts.row_formats import FORMATS
 from runs.sweep_flags import GridArguments
-from runs.sweep_plans import calibrated_like, draft_flags, plans_of
+from runs.sweep_plans import calibrated_like, plans_of, with_plan
 
 # Names that --data_dir may use for the rows of a data set, beside the data set's own.
 _SHARED_ROWS = {
@@ -39,6 +40,7 @@ class SweepArguments:
     log: LogArguments
     grid: GridArguments
     measure: MeasureArguments = field(default_factory=MeasureArguments)
+    drafting: DraftOptions = field(default_factory=DraftOptions)
 
     def __post_init__(self) -> None:
         for name, default in (
@@ -56,6 +58,10 @@ class SweepArguments:
             allowed = "contradicts --quality_samples and --speed_samples"
             reject("num_samples", self.data.num_samples, allowed)
         plans_of(self.grid, self.calibration)
+        drafters = self.grid.drafters
+        check_options(self.drafting, drafters)
+        if "early_exit" not in (*drafters, self.drafting.hybrid_drafter):
+            self.grid.check_no_exit_layers()
         if self.data.data_path and self.grid.data_dir:
             reject("data_dir", self.grid.data_dir, "contradicts --data_path")
         if self.data.data_path and len(self.datasets) > 1:
@@ -138,20 +144,45 @@ class SweepArguments:
 
     def speculative(self, baseline: RunArguments, exit_layer: int) -> Iterator[RunArguments]:
         """Yield the runs of the same plan and data set that draft at one exit layer."""
-        yield from self._drafting(baseline, exit_layer=exit_layer)
+        for name in self._drafters("exit_layer"):
+            yield from self._drafting(baseline, self._flags_of(name), exit_layer)
+
+    def layerless(self, baseline: RunArguments) -> Iterator[RunArguments]:
+        """Yield the runs of the same plan and data set in which no layer drafts."""
+        for name in self._drafters(None):
+            yield from self._drafting(baseline, self._flags_of(name))
 
     def pruned_drafts(self, baseline: RunArguments, plan: PruneArguments) -> Iterator[RunArguments]:
         """Yield the runs in which the layers that a plan keeps draft for the baseline's model.
 
         The drafter's plan has the seed and the calibration of `plan`.
         """
-        pruning = calibrated_like(baseline.prune, plan)
-        yield from self._drafting(baseline, prune=pruning, draft=draft_flags(plan))
+        run = dataclasses.replace(baseline, prune=calibrated_like(baseline.prune, plan))
+        for name in self._drafters("plan"):
+            yield from self._drafting(run, with_plan(self._flags_of(name), plan))
+
+    def has_drafter(self, layers: str | None) -> bool:
+        """Return whether a drafter of the grid runs these layers."""
+        return bool(self._drafters(layers))
+
+    def _drafters(self, layers: str | None) -> list[str]:
+        """Return the drafters of the grid that run these layers: those of an exit, a plan, none."""
+        found = dict.fromkeys(self.grid.drafters)
+        return [name for name in found if layers_of(name, self.drafting) == layers]
+
+    def _flags_of(self, drafter: str) -> DraftArguments:
+        """Return the flags of a drafter, with those options that the drafter takes."""
+        options = dataclasses.asdict(self.drafting)
+        unset = DraftOptions()
+        unused = {name: getattr(unset, name) for name, _ in self.drafting.unused_with(drafter)}
+        if "draft_threshold" in unused:
+            unused["draft_stop"] = unset.draft_stop
+        return DraftArguments(**options | unused, drafter=drafter)
 
     def _drafting(
-        self, run: RunArguments, exit_layer: int = -1, **changes: Any
+        self, run: RunArguments, draft: DraftArguments, exit_layer: int = -1
     ) -> Iterator[RunArguments]:
-        """Yield the speculative runs of each draft length, with other changes of the run."""
+        """Yield the speculative runs of each draft length."""
         measure = dataclasses.replace(run.measure, teacher_forced=False)
         for drafts in self.grid.draft_lengths():
             generation = dataclasses.replace(
@@ -160,7 +191,8 @@ class SweepArguments:
                 exit_layer=exit_layer,
                 num_speculations=drafts,
             )
-            yield dataclasses.replace(run, generation=generation, measure=measure, **changes)
+            changes = {"generation": generation, "measure": measure, "draft": draft}
+            yield dataclasses.replace(run, **changes)
 
     def _rows_of(self, dataset: str) -> str | None:
         """Return where --data_dir holds the rows of a data set; None leaves them to the hub."""

@@ -13,7 +13,7 @@ from pruning.patch import Patches
 from pruning.plan import PrunePlan
 from runs.calibration_texts import measurements
 from runs.definition import RunDefinition
-from runs.preparation import fit_as_planned
+from runs.preparation import draft_vocabulary, fit_as_planned
 
 _Texts = tuple[str | None, str, int | None]
 
@@ -21,12 +21,14 @@ _Texts = tuple[str | None, str, int | None]
 class Planner:
     """Decides the plans of runs for a loaded model, and measures the same texts once for all.
 
-    `patches` holds the patches fitted so far, by their plans' keys.
+    `patches` holds the patches fitted so far, by their plans' keys, and `vocabularies` the draft
+    vocabularies chosen so far, by the ids of their runs.
     """
 
     def __init__(self, loaded: LoadedModel, ranks: Ranks, runs: Iterable[RunDefinition]) -> None:
         self._loaded, self._ranks = loaded, ranks
         self.patches: Patches = {}
+        self.vocabularies: dict[str, tuple[int, ...]] = {}
         self._measured: dict[_Texts, Measurements] = {}
         self._needed: dict[_Texts, set[str]] = defaultdict(set)
         for run in runs:
@@ -43,8 +45,17 @@ class Planner:
             assert found
             self.patches[plan.key] = found
 
-    def _measurements(self, run: RunDefinition) -> Measurements:
-        pruning, ids = run.arguments.prune, run.calibration_ids
+    def choose_vocabulary(self, run: RunDefinition) -> None:
+        """Choose the draft vocabulary of a run with `--draft_vocab`."""
+        measured = self._measurements(run, run.arguments.calibrating)
+        found = draft_vocabulary(run.arguments.draft, self._loaded, measured)
+        assert found
+        self.vocabularies[run.run_id] = found
+
+    def _measurements(
+        self, run: RunDefinition, pruning: PruneArguments | None = None
+    ) -> Measurements:
+        pruning, ids = pruning or run.arguments.prune, run.calibration_ids
         texts = _texts(pruning, ids)
         if texts not in self._measured:
             needed = self._needed[texts]

@@ -32,10 +32,10 @@ def plans_of(grid: GridArguments, calibration: CalibrationArguments) -> list[Pru
     return plans
 
 
-def draft_flags(plan: PruneArguments) -> DraftArguments:
+def with_plan(draft: DraftArguments, plan: PruneArguments) -> DraftArguments:
     """Return the flags of a drafter that keeps the layers of this plan."""
-    return DraftArguments(
-        drafter="pruned",
+    return dataclasses.replace(
+        draft,
         draft_prune_method=plan.prune_method,
         draft_prune_n=plan.prune_n,
         draft_dropout_threshold=plan.dropout_threshold,

@@ -94,7 +94,10 @@ class Sweep:
             with self._ranks.together():
                 loaded = load_model(first.arguments.model, first.runtime, first.checkpoint)
             planner = Planner(loaded, self._ranks, self._first_runs)
-            self._perform_all(loaded, self._studies(planner), planner.patches, command)
+            studies = self._studies(planner)
+            with self._ranks.together():
+                self._count_tokens(planner, studies)
+            self._perform_all(loaded, studies, planner, command)
         except Exception as error:
             if not ends_the_device(error):
                 raise
@@ -150,9 +153,9 @@ class Sweep:
             print(line)
         skipped = [reason for one in studies for reason in one.skipped]
         with self._ranks.together():
-            grid = self._arguments.grid
-            if skipped and "early_exit" in grid.drafters and not any(s.drafts for s in studies):
-                reject("exit_layer_first", grid.exit_layer_first, skipped[0])
+            exits = self._arguments.has_drafter("exit_layer")
+            if skipped and exits and not any(study.drafts for study in studies):
+                reject("exit_layer_first", self._arguments.grid.exit_layer_first, skipped[0])
         return studies
 
     def _fitted(self, planner: Planner, decided: list[Planned]) -> list[Planned]:
@@ -204,9 +207,20 @@ class Sweep:
             raise self._outcome.failed[0][1]
         return results
 
+    def _count_tokens(self, planner: Planner, studies: list[Study]) -> None:
+        """Decide the draft vocabularies of runs that are not complete, while the model is whole."""
+        runs = [run for study in studies for run in study.runs]
+        counting = [run for run in runs if run.arguments.draft.draft_vocab is not None]
+        left = [run.run_id for run in counting if state_of(run).state != "complete"]
+        needed = self._ranks.first(left if self._ranks.leads else [])
+        for run in counting:
+            if run.run_id in needed:
+                planner.choose_vocabulary(run)
+
     def _perform_all(
-        self, loaded: LoadedModel, studies: list[Study], patches: Patches, command: str
+        self, loaded: LoadedModel, studies: list[Study], planner: Planner, command: str
     ) -> None:
+        patches = planner.patches
         visits_of = self._visits(studies)
         count = sum(len(study.runs) for study in studies)
         self._outcome.count = count + len(self._outcome.failed)
@@ -223,6 +237,7 @@ class Sweep:
             ) -> tuple[LoadedModel, PruneModel]:
                 drafter = drafters.get(run.run_id)
                 pruned.draft_with(drafter, patches.get(drafter.key) if drafter else None)
+                pruned.draft_vocabulary = planner.vocabularies.get(run.run_id)
                 _check_same_plans(run, left, pruned)
                 return loaded, pruned
 

@@ -60,7 +60,7 @@ class Studies:
         An unknown plan counts as the whole model. The unpruned model also drafts with every plan of
         its data set among `all_planned`.
         """
-        grid, arguments = self._arguments.grid, first.run.arguments
+        arguments = first.run.arguments
         plan = first.plan or PrunePlan("base", self._layers, tuple(range(self._layers)))
         study = Study(plan, [first.run])
         baseline = self._arguments.baseline(arguments)
@@ -68,9 +68,10 @@ class Studies:
             return study
         if baseline is not arguments:
             study.runs.append(self._define(baseline))
-        if "early_exit" in grid.drafters:
+        study.runs.extend(map(self._define, self._arguments.layerless(baseline)))
+        if self._arguments.has_drafter("exit_layer"):
             self._add_early_exits(study, baseline)
-        if "pruned" in grid.drafters and arguments.prune.prune_method == "base":
+        if self._arguments.has_drafter("plan") and arguments.prune.prune_method == "base":
             for other in all_planned:
                 if other.run.arguments.data.dataset == arguments.data.dataset:
                     self._add_pruned_drafts(study, baseline, other)

@@ -50,7 +50,8 @@ class Generation:
     yields the first token; `decode_seconds` and `steps` cover all others. `rounds` holds the
     (drafted, accepted) tokens of each round, as the verifier judged them: the output may stop
     before the last accepted token. `drafters` names the drafter of each round, "" where nothing was
-    drafted. `switches` are the changes between drafting and plain steps.
+    drafted. `switches` are the changes between drafting and plain steps. `earlier_answers` counts
+    the outputs that drafters could use besides this one; None for drafters that use none.
     """
 
     output_ids: list[int]
@@ -63,6 +64,7 @@ class Generation:
     rounds: list[tuple[int, int]] = field(default_factory=list)
     drafters: list[str] = field(default_factory=list)
     switches: list[Switch] = field(default_factory=list)
+    earlier_answers: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -272,8 +274,7 @@ class GenerationStrategy(ABC):
             decode_seconds=ended - prefilled - self._unmeasured_seconds,
             steps=self.stopwatch.steps(),
             rounds=self.rounds,
-            drafters=self.drafters,
-            switches=self.switches,
+            **self.facts(),
         )
 
     def begin(
@@ -287,12 +288,10 @@ class GenerationStrategy(ABC):
         self._unmeasured_seconds = 0.0
         self.stopwatch = Stopwatch(self.engine.device)
         self.rounds: list[tuple[int, int]] = []
-        self.drafters: list[str] = []
 
-    @property
-    def switches(self) -> list[Switch]:
-        """The changes between drafting and plain steps in this output."""
-        return []
+    def facts(self) -> dict[str, Any]:
+        """Return the fields of the output's `Generation` that this strategy alone has."""
+        return {}
 
     def begin_output(self, prompt_ids: list[int]) -> None:
         """Forget the output so far, so that another may follow the same prompt."""

@@ -6,11 +6,12 @@ Shapes: K drafted tokens, M verified tokens (K + 1), V vocabulary.
 """
 
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from self_speculation.draft_length import DraftLengths, Switch
+from self_speculation.draft_length import DraftLengths
 from self_speculation.drafter import Draft, DraftSetting, drafted_by
 from self_speculation.generator_base import (
     GenerationConfig,
@@ -44,15 +45,21 @@ class SelfSpeculativeGenerationStrategy(GenerationStrategy):
         drafting, ends = self.config.drafting, self.stop_rule.stop_token_ids
         setting = DraftSetting(self.engine, self.config.sampling, drafting, ends, drafting.drafter)
         self.drafter = setting.make()
+        self._answers = 0
 
-    @property
-    def switches(self) -> list[Switch]:
-        return self.lengths.switches
+    def facts(self) -> dict[str, Any]:
+        earlier = self._answers - 1 if self.config.drafting.history else None
+        return {
+            "drafters": self.drafters,
+            "switches": self.lengths.switches,
+            "earlier_answers": earlier,
+        }
 
     def begin(
         self, prompt_ids: list[int], generator: torch.Generator, streamer: Streamer | None = None
     ) -> None:
         super().begin(prompt_ids, generator, streamer)
+        self.drafters: list[str] = []
         self.begin_output(prompt_ids)
 
     def begin_output(self, prompt_ids: list[int]) -> None:
@@ -93,6 +100,7 @@ class SelfSpeculativeGenerationStrategy(GenerationStrategy):
 
     def finish(self, output: Output) -> None:
         self.drafter.end(output.ids)
+        self._answers += 1
 
     def _draft(self, tokens: list[int], most: int) -> tuple[str | None, Draft | None]:
         """Return the kind of draft that the drafter has to offer, and the draft, if any."""
