@@ -4,15 +4,21 @@ A peer is imported where it is built, so that the others run without it.
 """
 
 import copy
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from arguments.pruning import PruneArguments
+from benchmarks.gguf_files import write_gguf
+from benchmarks.llama_cpp import complete, start_server
 from models.weight_layout import favour_single_rows
 from pruned_model import PruneModel, make_plan
 from pruning.measurements import Measurements
@@ -21,7 +27,7 @@ from self_speculation.sampling import SamplingRule
 from self_speculation.text_generator import TextGenerator
 
 OURS = "this project"
-PACKAGES = ("economize", "flashspec")
+PACKAGES = ("economize", "flashspec", "xllamacpp")
 LONGEST_NGRAM = 3  # newest tokens that prompt lookup searches for in earlier ones
 
 
@@ -114,6 +120,7 @@ class Setting:
     prompts: list[list[int]]
     sampling: SamplingRule = SamplingRule()  # of this project's sides
     models: dict[tuple[int, bool], Any] = field(default_factory=dict)
+    gguf: Path | None = None
 
     @classmethod
     def endless(
@@ -143,6 +150,15 @@ class Setting:
                 favour_single_rows(model)
             self.models[removed, compiled] = model
         return self.models[removed, compiled]
+
+    def gguf_file(self) -> Path:
+        """Return the model in a temporary file, which is deleted with this setting or at exit."""
+        if not self.gguf:
+            folder = Path(tempfile.mkdtemp())
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            write_gguf(self.model, folder / "model.gguf")
+            self.gguf = folder / "model.gguf"
+        return self.gguf
 
     def column(self, ids: list[int]) -> torch.Tensor:
         return torch.tensor([ids], device=self.model.device)
@@ -310,9 +326,31 @@ def _flashspec(side: Side, setting: Setting) -> Engine:
     return Engine(decode)
 
 
+def _llama_cpp(side: Side, setting: Setting) -> Engine:
+    import xllamacpp
+
+    model, drafts = setting.model, side.drafts or 0
+    if model.device.type != "cpu":
+        raise RuntimeError("xllamacpp's wheel on PyPI decodes on the CPU only")
+    path = setting.gguf_file()
+    server = start_server(xllamacpp, path, model.dtype, setting.capacity, drafts)
+
+    def decode(ids: list[int], steps: int) -> Decoded:
+        output_ids, timings = complete(server, ids, steps)
+        seconds = timings["predicted_ms"] / 1000
+        if not drafts:
+            return Decoded(output_ids, decode_seconds=seconds)
+        drafted, accepted = timings.get("draft_n", 0), timings.get("draft_n_accepted", 0)
+        # Each pass yields its accepted drafts and a token of its own.
+        return Decoded(output_ids, len(output_ids) - accepted, drafted, accepted, seconds)
+
+    return Engine(decode)
+
+
 ENGINES: dict[str, Callable[[Side, Setting], Engine]] = {
     OURS: _this_project,
     "transformers": _transformers,
     "economize": _economize,
     "flashspec": _flashspec,
+    "llama.cpp": _llama_cpp,
 }

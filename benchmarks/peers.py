@@ -150,13 +150,19 @@ def sides_of(arguments: PeersArguments, cuda: bool) -> Iterator[Side]:
     graphs = (False, True) if cuda else (False,)
     kinds = {OURS: (False, True), "transformers": (False, True), "economize": graphs}
     yield from (Side(system, compiled=kind) for system in kinds for kind in kinds[system])
+    yield Side("llama.cpp")
     early_exits = kinds | {"transformers": (False,)}  # its early exit refuses a static cache
     for system, exit_layer, drafts in product(
         early_exits, dict.fromkeys(arguments.exit_layers), dict.fromkeys(arguments.num_speculations)
     ):
         for kind in early_exits[system]:
             yield Side(system, "self-speculative", kind, exit_layer, drafts)
-    lookups = {"transformers": (False,), "economize": graphs, "flashspec": graphs}
+    lookups = {
+        "transformers": (False,),
+        "economize": graphs,
+        "flashspec": graphs,
+        "llama.cpp": (False,),
+    }
     for system, compiled in ((name, kind) for name in lookups for kind in lookups[name]):
         yield Side(system, "prompt lookup", compiled, drafts=arguments.num_lookups)
     for count in dict.fromkeys(filter(None, arguments.removed)):

@@ -13,6 +13,11 @@ _COLOURS = {
     "transformers": "#e08a1e",
     "economize": "#5a9e5a",
     "flashspec": "#8a6fae",
+    "llama.cpp": "#b5484f",
+}
+_NOTES = {
+    "llama.cpp": "llama.cpp is xllamacpp's wheel on PyPI. It uses AVX2 at most; torch uses all "
+    "that the CPU has. Its prompt lookup searches for the last two tokens, and no fewer.",
 }
 
 
@@ -46,6 +51,7 @@ def _sides(measured: dict[str, Any]) -> list[str]:
     rows = sorted(summary["sides"], key=lambda row: -_decoding(row)["median"])
     heading, rule, *lines = table_lines(columns, rows)
     floor = number(summary["floor_tokens_per_second"], ".1f")
+    present = {row["system"] for row in rows}
     return [
         heading,
         rule,
@@ -60,6 +66,7 @@ def _sides(measured: dict[str, Any]) -> list[str]:
         f"(at best {bandwidth['best_gigabytes_per_second']:.1f}), measured before every call by "
         f"torch's {bandwidth['operation']} over {bandwidth['buffer_bytes'] / 1e6:.0f} MB, by "
         f"{measured['step_bytes'] / 1e6:.0f} MB of weights a step.",
+        *(f"\n{note}" for system, note in _NOTES.items() if system in present),
     ]
 
 

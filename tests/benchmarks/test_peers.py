@@ -12,7 +12,7 @@ from benchmarks.bandwidth import READS, Bandwidth, step_bytes
 from benchmarks.order import in_turn
 from benchmarks.peer_engines import GENERATE, OURS, Decoded, Engine, Setting, Side, build
 from benchmarks.peers import Comparison, PeersArguments, sides_of
-from benchmarks.peers_report import table
+from benchmarks.peers_report import _sides, table
 from benchmarks.peers_summary import floors_of_turns, paired_ratio, summarize
 from benchmarks.turns import Turns
 from command_line.errors import EXIT_USAGE
@@ -141,6 +141,17 @@ def test_the_predicted_speed_up_is_beside_the_measured():
     assert rows[DRAFTED.name]["decoding_over_own"]["value"] == 1
 
 
+def test_what_holds_a_peer_back_is_said_where_it_took_part():
+    theirs = Side("llama.cpp")
+    samples = [sample(side, 0, 0, 1.0) for side in (PLAIN, theirs)]
+    bandwidth = dict.fromkeys(("best_gigabytes_per_second", "median_gigabytes_per_second"), 2.0)
+    bandwidth |= {"operation": "sum", "buffer_bytes": 10**8}
+    for sides in ([PLAIN, theirs], [PLAIN]):
+        found = measured(samples, sides=list(map(as_row, sides)), bandwidth=bandwidth)
+        found["summary"] = summarize(found)
+        assert ("AVX2" in "".join(_sides(found))) == (theirs in sides)
+
+
 def test_removed_layers_are_compared_with_their_bytes():
     shorter = Side(OURS, removed=3)
     samples = [sample(PLAIN, 0, 0, 10.0), sample(shorter, 0, 0, 6.0)]
@@ -220,7 +231,7 @@ def test_removed_layers_come_off_a_copy_that_shares_the_weights(setting):
 def test_a_missing_package_is_left_out_and_the_rest_goes_on(setting, monkeypatch, capsys):
     for package in peers.PACKAGES:
         monkeypatch.setitem(sys.modules, package, None)
-    absent = [Side("economize"), Side("flashspec", "prompt lookup", drafts=4)]
+    absent = [Side("economize"), Side("flashspec", "prompt lookup", drafts=4), Side("llama.cpp")]
     comparison = Comparison(Turns(setting), PeersArguments(max_steps=STEPS))
     comparison.prepare([*absent, PLAIN])
     assert list(comparison.turns.engines) == [PLAIN]
