@@ -117,9 +117,7 @@ def prepare(
     def decoder(side: Side) -> Callable[[], Outputs]:
         chosen = dataclasses.replace(loaded, compiled=side.compiled)
         if side.batch_size == 1:
-            single = make_generator(
-                flags, EARLY_EXIT, chosen, prepared.pruned, words, longest
-            )
+            single = make_generator(flags, EARLY_EXIT, chosen, prepared.pruned, words, longest)
             single.warm_up(prompts[0])
             return lambda: [
                 single.generate(ids, flags.seed, name).output_ids

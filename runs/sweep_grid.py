@@ -191,8 +191,7 @@ class SweepArguments:
                 exit_layer=exit_layer,
                 num_speculations=drafts,
             )
-            changes = {"generation": generation, "measure": measure, "draft": draft}
-            yield dataclasses.replace(run, **changes)
+            yield dataclasses.replace(run, generation=generation, measure=measure, draft=draft)
 
     def _rows_of(self, dataset: str) -> str | None:
         """Return where --data_dir holds the rows of a data set; None leaves them to the hub."""

@@ -14,8 +14,8 @@ from self_speculation.drafter import Drafting, drafted_by
 _PRIOR_ACCEPTANCE = 0.6  # of a kind of draft that was never tried
 _PRIOR_TRIES = 3.0
 _KEPT = 0.97  # weight of what was known, after each further round
-_SPEED_STEP, _COST_STEP = 0.2, 0.1
-_MOST_CHANGE = 2.0  # a round that took longer than so many times the expected is an accident
+_PACE_STEP, _COST_STEP = 0.15, 0.05
+_MOST_CHANGE = 2.0  # times the expected seconds; more may be an accident
 _FIRST_PATIENCE, _MOST_PATIENCE = 8, 512  # plain steps before drafts of a kind are tried again
 
 
@@ -112,10 +112,9 @@ class RoundCosts:
         if key not in self._relative or expected is None:
             self._relative[key] = seconds / self._pace
             return
-        off = seconds / expected
-        if off < _MOST_CHANGE:
-            self._pace *= off**_SPEED_STEP
-            self._relative[key] *= off**_COST_STEP
+        off = min(seconds / expected, _MOST_CHANGE)
+        self._pace *= off**_PACE_STEP
+        self._relative[key] *= off**_COST_STEP
 
     @staticmethod
     def _key(drafter: str, drafts: int) -> tuple[str, int]:
@@ -155,12 +154,14 @@ class DraftLengths:
         if not (self._adaptive or self._gated):
             return most
         lengths, name = self._lengths(most), drafted_by(kind)
-        seconds = {count: self.costs.seconds(name, count) for count in [*lengths, 0]}
+        seconds = {count: self.costs.seconds(name, count) for count in [0, *lengths]}
         unknown = [count for count, cost in seconds.items() if cost is None]
-        if unknown and (self._gated or unknown != [0]):
+        if not self._gated and 0 in unknown:
+            unknown.remove(0)
+        if unknown:
             return unknown[0]  # measure it
         tokens = self._kinds[kind].acceptance.tokens(lengths)
-        rates = {count: cost / tokens[count] for count, cost in seconds.items() if cost is not None}
+        rates = {count: cost / tokens[count] for count, cost in seconds.items() if cost}
         best = min(lengths, key=lambda count: rates[count])
         return self._gate(kind, best, (token, rates[best], rates[0])) if self._gated else best
 

@@ -36,7 +36,7 @@ class LookupDrafter(Drafter):
         self._read(new)
         if self._history:
             self._history.follow(new)
-            return max(self._text.repeat[0], self._history.length)
+            return max(self._text.repeat[0], self._history.longest_match())
         return self._text.repeat[0]
 
     def outlook(self, tokens: list[int]) -> str | None:
@@ -45,7 +45,7 @@ class LookupDrafter(Drafter):
 
     def propose(self, tokens: list[int], count: int) -> Draft:
         length, place = self._text.repeat
-        if self._history and self._history.length > length:
+        if self._history and self._history.longest_match() > length:
             found = self._history.continuation(count)
         else:
             found = continuation(self._text.tokens, place, count)
@@ -64,8 +64,7 @@ class LookupDrafter(Drafter):
 class AnswerHistory:
     """Earlier answers, in which the latest tokens of the current output are looked up.
 
-    `length` is that of the longest match. When the answers are too many, the older half is
-    forgotten.
+    When the answers are too many, the older half is forgotten.
     """
 
     def __init__(self, most: int = _MOST_REMEMBERED) -> None:
@@ -76,21 +75,33 @@ class AnswerHistory:
 
     def begin(self) -> None:
         """Begin an output: nothing matches yet."""
-        self._state = self.length = 0
+        self._state = self._length = 0
 
     def follow(self, tokens: list[int]) -> None:
         """Go on with the tokens of the current output."""
         for token in tokens:
-            self._state, self.length = self._index.follow(self._state, self.length, token)
+            self._state, self._length = self._index.follow(self._state, self._length, token)
+
+    def longest_match(self) -> int:
+        """Return the length of the longest match that does not end an answer."""
+        return self._found()[0]
 
     def continuation(self, count: int) -> list[int]:
         """Return up to `count` tokens that followed the longest match in the same answer."""
-        place = self._index.place(self._state)
-        found = self._index.tokens[place : place + count]
+        length, place = self._found()
+        found = self._index.tokens[place : place + count] if length else []
         ends = (place for place, token in enumerate(found) if token < 0)
         return found[: next(ends, count)]
 
+    def _found(self) -> tuple[int, int]:
+        """Return the length of the longest match, and the place that follows it."""
+        state, length = self._state, self._length
+        while length and (place := self._index.place(state)) is None:
+            state, length = self._index.shorter(state)
+        return (length, place) if length else (0, 0)
+
     def add(self, answer: list[int]) -> None:
+        """Remember an answer."""
         self._answers.append(answer)
         self._append(answer)
         if len(self._index.tokens) > self._most:

@@ -48,9 +48,21 @@ class SuffixAutomaton:
         following = self._edges[state].get(token)
         return (0, 0) if following is None else (following, length + 1)
 
-    def place(self, state: int) -> int:
-        """Return the place of an occurrence of the state's parts."""
-        return self._places[state]
+    def place(self, state: int) -> int | None:
+        """Return the place of an occurrence of the state's parts that a token from 0 on follows.
+
+        None if there is no such occurrence.
+        """
+        place = self._places[state]
+        if place < len(self.tokens) and self.tokens[place] >= 0:
+            return place
+        following = [after for token, after in self._edges[state].items() if token >= 0]
+        return max((self._places[after] - 1 for after in following), default=None)
+
+    def shorter(self, state: int) -> tuple[int, int]:
+        """Return the longest shorter end of a state's parts that has more occurrences."""
+        link = self._links[state]
+        return link, self._lengths[link]
 
     def _new_state(self, length: int, edges: dict[int, int], place: int) -> int:
         self._edges.append(edges)

@@ -193,7 +193,7 @@ def test_answers_in_a_terminal_come_from_any_drafter(checkpoint, capsys):
 
 
 def test_a_prepared_model_answers_with_and_without_its_drafter(checkpoint):
-    drafter = DraftArguments("pruned", "last", 2)
+    drafter = DraftArguments(drafter="pruned", draft_prune_method="last", draft_prune_n=2)
     flags = GenerationArguments("self_speculative", 16, num_speculations=3, sample=False)
     model = ModelArguments(str(checkpoint), dtype="float64")
     prepared = load_pruned(model, PruneArguments(), generation=flags, draft=drafter)
