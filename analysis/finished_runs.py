@@ -33,12 +33,17 @@ class Drafter(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """How a run decoded; None where it does not apply. `drafter` is a pruned drafter."""
+    """How a run decoded; None where it does not apply. `drafter` is a pruned drafter.
+
+    `drafting` names a drafter that runs no layer, and the options of any drafter; it is empty for
+    others.
+    """
 
     strategy: str
     exit_layer: int | None
     num_speculations: int | None
     drafter: Drafter | None = None
+    drafting: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,7 @@ class FinishedRun:
     exit_layer: int | None = None
     num_speculations: int | None = None
     drafter: Drafter | None = None
+    drafting: str = ""
     model: str | None = None
     num_samples: float | None = None
 
@@ -104,7 +110,9 @@ class LoggedRun(FinishedRun):
 
     @property
     def decoder(self) -> Decoder:
-        return Decoder(self.strategy, self.exit_layer, self.num_speculations, self.drafter)
+        return Decoder(
+            self.strategy, self.exit_layer, self.num_speculations, self.drafter, self.drafting
+        )
 
     @cached_property
     def model_key(self) -> PlanKey:

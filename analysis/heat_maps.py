@@ -88,16 +88,16 @@ def _save_pages(panels: list[Panel], path: Path, heading: str) -> None:
 def _panels(drawn: list[Comparison], measure: Measure, shades: Normalize) -> list[Panel]:
     """Return a panel for every plan on every data set; all share their shades."""
     titles = group_titles([one.run for one in drawn])
-    studies: dict[tuple[str, str, PlanKey], list[Comparison]] = defaultdict(list)
+    studies: dict[tuple[str, str, PlanKey, str], list[Comparison]] = defaultdict(list)
     for one in drawn:
         plan = one.run.record.prune_plan()
-        studies[one.run.condition_key, plan.approach, plan.key].append(one)
+        studies[one.run.condition_key, plan.approach, plan.key, one.run.drafting].append(one)
     return [
         Panel(
-            f"{titles[condition_key]}, {plan}",
+            ", ".join(filter(None, [titles[condition_key], plan, drafting])),
             partial(_draw, study=study, measure=measure, shades=shades),
         )
-        for (condition_key, plan, _), study in studies.items()
+        for (condition_key, plan, _, drafting), study in studies.items()
     ]
 
 

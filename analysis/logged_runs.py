@@ -8,7 +8,7 @@ from pathlib import Path
 from analysis.finished_runs import Drafter, FinishedRun, LoggedRun
 from analysis.logged_examples import UNREADABLE, Examples, read_examples, reason
 from analysis.older_logs import UnknownLogError, is_console, read_console, read_objects
-from analysis.plan_names import METHODS
+from analysis.plan_names import METHODS, drafting_name
 from analysis.plan_scores import check_scores
 from files.reading import LOG_BYTES, parse_log, read_bounded, text_of
 from files.values import check_kinds
@@ -138,6 +138,7 @@ def _run(path: Path, record: RunRecord, examples: Examples | None) -> LoggedRun:
         strategy=generation["generation_strategy"],
         exit_layer=record.exit_layer["original"],
         drafter=_drafter(record),
+        drafting=drafting_name(record.identity.get("drafting", {})),
         num_speculations=generation["num_speculations"],
         metrics=record.metrics,
         model=record.model["name"],

@@ -234,8 +234,10 @@ def _draw_front(axes: Axes, points: list[tuple[float, float]], quality: str) -> 
 def _point_name(plan: str, decoder: Decoder) -> str:
     if decoder.strategy == "autoregressive":
         return plan
-    drafts = f"draft {decoder.drafter}" if decoder.drafter else f"E={decoder.exit_layer}"
-    return f"{plan}, {drafts} k={decoder.num_speculations}"
+    drafts = [f"draft {decoder.drafter}"] if decoder.drafter else []
+    drafts += [f"E={decoder.exit_layer}"] if decoder.exit_layer is not None else []
+    drafts += [decoder.drafting] if decoder.drafting else []
+    return f"{plan}, {' '.join(drafts)} k={decoder.num_speculations}"
 
 
 def _acceptance_panels(study: Study) -> list[Panel]:

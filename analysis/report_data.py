@@ -195,7 +195,7 @@ def _sweep(setting: Setting) -> dict[str, Sources]:
                 speedup=speedup.value,
                 shown=f"{speedup.value:.2f}",
             )
-            plan = run.record.plan["approach"]
+            plan = " ".join(filter(None, [run.record.plan["approach"], run.drafting]))
             maps[plan][run.exit_layer, run.num_speculations] = cell
     return {
         plan: {"sweep_cells": _columns(_inked(list(cells.values())))}

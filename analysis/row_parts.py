@@ -21,6 +21,7 @@ def facts(run: FinishedRun) -> Row:
         "exit_layer": run.exit_layer,
         "num_speculations": run.num_speculations,
         "drafter": run.drafter and run.drafter.name,
+        "drafting": run.drafting or None,
         "drafter_layers": run.drafter and len(run.drafter.kept_layers),
         "compiled": None,
         "layers_kept": None,
@@ -108,7 +109,7 @@ def order(run: FinishedRun) -> tuple:
     method, parameters = _plan_order(run.method, run.param)
     batch = -run.conditions["batch_size"] if isinstance(run, LoggedRun) else 0
     drafter, _, its_param = (run.drafter.name if run.drafter else "").partition(" ")
-    drafts = run.exit_layer or 0, _plan_order(drafter, its_param), its_param
+    drafts = run.exit_layer or 0, _plan_order(drafter, its_param), its_param, run.drafting
     decoder = (run.strategy or "", bool(drafter), drafts, run.num_speculations or 0)
     plan = run.dataset, method, run.method, parameters, run.model or ""
     return *plan, batch, decoder, run.path.name
@@ -126,10 +127,14 @@ def _dataset(row: Row) -> str:
 
 def _strategy(row: Row) -> str:
     exit_layer, drafts = row["exit_layer"], row["num_speculations"]
+    drafting = [row["drafting"]] if row.get("drafting") else []
     if row["drafter"]:
-        return f"pruned draft: {row['drafter']}, k={drafts}"
+        return ", ".join([f"pruned draft: {row['drafter']}", *drafting, f"k={drafts}"])
+    if drafting and not exit_layer:
+        return f"drafts by {row['drafting']}, k={drafts}"
     words = [row["strategy"] or MISSING]
     words += [f"E={exit_layer}"] if exit_layer else []
+    words += drafting
     return " ".join(words + ([f"k={drafts}"] if drafts else []))
 
 

@@ -157,9 +157,10 @@ class SweepArguments:
 
         The drafter's plan has the seed and the calibration of `plan`.
         """
-        run = dataclasses.replace(baseline, prune=calibrated_like(baseline.prune, plan))
+        pruning = calibrated_like(baseline.prune, plan)
         for name in self._drafters("plan"):
-            yield from self._drafting(run, with_plan(self._flags_of(name), plan))
+            draft = with_plan(self._flags_of(name), plan)
+            yield from self._drafting(baseline, draft, prune=pruning)
 
     def has_drafter(self, layers: str | None) -> bool:
         """Return whether a drafter of the grid runs these layers."""
@@ -180,9 +181,9 @@ class SweepArguments:
         return DraftArguments(**options | unused, drafter=drafter)
 
     def _drafting(
-        self, run: RunArguments, draft: DraftArguments, exit_layer: int = -1
+        self, run: RunArguments, draft: DraftArguments, exit_layer: int = -1, **changes: Any
     ) -> Iterator[RunArguments]:
-        """Yield the speculative runs of each draft length."""
+        """Yield the speculative runs of each draft length, with other changes of the run."""
         measure = dataclasses.replace(run.measure, teacher_forced=False)
         for drafts in self.grid.draft_lengths():
             generation = dataclasses.replace(
@@ -191,7 +192,9 @@ class SweepArguments:
                 exit_layer=exit_layer,
                 num_speculations=drafts,
             )
-            yield dataclasses.replace(run, generation=generation, measure=measure, draft=draft)
+            yield dataclasses.replace(
+                run, generation=generation, measure=measure, draft=draft, **changes
+            )
 
     def _rows_of(self, dataset: str) -> str | None:
         """Return where --data_dir holds the rows of a data set; None leaves them to the hub."""

@@ -3,14 +3,14 @@
 Shapes: B sequences, T new tokens of each, S a bucket of cached positions, D hidden, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from self_speculation.model_protocol import Decoder, ModelConfig
 from self_speculation.programs import program_of, programs_known, tensors_of
-from self_speculation.row_kernels import HeadBlock, LayerBlock
+from self_speculation.row_kernels import HeadBlock, LayerBlock, PromptBlock
 
 TensorFunction = Callable[[list[Tensor]], Tensor]
 
@@ -29,7 +29,9 @@ class CompiledBlocks:
         own_layers: Iterable[nn.Module] = (),
     ) -> None:
         self._config = config
-        self._layers = [LayerBlock(layer) for layer in [*decoder.layers, *own_layers]]
+        layers = [*decoder.layers, *own_layers]
+        self._layers = [LayerBlock(layer) for layer in layers]
+        self._prompt_layers = [PromptBlock(layer) for layer in layers]
         self._layer_tensors = [tensors_of(layer) for layer in self._layers]
         self._norm, self._head = decoder.norm, head
         self._functions = 0
@@ -47,10 +49,29 @@ class CompiledBlocks:
         The inputs are those of `LayerBlock`, without the keys and values, which `caches` holds for
         each layer of the span. The function returns states, (B, T, D).
         """
+        return self._made(self._through(self._layers, layers, caches, inputs), inputs)
+
+    def prompt(
+        self, layers: tuple[int, int], caches: list[list[Tensor]], inputs: list[Tensor]
+    ) -> TensorFunction:
+        """Return a span of layers as a function of any number of a sequence's first tokens.
+
+        The inputs are those of `PromptBlock`, without the keys and values.
+        """
+        return self._through(self._prompt_layers, layers, caches, inputs)
+
+    def _through(
+        self,
+        blocks: Sequence[nn.Module],
+        layers: tuple[int, int],
+        caches: list[list[Tensor]],
+        inputs: list[Tensor],
+    ) -> TensorFunction:
+        """Return a function that runs the programs of a span's blocks, one after the other."""
         steps = []
         for index, views in zip(range(*layers), caches, strict=True):
             cache = [view.transpose(1, 2) for view in views]
-            program = program_of(self._layers[index], [*inputs, *cache], self._config)
+            program = program_of(blocks[index], [*inputs, *cache], self._config)
             steps.append((program, self._layer_tensors[index], cache))
 
         def run(inputs: list[Tensor]) -> Tensor:
@@ -59,7 +80,7 @@ class CompiledBlocks:
                 states_BTD = program(tensors, [states_BTD, *others, *cache])
             return states_BTD
 
-        return self._made(run, inputs)
+        return run
 
     def head(self, inputs: list[Tensor], other: nn.Module | None = None) -> TensorFunction:
         """Return norm and head as a function from states, (1, T, D), to logits, (T, V).

@@ -18,6 +18,7 @@ from self_speculation.model_protocol import Llama
 from self_speculation.programs import compile_errors
 
 _SMALLEST_BUCKET = 256
+_EXAMPLE = 24  # tokens of the prompt with which programs for any prompt are made
 # Capacities are often powers of two; the padding of a last draft lies behind them.
 _BEYOND = 32
 
@@ -78,6 +79,7 @@ class CompiledLlama(CachedLlama):
         own = self._layers[self.num_layers :]
         self._blocks = CompiledBlocks(self._decoder, self._head, model.config, own)
         self._spans: dict[tuple[int, int, int, int], TensorFunction] = {}
+        self._prompts: dict[tuple[int, int], TensorFunction] = {}
         self._heads: dict[int, TensorFunction] = {}
         self._compiled_draft_head: TensorFunction | None = None
         if draft_layers is not None:
@@ -120,6 +122,10 @@ class CompiledLlama(CachedLlama):
         rows = states_1TD.shape[1]
         bucket = next(bucket for bucket in self._buckets if bucket >= start + rows)
         span = self._spans.get((first, last, rows, bucket))
+        if span is None and start == 0 and rows <= self._buckets[0]:
+            prompt = self._prompts.get((first, last))
+            if prompt and rows > 1:
+                return prompt(self._prompt_inputs(states_1TD))
         if span is None:
             return super()._run(states_1TD, first, last, start)
         return span(self._inputs(states_1TD, start, bucket, tokens or rows))
@@ -162,10 +168,32 @@ class CompiledLlama(CachedLlama):
             if rows not in self._heads and first < self.num_layers:
                 self._heads[rows] = self._blocks.head([states_1TD])
                 self._logits(states_1TD, rows)
+        self._warm_up_prompts(exit_layer)
         if self._draft_head is not None:
             states_11D, head = self._embed(ids_11), self._draft_head.linear
             self._compiled_draft_head = self._blocks.head([states_11D], head)
             self._draft_logits(states_11D, head)
+
+    def _warm_up_prompts(self, exit_layer: int | None) -> None:
+        """Build and run the programs of a prompt's layers. On CUDA prompts run uncompiled."""
+        if self.device.type != "cpu":
+            return
+        states_1TD = self._embed(torch.zeros(1, _EXAMPLE, dtype=torch.long, device=self.device))
+        inputs = self._prompt_inputs(states_1TD)
+        spans = {(0, self.num_layers)}
+        if self._own is not None:
+            shared = exit_layer or 0
+            spans = {(0, shared), (shared, self.num_layers), self._own}
+        for first, last in spans:
+            caches = [self._cached(layer, self._buckets[0]) for layer in range(first, last)]
+            if caches:
+                self._prompts[first, last] = self._blocks.prompt((first, last), caches, inputs)
+                self._prompts[first, last](inputs)
+
+    def _prompt_inputs(self, states_1TD: Tensor) -> list[Tensor]:
+        """Return states and rotary factors."""
+        positions_1T = torch.arange(states_1TD.shape[1], device=states_1TD.device)[None]
+        return [states_1TD.contiguous(), *self._rotary(states_1TD, positions_1T)]
 
     def _steps(self, exit_layer: int | None) -> list[tuple[int, int, int]]:
         """Return the first and last (excluded) layer and the rows of each step of a round."""

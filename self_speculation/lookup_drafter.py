@@ -96,9 +96,12 @@ class AnswerHistory:
     def _found(self) -> tuple[int, int]:
         """Return the length of the longest match, and the place that follows it."""
         state, length = self._state, self._length
-        while length and (place := self._index.place(state)) is None:
+        while length:
+            place = self._index.place(state)
+            if place is not None:
+                return length, place
             state, length = self._index.shorter(state)
-        return (length, place) if length else (0, 0)
+        return 0, 0
 
     def add(self, answer: list[int]) -> None:
         """Remember an answer."""

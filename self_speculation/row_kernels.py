@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-_ATTENTION = "static_rows"
+_ATTENTION, _PROMPT_ATTENTION = "static_rows", "static_prompt"
 # More sums in one loop do not fit a CPU's registers, and the loop takes long to compile.
 _MOST_SUMS = 32
 # For more sequences the compiler vectorises some of the sums across weight rows, which is slow.
@@ -110,7 +110,26 @@ def _attend_by_rows(
     return torch.stack(out, 2).to(value_BHSD.dtype)
 
 
+def attend_within(
+    module: nn.Module,
+    query_1HTD: Tensor,
+    key_1HTD: Tensor,
+    value_1HTD: Tensor,
+    _: None,
+    scaling: float,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """Return the causal attention of a prompt's tokens, (1, T, H, D), as transformers calls it."""
+    shared = query_1HTD.shape[1] // key_1HTD.shape[1]
+    keys, values = (one.repeat_interleave(shared, 1) for one in (key_1HTD, value_1HTD))
+    out_1HTD = F.scaled_dot_product_attention(
+        query_1HTD, keys, values, is_causal=True, scale=scaling
+    )
+    return out_1HTD.transpose(1, 2).contiguous(), None
+
+
 AttentionInterface.register(_ATTENTION, attend)
+AttentionInterface.register(_PROMPT_ATTENTION, attend_within)
 
 
 class _Slot:
@@ -154,6 +173,42 @@ class LayerBlock(nn.Module):
         )
 
 
+class PromptBlock(nn.Module):
+    """One decoder layer over the first T tokens of a sequence, for any T from 2 on.
+
+    The tokens attend to each other alone; their keys and values go to the beginning of the cache.
+    """
+
+    tokens_vary = True
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = static_view(layer, _PROMPT_ATTENTION)
+
+    def forward(
+        self, states_1TD: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        return self.layer(
+            states_1TD,
+            attention_mask=None,
+            past_key_values=_Beginning(keys, values),
+            use_cache=True,
+            position_embeddings=(cosine, sine),
+        )
+
+
+class _Beginning:
+    """The beginning of one layer's keys and values, (1, S, H, D), with the `update` of a cache."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self._buffers = keys, values
+
+    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        for buffer, new in zip(self._buffers, (key, value), strict=True):
+            buffer[:, : new.shape[2]] = new.transpose(1, 2)
+        return key, value
+
+
 class HeadBlock(nn.Module):
     """Norm and head: from states (1, T, D) to logits (T, V)."""
 
@@ -166,19 +221,20 @@ class HeadBlock(nn.Module):
         return self.head(self.norm(states_1TD))[0]
 
 
-def static_view(module: nn.Module) -> Any:
+def static_view(module: nn.Module, attention: str = _ATTENTION) -> Any:
     """Return a copy that shares the parameters and is the same for all layers of a kind.
 
-    The module itself does not change, because the prefill and all other uses need it.
+    The module itself does not change, because all other uses need it.
     """
     view: Any = copy.copy(module)
     parts = module._modules.items()
-    view._modules = {name: static_view(part) for name, part in parts if part is not None}
+    view._modules = {name: static_view(part, attention) for name, part in parts if part is not None}
     if hasattr(module, "layer_idx"):
         view.layer_idx = 0
     if hasattr(module, "config"):
         view.config = copy.copy(module.config)
-        view.config._attn_implementation = _ATTENTION
-    if type(module) is nn.Linear and module.weight.device.type == "cpu":
+        view.config._attn_implementation = attention
+    few = attention == _ATTENTION
+    if few and type(module) is nn.Linear and module.weight.device.type == "cpu":
         view.__class__ = FewRowsLinear
     return view

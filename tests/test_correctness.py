@@ -38,6 +38,9 @@ def check(checkpoint, rows, tmp_path):
 def broken(monkeypatch):
     """A verifier that accepts whatever was drafted."""
     monkeypatch.setattr(
+        self_speculation_generator, "agreeing", lambda drafted, chosen: len(drafted)
+    )
+    monkeypatch.setattr(
         self_speculation_generator,
         "accept",
         lambda tokens, probs, target, generator: torch.tensor([len(tokens), target[-1].argmax()]),

@@ -23,10 +23,10 @@ ANGULAR = ["--prune_method", "angular", "--prune_n", "2", "--calibration_samples
 REMOVED = [9, 10]
 
 RUNS = [
-    ([], "dd8d0d6993a1", []),
-    (EARLY, "56ec20c74775", []),
-    (ANGULAR, "8847daf5d62d", REMOVED),
-    ([*ANGULAR, *EARLY], "3ee383ec0324", REMOVED),
+    ([], "a936a64cbbc9", []),
+    (EARLY, "c344354254bf", []),
+    (ANGULAR, "eb189252add9", REMOVED),
+    ([*ANGULAR, *EARLY], "919ea459718b", REMOVED),
 ]
 
 

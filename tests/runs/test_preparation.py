@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from arguments.drafting import EARLY_EXIT
 from arguments.generation import GenerationArguments
 from arguments.model import ModelArguments
 from arguments.prompts import PromptArguments
@@ -60,9 +61,8 @@ def test_a_warm_up_changes_no_token(load, strategy):
     warm = load(generation=flags)
     made = warm.generate("ab", flags, "1")
     ids = warm.encode("ab", 12)
-    cold = make_generator(flags, warm.loaded, warm.plan, (), len(ids)).generate(
-        ids, flags.seed, "1"
-    )
+    decoder = make_generator(flags, EARLY_EXIT, warm.loaded, warm.pruned, (), len(ids))
+    cold = decoder.generate(ids, flags.seed, "1")
     assert (made.output_ids, made.rounds) == (cold.output_ids, cold.rounds)
 
 

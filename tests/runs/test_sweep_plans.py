@@ -165,8 +165,8 @@ def test_layers_that_the_model_lacks_are_refused_before_it_is_read(
 
 def test_a_pruned_drafter_is_decided_by_the_flags_of_its_plan():
     line = "--prune_methods base angular random --prune_ns 2 --dropout_thresholds 0.1 "
-    line += "--prune_patches linear --quality_samples 9 --speed_samples 3 --num_samples 9"
-    arguments = swept(line.replace(" --num_samples 9", ""))
+    line += "--drafters pruned --prune_patches linear --quality_samples 9 --speed_samples 3"
+    arguments = swept(line)
     base, *pruned = arguments.first_runs()
     verifier = arguments.baseline(base)
     for first in pruned:

@@ -106,7 +106,7 @@ def test_compiled_passes_compute_what_the_plain_engine_does(model):
 
 
 @pytest.mark.parametrize("drafting", DRAFTS)
-def test_after_the_prompt_every_step_runs_compiled(agreeable, tokenizer, drafting, monkeypatch):
+def test_the_prompt_and_every_step_run_compiled(agreeable, tokenizer, drafting, monkeypatch):
     generator = speculator(agreeable, tokenizer, drafting)
     before = generator.engine.compilations
     passed = []
@@ -122,8 +122,7 @@ def test_after_the_prompt_every_step_runs_compiled(agreeable, tokenizer, draftin
     made = generator.generate(PROMPT)
     generator.time_full_step(1)
     assert made.rounds
-    assert set(passed) == {len(PROMPT)}
-    assert len(passed) <= 3  # shared layers, the drafter's own, and the others
+    assert passed == []
     assert generator.engine.compilations == before
 
 
@@ -150,7 +149,7 @@ def test_a_drafter_needs_programs_of_two_rows_and_no_others(model):
     assert built(model, (0, 1)) == (early, rows)
     many, more_rows = built(model, (0, 1, 3, 4, 5))
     assert more_rows == [1, 2, K + 1]
-    buckets, steps = 2, 2
+    buckets, steps = 2, 3  # one or two tokens of the drafter's own layers; a step without a draft
     assert many == early + buckets * (1 + steps)
     assert built(model, (0, 2), k=1)[1] == [1, 2]
 

@@ -173,7 +173,7 @@ def test_nothing_is_compiled_after_the_constructor(model, tokenizer, monkeypatch
     assert generator.engine.compile_seconds > 0
 
 
-def test_after_the_prompt_every_step_runs_compiled(model, tokenizer, monkeypatch):
+def test_the_prompt_and_every_step_run_compiled(model, tokenizer, monkeypatch):
     generator = speculator(model, tokenizer)
     passed = []
     for name in ("_run", "_logits"):
@@ -187,7 +187,7 @@ def test_after_the_prompt_every_step_runs_compiled(model, tokenizer, monkeypatch
     made = generator.generate(PROMPT)
     generator.time_full_step(1)
     assert made.rounds
-    assert passed == [len(PROMPT)]
+    assert passed == []
 
 
 def test_an_engine_is_freed_without_garbage_collection(model):
@@ -284,6 +284,7 @@ def test_the_host_waits_once_per_round(model, tokenizer, sampling, monkeypatch):
     strategy, counts = generator.strategy, []
     # As on CUDA, where a draft does not read its tokens.
     strategy.stop_rule.stop_token_ids = frozenset()
+    strategy.forget_outputs()
     ordinary = strategy.round
 
     def watched(output):
