@@ -41,7 +41,6 @@ _NOT_OF_A_LAYER = (
     "dtype",
     "transformers_version",
 )
-_MOST_TOKENS = 1 << 16  # of a program for any number of tokens
 _OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}
 # Products of one row become sums in Triton, which read weights faster than the library.
 _CUDA_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
@@ -78,8 +77,8 @@ def tensors_of(block: nn.Module) -> list[Tensor]:
 def program_of(block: nn.Module, inputs: list[Tensor], config: ModelConfig) -> Program:
     """Return the program of a block for inputs of these shapes; load or build it if necessary.
 
-    A block that says `tokens_vary` takes any number of tokens, the second dimension of its inputs
-    as many as the first input has; the number in these inputs is only an example.
+    The program of a block with `most_tokens` takes any number of tokens from 2 up to it; these are
+    the second dimension of the first input, and the number in `inputs` is only an example.
     Blocks of one class share a program if their tensors' layouts and `config`, the model's, are
     equal. Raises `CompileError` on failure; on CUDA the compiler runs, and may raise, in the first
     call of the program.
@@ -154,8 +153,9 @@ def _exported(block: nn.Module, inputs: list[Tensor]) -> torch.export.ExportedPr
     with torch.inference_mode(False), torch.no_grad():
         arguments = [_copy(tensor) for tensor in inputs]
         tensors, shapes = tensors_of(block), None
-        if getattr(block, "tokens_vary", False):
-            tokens = torch.export.Dim("tokens", min=2, max=_MOST_TOKENS)
+        most_tokens: Callable[[list[Tensor]], int] | None = getattr(block, "most_tokens", None)
+        if most_tokens is not None:
+            tokens = torch.export.Dim("tokens", min=2, max=most_tokens(inputs))
             varying = [{1: tokens} if _counts_tokens(one, inputs) else None for one in inputs]
             shapes = {"tensors": [None] * len(tensors), "inputs": varying}
         return torch.export.export(

@@ -179,7 +179,10 @@ class PromptBlock(nn.Module):
     The tokens attend to each other alone; their keys and values go to the beginning of the cache.
     """
 
-    tokens_vary = True
+    @staticmethod
+    def most_tokens(inputs: list[Tensor]) -> int:
+        """Return how many tokens the cache has room for."""
+        return inputs[-1].shape[1]
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
