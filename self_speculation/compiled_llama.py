@@ -146,8 +146,7 @@ class CompiledLlama(CachedLlama):
         device, end = states_1TD.device, start + states_1TD.shape[1]
         positions_1T = torch.arange(start, end, device=device)[None]
         # Some rotary embeddings depend on the longest position, which padding must not change.
-        real_1T = positions_1T.clamp(max=start + tokens - 1)
-        cosine, sine = self._rotary(states_1TD, real_1T)
+        cosine, sine = (one.contiguous() for one in self._factors(states_1TD, start, tokens))
         visible_1TS = torch.arange(bucket, device=device) <= positions_1T[..., None]
         return [states_1TD.contiguous(), visible_1TS, cosine, sine, positions_1T]
 
@@ -192,8 +191,8 @@ class CompiledLlama(CachedLlama):
 
     def _prompt_inputs(self, states_1TD: Tensor) -> list[Tensor]:
         """Return states and rotary factors."""
-        positions_1T = torch.arange(states_1TD.shape[1], device=states_1TD.device)[None]
-        return [states_1TD.contiguous(), *self._rotary(states_1TD, positions_1T)]
+        factors = (one.contiguous() for one in self._factors(states_1TD, 0))
+        return [states_1TD.contiguous(), *factors]
 
     def _steps(self, exit_layer: int | None) -> list[tuple[int, int, int]]:
         """Return the first and last (excluded) layer and the rows of each step of a round."""

@@ -18,6 +18,7 @@ from self_speculation.draft_layers import Backlog, DraftHead, count_shared
 from self_speculation.key_value_cache import KeyValueCache
 from self_speculation.model_protocol import Llama, ModelConfig, decoder_of
 from self_speculation.offloading import input_device
+from self_speculation.plain_layers import plain
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 MOST_LAYERS = 10_000  # More mean a damaged configuration, whose model would take hours to build.
@@ -187,6 +188,8 @@ class CachedLlama(LlamaEngine):
             own = list(draft_layers[self._shared :])
         # Spans of layers count the model's layers, then the drafter's own.
         self._layers = [*layers, *own]
+        self._calls = [plain(layer) for layer in self._layers]
+        self._table: tuple[Tensor, Tensor] | None = None
         self._own = (self.num_layers, len(self._layers)) if own else None
         places = {place_in_cache(layer) for layer in own}
         assert len(places) == len(own), "two of the drafter's own layers have one place in a cache"
@@ -300,12 +303,29 @@ class CachedLlama(LlamaEngine):
             return states_1TD
         count = states_1TD.shape[1]
         assert start + count <= self.capacity, f"{start + count} tokens exceed {self.capacity}"
-        positions_1T = torch.arange(start, start + count, device=states_1TD.device)[None]
-        rotary = self._rotary(states_1TD, positions_1T)
+        rotary = self._factors(states_1TD, start)
         mask = self._mask(states_1TD, start)
         cache = self._cache_of(first)
         cache.position = start
-        return self._through(self._layers[first:last], states_1TD, cache, mask, rotary)
+        return self._through(self._calls[first:last], states_1TD, cache, mask, rotary)
+
+    def _factors(
+        self, states_1TD: Tensor, start: int, tokens: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return rotary cosines and sines of the states, whose first position is `start`.
+
+        They come from a table, unless they depend on the longest position; only the first `tokens`
+        states (default: all) count then.
+        """
+        count, device = states_1TD.shape[1], states_1TD.device
+        if rotary_depends_on_length(self._config):
+            positions_1T = torch.arange(start, start + count, device=device)[None]
+            return self._rotary(states_1TD, positions_1T.clamp(max=start + (tokens or count) - 1))
+        if self._table is None or self._table[0].device != device:
+            positions_1T = torch.arange(self._cache.capacity, device=device)[None]
+            self._table = self._rotary(states_1TD, positions_1T)
+        cosines, sines = self._table
+        return cosines[:, start : start + count], sines[:, start : start + count]
 
     def _cache_of(self, layer: int) -> KeyValueCache:
         return self._cache if layer < self.num_layers else self._draft_cache
