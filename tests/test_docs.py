@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import sys
+import types
 import typing
 
 import pytest
@@ -13,7 +15,11 @@ import train
 from arguments.run import MEASURED_GROUPS
 from harness.arguments import EvaluationArguments
 from runs.sweep_grid import SweepArguments
-from tests.conftest import ROOT
+from self_speculation import drafters
+from self_speculation.drafter import Drafting
+from self_speculation.generator_base import GenerationConfig
+from self_speculation.text_generator import TextGenerator
+from tests.conftest import ROOT, random_prompt
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RESULTS = sorted((ROOT / "results").glob("*.md"))
@@ -33,6 +39,26 @@ def known_flags() -> set[str]:
     ]
     names = {item.name for group in groups for item in dataclasses.fields(group)}
     return names | set(vars(analyze_logs._parse([str(ROOT)])))
+
+
+def test_the_drafter_of_the_docs_drafts(model, tokenizer, monkeypatch):
+    """It is one class and one entry; the other code block of that section is the entry."""
+    page = (ROOT / "docs" / "decoding.md").read_text(encoding="utf-8")
+    source, entry = re.findall(r"```python\n(.+?)```", page.partition("## Add a drafter")[2], re.S)
+    module = types.ModuleType("self_speculation.echo_drafter")
+    exec(source, vars(module))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name, made in eval(f"{{{entry}}}", vars(drafters)).items():
+        monkeypatch.setitem(drafters.DRAFTERS, name, made)
+    model.lm_head.weight[7] *= 100  # a model that repeats itself
+    config = GenerationConfig(24, num_speculations=3, drafting=Drafting("echo"))
+    plain, echo = (
+        TextGenerator(model, tokenizer, strategy, config, 64).generate(random_prompt(9))
+        for strategy in ("autoregressive", "self_speculative")
+    )
+    assert echo.output_ids == plain.output_ids
+    assert echo.accepted_tokens > 0
+    assert set(echo.drafters) == {"echo"}
 
 
 @pytest.mark.parametrize("page", [*PAGES, *RESULTS], ids=lambda page: page.name)

@@ -9,6 +9,8 @@ from pruned_model import PruneModel
 from pruning.plan import PrunePlan
 from self_speculation import programs, row_kernels
 from self_speculation.compiled_llama import CompiledLlama, CompiledRounds
+from self_speculation.drafter import Drafting
+from self_speculation.drafters import DRAFTERS
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import SamplingRule
@@ -60,6 +62,52 @@ def test_outputs_equal_those_without_compilation(agreeable, tokenizer, drafting,
     )
     assert found.output_ids == expected.output_ids
     assert (found.text, found.rounds) == (expected.text, expected.rounds)
+
+
+DRAFTINGS = [
+    (Drafting("lookup"), 5),
+    (Drafting("lookup", adaptive=True, never_slower=True), 8),
+    (Drafting("hybrid", "recycling", least_match=3, history=True), 5),
+    (Drafting("hybrid", "early_exit", least_match=1, threshold=0.5), 6),
+    (Drafting("hybrid", "pruned", adaptive=True), 6),
+    (Drafting("pruned", vocabulary=tuple(range(0, 258, 2)), never_slower=True), 4),
+]
+
+
+@pytest.mark.parametrize(("drafting", "k"), DRAFTINGS)
+@pytest.mark.parametrize("sampling", [SamplingRule(), SamplingRule(True, 0.7, 20)])
+def test_every_drafter_runs_compiled(agreeable, tokenizer, drafting, k, sampling, monkeypatch):
+    """A round of any length has a program, with and without layers that draft."""
+    layers = DRAFTERS[drafting.other or drafting.drafter].layers
+    config = GenerationConfig(
+        48,
+        kept_exit_layer=2 if layers == "exit_layer" else None,
+        num_speculations=k,
+        sampling=sampling,
+        draft_layers=chosen(agreeable, (0, 1, 3)) if layers == "plan" else None,
+        drafting=drafting,
+    )
+    made = [
+        TextGenerator(agreeable, tokenizer, "self_speculative", config, CAPACITY, compiled)
+        for compiled in (True, False)
+    ]
+    passed, ordinary = [], CachedLlama._run
+
+    def watched(engine, states, first, last, start):
+        if first < last and type(engine) is CompiledLlama:
+            passed.append((first, last, states.shape[1]))
+        return ordinary(engine, states, first, last, start)
+
+    monkeypatch.setattr(CachedLlama, "_run", watched)
+    one, other = (decoder.generate(PROMPT, 3) for decoder in made)
+    assert one.accepted_tokens
+    # A drafter's own layers catch up with rounds in which they did not draft.
+    own = len(agreeable.model.layers)
+    assert [span for span in passed if span[0] < own] == []
+    if not (sampling.sample and layers and not drafting.differs):
+        plain = GenerationConfig(48, sampling=sampling)
+        alone = TextGenerator(agreeable, tokenizer, "autoregressive", plain, CAPACITY)
+        assert alone.generate(PROMPT, 3).output_ids == one.output_ids == other.output_ids
 
 
 def passes(engine, ids):

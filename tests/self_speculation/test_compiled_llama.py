@@ -17,7 +17,7 @@ from transformers import (
 
 from pruned_model import PruneModel
 from pruning.plan import PrunePlan
-from self_speculation import compiled_blocks, programs, row_kernels
+from self_speculation import compiled_blocks, llama_model_utils, programs, row_kernels
 from self_speculation.compiled_llama import CompiledLlama, CompiledRounds, buckets_for
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.llama_model_utils import CachedLlama
@@ -197,6 +197,7 @@ def test_an_engine_is_freed_without_garbage_collection(model):
 def test_padding_is_never_the_longest_position(model, monkeypatch):
     """Some rotary embeddings change all frequencies with the longest position."""
     engine = CompiledLlama(model, CAPACITY, CompiledRounds(2, (K,)))
+    monkeypatch.setattr(llama_model_utils, "rotary_depends_on_length", lambda _: True)
     longest = []
     ordinary = model.model.rotary_emb.forward
 
