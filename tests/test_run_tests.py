@@ -160,10 +160,19 @@ def test_each_criterion_takes_its_values_from_the_environment(shell):
     assert arguments.grid.drafters == ["pruned"]
 
 
-def test_the_base_runs_have_no_pruned_drafters(shell):
-    assert shell.arguments(script="run_tests_base", DRAFTERS="pruned").grid.drafters == [
-        "early_exit"
-    ]
+@pytest.mark.parametrize(
+    ("asked", "drafters"), [("pruned", ["early_exit"]), ("lookup pruned", ["lookup"])]
+)
+def test_the_base_runs_have_no_pruned_drafters(shell, asked, drafters):
+    found = shell.arguments(script="run_tests_base", DRAFTERS=asked)
+    assert found.grid.drafters == drafters
+
+
+def test_options_of_drafters_are_passed_on(shell):
+    options = ["--hybrid_drafter", "early_exit", "--draft_vocab", "99", "--draft_stop", "adaptive"]
+    found = shell.arguments(*options, DRAFTERS="hybrid", EXIT_LAYER="3")
+    assert (found.grid.drafters, found.grid.exit_layer_first) == (["hybrid"], 3)
+    assert (found.drafting.draft_vocab, found.drafting.draft_stop) == (99, "adaptive")
 
 
 @pytest.mark.parametrize(
