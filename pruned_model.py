@@ -1,6 +1,6 @@
 """CRITERIA decide which layers stay; PruneModel removes the others."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -197,13 +197,18 @@ class PruneModel:
             warn(f"--save_pruned {folder}: holds a linear patch, which {others}")
 
 
-def draft_bytes_ratio(model: Llama, layers: Iterable[nn.Module]) -> float:
-    """Return the bytes that a draft step reads over those of a full step: layers, norm and head."""
+def draft_bytes_ratio(
+    model: Llama, layers: Iterable[nn.Module], vocabulary: Sized | None = None
+) -> float:
+    """Return the bytes that a draft step reads over those of a full step: layers, norm and head.
+
+    `vocabulary` are the only tokens whose rows of the head a draft reads.
+    """
     decoder = decoder_of(model)
-    ends = decoder.norm, model.lm_head
-    read = [nn.ModuleList([*some, *ends]) for some in (layers, decoder.layers)]
-    draft, full = map(weight_bytes, read)
-    return draft / full
+    norm, head = weight_bytes(decoder.norm), weight_bytes(model.lm_head)
+    share = 1.0 if vocabulary is None else len(vocabulary) / model.lm_head.out_features
+    draft, full = (weight_bytes(nn.ModuleList(some)) for some in (layers, decoder.layers))
+    return (draft + norm + share * head) / (full + norm + head)
 
 
 def is_saved(folder: str, plan: PrunePlan, fingerprint: str) -> bool:

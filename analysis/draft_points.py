@@ -11,14 +11,14 @@ Points = dict[tuple[str, str, Decoder], tuple[float, float]]
 
 def fastest_drafts(points: Points) -> Points:
     """Return the points; of each pruned drafter, only that of its fastest draft length."""
-    fastest: dict[tuple[str, str, bool], float] = defaultdict(float)
+    fastest: dict[tuple[str, str, bool, str], float] = defaultdict(float)
     for (plan, mark, how), (speed, _) in points.items():
-        place = plan, mark, how.drafter is not None
+        place = plan, mark, how.drafter is not None, how.drafting
         fastest[place] = max(speed, fastest[place])
     return {
         (plan, mark, how): point
         for (plan, mark, how), point in points.items()
-        if how.drafter is None or point[0] == fastest[plan, mark, True]
+        if how.drafter is None or point[0] == fastest[plan, mark, True, how.drafting]
     }
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from analysis.finished_runs import Drafter, FinishedRun, LoggedRun
 from analysis.logged_examples import UNREADABLE, Examples, read_examples, reason
 from analysis.older_logs import UnknownLogError, is_console, read_console, read_objects
-from analysis.plan_names import METHODS, drafting_name
+from analysis.plan_names import METHODS
 from analysis.plan_scores import check_scores
+from arguments.drafting import drafting_name
 from files.reading import LOG_BYTES, parse_log, read_bounded, text_of
 from files.values import check_kinds
 from pruning.plan import PrunePlan

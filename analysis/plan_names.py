@@ -1,8 +1,6 @@
 """Names and order of plans and of the drafters that keep a plan's layers."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from analysis.finished_runs import FinishedRun
 
@@ -50,31 +48,6 @@ def decoder_words(run: FinishedRun) -> list[str]:
         words = [f"E={run.exit_layer}"] if run.exit_layer is not None else []
     words += [run.drafting] if run.drafting else []
     return words + ([f"k={run.num_speculations}"] if run.num_speculations else [])
-
-
-def drafting_name(options: Mapping[str, Any]) -> str:
-    """Return what a log's identity says of its drafts, in a few words; empty for the default.
-
-    `options` are those of `DraftArguments.identity`.
-    """
-    words = []
-    if options.get("drafter") == "hybrid":
-        least = options.get("hybrid_match")
-        longest = f" from {least} tokens" if least else ""
-        words.append(f"lookup{longest} or {options['hybrid_drafter']}")
-    elif "drafter" in options:
-        words.append(str(options["drafter"]))
-    if options.get("lookup_history"):
-        words.append("history")
-    if "draft_vocab" in options:
-        words.append(f"vocabulary {options['draft_vocab']}")
-    if options.get("draft_stop") == "confidence":
-        words.append(f"confidence {options['draft_threshold']}")
-    elif "draft_stop" in options:
-        words.append(str(options["draft_stop"]))
-    if options.get("never_slower"):
-        words.append("gate")
-    return " + ".join(words)
 
 
 def method_place(method: str) -> int:

@@ -139,6 +139,8 @@ def plan_uses(comparisons: list[Comparison]) -> list[PlanUse]:
         speculative = run.strategy == "self_speculative"
         if not run.decodes_whole_model or (speculative and run.method != "base"):
             continue
+        if run.drafting:  # other drafts than those of the plan's layers alone
+            continue
         if run.path in sources and (run.path, run.condition_key) not in served:
             continue
         use = PlanUse(run.condition_key, run.record.drafter_plan() or run.record.prune_plan())

@@ -1,7 +1,7 @@
 """The flags that say who drafts, and how much."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -16,14 +16,15 @@ from arguments.pruning import (
 )
 from command_line.errors import UsageError, reject
 from command_line.flags import check_least, flag
-from self_speculation.drafters import DRAFTERS
+from self_speculation.drafters import DRAFTERS, LEAST_MATCH
 
 DRAFTER_NAMES = tuple(DRAFTERS)
 DRAFT_STOPS = ("length", "confidence", "adaptive")
 _PLAN_FLAGS = re.compile(r"--(prune_(?:method|n|layers|patch)|dropout_threshold)\b")
 _METHODS = tuple(name for name in PRUNE_METHODS if name != "base")
 _OTHERS = tuple(name for name, entry in DRAFTERS.items() if not entry.combines)
-_LEAST_MATCH = 2
+# Drafters that the exit layer, or the drafter's plan, tells from others in a run's identity.
+_IN_OTHER_KEYS = ("early_exit", "pruned")
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class DraftOptions:
     hybrid_match: int | None = flag(
         None,
         "with --drafter hybrid: fewest matching tokens with which the lookup drafts "
-        f"(default: {_LEAST_MATCH})",
+        f"(default: {LEAST_MATCH})",
     )
     lookup_history: bool = flag(
         False,
         "lookup, recycling, hybrid: also use the run's earlier answers of the same process; "
-        "changes speed, never tokens",
+        "tokens do not depend on them, only speed does",
     )
     draft_vocab: int | None = flag(
         None,
@@ -141,7 +142,7 @@ class DraftArguments(DraftOptions):
 
     @property
     def least_match(self) -> int:
-        return self.hybrid_match or _LEAST_MATCH
+        return self.hybrid_match or LEAST_MATCH
 
     def pruning(self, calibration: CalibrationArguments) -> PruneArguments | None:
         """Return the flags of the drafter's plan; None for another drafter.
@@ -161,7 +162,9 @@ class DraftArguments(DraftOptions):
         chosen = {item.name: getattr(self, item.name) for item in fields(DraftOptions)}
         unset = DraftOptions()
         found = {name: value for name, value in chosen.items() if value != getattr(unset, name)}
-        if DRAFTERS[self.drafter].layers is None:
+        if self.hybrid_match == LEAST_MATCH:
+            del found["hybrid_match"]
+        if self.drafter not in _IN_OTHER_KEYS:
             found["drafter"] = self.drafter
         return found
 
@@ -238,6 +241,32 @@ def check_together(
                 reject(item.name, shown, "needs --generation_strategy self_speculative")
     if not calibrating(prune, draft).calibrates():
         prune.check_unused()
+
+
+def drafting_name(options: Mapping[str, Any]) -> str:
+    """Return what a log's identity says of its drafts, in a few words; empty for the default.
+
+    `options` are those of `DraftArguments.identity`.
+    """
+    words = []
+    drafter = options.get("drafter")
+    if drafter in DRAFTERS and DRAFTERS[drafter].combines:
+        least = options.get("hybrid_match")
+        longest = f" from {least} tokens" if least else ""
+        words.append(f"lookup{longest} or {options['hybrid_drafter']}")
+    elif drafter is not None:
+        words.append(str(drafter))
+    if options.get("lookup_history"):
+        words.append("history")
+    if "draft_vocab" in options:
+        words.append(f"vocabulary {options['draft_vocab']}")
+    if options.get("draft_stop") == "confidence":
+        words.append(f"confidence {options['draft_threshold']}")
+    elif "draft_stop" in options:
+        words.append(str(options["draft_stop"]))
+    if options.get("never_slower"):
+        words.append("gate")
+    return " + ".join(words)
 
 
 @contextmanager

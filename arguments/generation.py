@@ -20,10 +20,10 @@ class GenerationArguments:
     max_steps: int = flag(512, "most tokens to generate per prompt")
     exit_layer: int = flag(
         -1,
-        "number of first layers of the original model that draft (self_speculative) or decode "
-        "(autoregressive); -1: none, or those of --drafter pruned",
+        "number of first layers of the original model that draft (--drafter early_exit) or decode "
+        "(autoregressive); -1: none",
     )
-    num_speculations: int = flag(-1, "self_speculative: tokens drafted per round; -1: none")
+    num_speculations: int = flag(-1, "self_speculative: most tokens drafted per round; -1: none")
     sample: bool = flag(True, "sample; false: greedy")
     temperature: float = flag(0.6, "sampling temperature, above 0")
     top_k: int = flag(0, "sample from the k likeliest tokens; 0: from all")

@@ -96,7 +96,8 @@ class CalibrationArguments:
         ):
             value = getattr(self, name)
             if value not in (None, "prompts"):
-                reject(name, value, f"only with criteria that measure ({_CALIBRATING}) or a patch")
+                allowed = f"only with criteria that measure ({_CALIBRATING}), a patch or"
+                reject(name, value, f"{allowed} --draft_vocab")
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ class RunArguments:
         if size > 1 and strategy != "autoregressive":
             allowed = f"--generation_strategy {strategy} decodes one prompt at a time"
             reject("batch_size", size, allowed)
+        if self.draft.lookup_history and self.measure.repeats > 1:
+            allowed = "would look answers up in those of the pass before, with --repeats"
+            reject("lookup_history", "true", allowed)
         if self.is_plain_text:
             self._check_plain_text()
             return

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
-
 from arguments.drafting import (
     EARLY_EXIT,
     DraftArguments,
@@ -25,6 +23,7 @@ from arguments.pruning import PruneArguments
 from command_line.errors import FailedError, UsageError, reject
 from data import Selection, get_calibration_alone
 from files.error_lines import compiler_error_line
+from files.hashes import tokens_hash
 from models.checkpoint import Checkpoint, find_checkpoint
 from models.loading import LoadedModel, load_model
 from models.quantised import check_can_be_saved
@@ -45,6 +44,7 @@ from runs.calibration_texts import measurements
 from runs.prompt_encoding import check_chat_template, encode, encode_all, fitted, longest_prompt
 from self_speculation.batched_generator import BatchedTextGenerator
 from self_speculation.batched_llama import BATCHED_ATTENTION, takes_batches
+from self_speculation.draft_layers import rows_are_readable
 from self_speculation.drafter import Drafting
 from self_speculation.generator_base import Generation, GenerationConfig, Streamer
 from self_speculation.llama_model_utils import position_limit
@@ -189,8 +189,8 @@ def check_draft_vocabulary(draft: DraftArguments, loaded: LoadedModel) -> None:
         return
     if draft.draft_vocab > size:
         reject("draft_vocab", draft.draft_vocab, f"must be at most {size}, the model's vocabulary")
-    if type(head) is not torch.nn.Linear:
-        allowed = f"the rows of the model's head, a {type(head).__name__}, cannot be chosen"
+    if not rows_are_readable(head):
+        allowed = "needs a head whose rows can be read: none that is quantised or offloaded"
         reject("draft_vocab", draft.draft_vocab, allowed)
 
 
@@ -260,9 +260,13 @@ def check_stop_token_ids(flags: GenerationArguments, vocabulary: int) -> None:
 
 def model_facts(loaded: LoadedModel, pruned: PruneModel) -> dict[str, Any]:
     """Return what a log says of the pruned model."""
-    plan, layers = pruned.plan, pruned.draft_layers
-    cost = {} if layers is None else {"draft_bytes_ratio": draft_bytes_ratio(loaded.model, layers)}
-    return cost | {
+    plan, layers, vocabulary = pruned.plan, pruned.draft_layers, pruned.draft_vocabulary
+    facts: dict[str, Any] = {}
+    if layers is not None:
+        facts["draft_bytes_ratio"] = draft_bytes_ratio(loaded.model, layers, vocabulary)
+    if vocabulary is not None:
+        facts["draft_vocabulary_fingerprint"] = tokens_hash([list(vocabulary)])
+    return facts | {
         "name": loaded.name,
         "fingerprint": loaded.fingerprint,
         "parameters": count_parameters(loaded.model),

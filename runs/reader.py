@@ -56,13 +56,20 @@ def check_metrics(metrics: dict[str, Any]) -> None:
         if name in (*_NAMED_NUMBERS, *_NAMED_GROUPS) and not isinstance(value, dict | None):
             raise ValueError(f"has {kind_of(value)} for {name}")
         if name in _NAMED_GROUPS:
-            for group in (value or {}).values():
-                check_metrics({_NAMED_NUMBERS[0]: group})
+            _check_groups(name, value or {})
             continue
         held = value.items() if isinstance(value, dict) else [(name, value)]
         for key, one in held:
             if not (key in _NAMED_WORDS and isinstance(one, str)):
                 _check_number(name, one)
+
+
+def _check_groups(name: str, groups: dict[str, Any]) -> None:
+    for group in groups.values():
+        if not isinstance(group, dict):
+            raise ValueError(f"has {kind_of(group)} in {name}")
+        for key, one in group.items():
+            _check_number(key, one)
 
 
 def _check_number(name: str, value: Any) -> None:

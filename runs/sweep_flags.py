@@ -76,7 +76,6 @@ class GridArguments:
             self._check_range(name)
         self._check_samples()
         self._check_lists()
-        self._check_drafters()
         for count in self.prune_ns:
             if count < 1:
                 reject("prune_ns", count, "must be 1 to L - 2, L being the model's layers")
@@ -119,14 +118,14 @@ class GridArguments:
         if methods == ["base"] and set(self.prune_patches) != {"none"}:
             self._refuse("prune_patches", "--prune_methods base removes nothing to replace")
 
-    def _check_drafters(self) -> None:
-        if "pruned" in self.drafters:
-            if "base" not in self.prune_methods:
-                reject("drafters", "pruned", "needs base among --prune_methods, which verifies")
-            if set(self.prune_methods) == {"base"}:
-                reject("drafters", "pruned", "needs a criterion among --prune_methods beside base")
-            if self.speed_samples == 0:
-                reject("drafters", "pruned", "drafts nothing with --speed_samples 0")
+    def check_drafts_by_plans(self, drafter: str) -> None:
+        """Refuse a drafter that keeps a plan's layers, in a grid without plan or verifier."""
+        if "base" not in self.prune_methods:
+            reject("drafters", drafter, "needs base among --prune_methods, which verifies")
+        if set(self.prune_methods) == {"base"}:
+            reject("drafters", drafter, "needs a criterion among --prune_methods beside base")
+        if self.speed_samples == 0:
+            reject("drafters", drafter, "drafts nothing with --speed_samples 0")
 
     def check_no_exit_layers(self) -> None:
         """Refuse exit layers, for a grid without a drafter that has one."""

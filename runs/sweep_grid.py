@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arguments.drafting import DraftArguments, DraftOptions, check_options, layers_of
+from arguments.drafting import (
+    CountingArguments,
+    DraftArguments,
+    DraftOptions,
+    calibrating,
+    check_options,
+    layers_of,
+)
 from arguments.generation import GenerationArguments
 from arguments.measuring import MeasureArguments
 from arguments.model import ModelArguments
@@ -57,9 +64,11 @@ class SweepArguments:
         if self.grid.quality_samples is not None and self.data.num_samples is not None:
             allowed = "contradicts --quality_samples and --speed_samples"
             reject("num_samples", self.data.num_samples, allowed)
-        plans_of(self.grid, self.calibration)
         drafters = self.grid.drafters
         check_options(self.drafting, drafters)
+        for name in self._drafters("plan"):
+            self.grid.check_drafts_by_plans(name)
+        plans_of(self.grid, self.calibration, counts=self.drafting.draft_vocab is not None)
         if "early_exit" not in (*drafters, self.drafting.hybrid_drafter):
             self.grid.check_no_exit_layers()
         if self.data.data_path and self.grid.data_dir:
@@ -81,7 +90,8 @@ class SweepArguments:
             path = self.data.data_path or self._rows_of(dataset)
             data = dataclasses.replace(self.data, dataset=dataset, data_path=path)
             data, measure = self._flags_for(data)
-            for pruning in plans_of(self.grid, self.calibration):
+            counts = self.drafting.draft_vocab is not None
+            for pruning in plans_of(self.grid, self.calibration, counts):
                 baseline = RunArguments(
                     self.model, data, pruning, self.generation, self.log, measure=measure
                 )
@@ -185,6 +195,7 @@ class SweepArguments:
     ) -> Iterator[RunArguments]:
         """Yield the speculative runs of each draft length, with other changes of the run."""
         measure = dataclasses.replace(run.measure, teacher_forced=False)
+        changes["prune"] = self._counting(changes.get("prune", run.prune), draft)
         for drafts in self.grid.draft_lengths():
             generation = dataclasses.replace(
                 self.generation,
@@ -195,6 +206,17 @@ class SweepArguments:
             yield dataclasses.replace(
                 run, generation=generation, measure=measure, draft=draft, **changes
             )
+
+    def _counting(self, plan: PruneArguments, draft: DraftArguments) -> PruneArguments:
+        """Return a plan's flags with the sweep's calibration if the drafter alone calibrates."""
+        if draft.draft_vocab is None or not isinstance(calibrating(plan, draft), CountingArguments):
+            return plan
+        excludes = self.calibration.calibration_excludes or self.grid.quality_samples
+        return dataclasses.replace(
+            calibrated_like(plan, self.calibration),
+            prune_seed=plan.prune_seed,
+            calibration_excludes=excludes,
+        )
 
     def _rows_of(self, dataset: str) -> str | None:
         """Return where --data_dir holds the rows of a data set; None leaves them to the hub."""

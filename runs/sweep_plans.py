@@ -16,10 +16,13 @@ _CALIBRATION = (
 )
 
 
-def plans_of(grid: GridArguments, calibration: CalibrationArguments) -> list[PruneArguments]:
+def plans_of(
+    grid: GridArguments, calibration: CalibrationArguments, counts: bool = False
+) -> list[PruneArguments]:
     """Return the flags of each plan, by method, then by what the method's lists hold.
 
-    Raises `UsageError` for flags of calibration if no plan measures anything.
+    Raises `UsageError` for flags of calibration if no plan measures anything. `counts`: drafters
+    count the tokens of the calibration texts.
     """
     plans = [
         _with_calibration(calibration, changes | {"prune_method": method, "prune_patch": patch})
@@ -27,7 +30,7 @@ def plans_of(grid: GridArguments, calibration: CalibrationArguments) -> list[Pru
         for changes in _changes(grid, method, calibration.prune_seed)
         for patch in dict.fromkeys(grid.prune_patches if method != "base" else ["none"])
     ]
-    if not any(plan.calibrates() for plan in plans):
+    if not counts and not any(plan.calibrates() for plan in plans):
         calibration.check_unused()
     return plans
 
@@ -44,7 +47,7 @@ def with_plan(draft: DraftArguments, plan: PruneArguments) -> DraftArguments:
     )
 
 
-def calibrated_like(plan: PruneArguments, other: PruneArguments) -> PruneArguments:
+def calibrated_like(plan: PruneArguments, other: CalibrationArguments) -> PruneArguments:
     """Return a plan's flags with the seed and the calibration of the other's."""
     names = (item.name for item in dataclasses.fields(CalibrationArguments))
     return dataclasses.replace(plan, **{name: getattr(other, name) for name in names})

@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy
 
+from arguments.drafting import drafting_name
 from arguments.pruning import PruneArguments, named_layers
 from arguments.run import RunArguments
 from command_line.errors import UsageError
@@ -46,8 +47,12 @@ class RunState:
 def run_name(run: RunArguments) -> str:
     """Return data set, plan and decoder in words."""
     flags, drafter = run.generation, run.draft.pruning(run.prune)
-    source = f"pruned draft {plan_name(drafter)}" if drafter else f"exit layer {flags.exit_layer}"
-    decoder = f"{source}, {flags.num_speculations} drafts"
+    words = [drafting_name(run.draft.identity())]
+    if drafter:
+        words.insert(0, f"pruned draft {plan_name(drafter)}")
+    elif flags.exit_layer != -1:
+        words.insert(0, f"exit layer {flags.exit_layer}")
+    decoder = ", ".join([*filter(None, words), f"{flags.num_speculations} drafts"])
     if flags.generation_strategy == "autoregressive":
         decoder = "autoregressive"
         if run.measure.at_once > 1:

@@ -39,13 +39,15 @@ def buckets_for(positions: int) -> list[int]:
 class CompiledRounds:
     """The rounds for which steps are compiled.
 
-    `exit_layer` is the number of the model's layers that draft, 0 if no layer does; it is None for
-    plain decoding, and for an engine with layers that draft. `draft_lengths` are the numbers of
-    drafted tokens for which a verification is compiled.
+    `exit_layer` is the number of the model's layers that draft, 0 if no layer does, or None for an
+    engine with layers that draft. Without drafts it is the depth of early-exit inference, None for
+    all layers. `draft_lengths` are the numbers of drafted tokens for which a verification is
+    compiled. `skips`: in some rounds no layer drafts.
     """
 
     exit_layer: int | None = None
     draft_lengths: tuple[int, ...] = ()
+    skips: bool = False
 
 
 class CompiledLlama(CachedLlama):
@@ -69,11 +71,13 @@ class CompiledLlama(CachedLlama):
     ) -> None:
         super().__init__(model, capacity, draft_layers, draft_vocabulary)
         started = time.perf_counter()
-        exit_layer = rounds.exit_layer
+        exit_layer, self._skips = rounds.exit_layer, rounds.skips
         # A round without a draft verifies one token.
         self._row_counts = sorted({1, *(1 + drafts for drafts in rounds.draft_lengths)})
         # Padding is written behind the last token.
-        self._buckets = buckets_for(capacity + self._row_counts[-1])
+        catches_up = self._own is not None and rounds.skips
+        self._own_rows = sorted({1, 2, *(1 + rows for rows in self._row_counts if catches_up)})
+        self._buckets = buckets_for(capacity + self._row_counts[-1] + catches_up)
         self._cache = KeyValueCache(self._buckets[-1])
         self._draft_cache = KeyValueCache(self._buckets[-1])
         own = self._layers[self.num_layers :]
@@ -110,10 +114,27 @@ class CompiledLlama(CachedLlama):
             states_1TD, first = self._all_exit_states(ids_1T), self.exit_layer
         else:
             states_1TD, first = self._embed(ids_1T), 0
-        padded_1TD = F.pad(states_1TD, (0, 0, 0, wide - rows))
+        padded_1TD = _padded(states_1TD, wide)
         padded_1TD = self._run(padded_1TD, first, self.num_layers, self.length, rows)
         self.length += rows
         return self._logits(padded_1TD, wide)[rows - count : rows]
+
+    def _early(self, ids_1T: Tensor) -> Tensor:
+        rows = ids_1T.shape[1]
+        wide = next((known for known in self._row_counts if known >= rows), rows)
+        if wide == rows or self.pending:
+            return super()._early(ids_1T)
+        padded_1TD = _padded(self._embed(ids_1T), wide)
+        return self._run(padded_1TD, 0, self.exit_layer, self.length, rows)[:, :rows]
+
+    def _drafted(self, states_1TD: Tensor) -> Tensor:
+        if self._own is None:
+            return states_1TD
+        self._backlog.add(states_1TD, self.length + self.pending)
+        start, waiting_1TD = self._backlog.seen, self._backlog.take()
+        rows = waiting_1TD.shape[1]
+        wide = next((known for known in self._own_rows if known >= rows), rows)
+        return self._run(_padded(waiting_1TD, wide), *self._own, start, rows)[:, :rows]
 
     def _run(
         self, states_1TD: Tensor, first: int, last: int, start: int, tokens: int | None = None
@@ -179,7 +200,7 @@ class CompiledLlama(CachedLlama):
             return
         states_1TD = self._embed(torch.zeros(1, _EXAMPLE, dtype=torch.long, device=self.device))
         inputs = self._prompt_inputs(states_1TD)
-        spans = {(0, self.num_layers)}
+        spans = {(0, self.num_layers), (0, exit_layer or 0)}
         if self._own is not None:
             shared = exit_layer or 0
             spans = {(0, shared), (shared, self.num_layers), self._own}
@@ -202,8 +223,8 @@ class CompiledLlama(CachedLlama):
             return sorted(steps)
         steps |= {(0, exit_layer, 1)} | {(exit_layer, layers, rows) for rows in counts[1:]}
         if self._own is not None:
-            steps |= {(*self._own, 1), (*self._own, 2), (exit_layer, layers, 1)}
-        if not exit_layer or len(counts) > 2:  # no layer drafts in some rounds
+            steps |= {(*self._own, rows) for rows in self._own_rows} | {(exit_layer, layers, 1)}
+        if self._skips:
             whole = exit_layer if self._own is not None else layers
             steps |= {(0, whole, rows) for rows in counts}
         return sorted(step for step in steps if step[0] < step[1])
@@ -212,3 +233,8 @@ class CompiledLlama(CachedLlama):
         """Return keys and values of a layer in a bucket."""
         place = place_in_cache(self._layers[layer])
         return list(self._cache_of(layer).layer(place, bucket))
+
+
+def _padded(states_1TD: Tensor, rows: int) -> Tensor:
+    """Return the states with zeros behind them, `rows` in all."""
+    return F.pad(states_1TD, (0, 0, 0, rows - states_1TD.shape[1]))

@@ -15,15 +15,20 @@ def count_shared(layers: Sequence[nn.Module], draft_layers: Sequence[nn.Module])
     return next((i for i, (one, other) in enumerate(pairs) if one is not other), len(draft_layers))
 
 
+def rows_are_readable(head: nn.Module) -> bool:
+    """Return whether the rows of a head are numbers at hand: it is not quantised or offloaded."""
+    return type(head) is nn.Linear and not head.weight.is_meta and not hasattr(head, "_hf_hook")
+
+
 class DraftHead:
     """The rows of a head for the only tokens that may be drafted (FR-Spec, arXiv 2502.14856).
 
-    `linear` computes their logits, (..., N). Raises ValueError for a head whose rows cannot be
-    read, such as a quantised one.
+    `linear` computes their logits, (..., N). Raises ValueError for a head whose rows are not
+    readable.
     """
 
     def __init__(self, head: nn.Module, vocabulary: Sequence[int]) -> None:
-        if type(head) is not nn.Linear:
+        if not (isinstance(head, nn.Linear) and rows_are_readable(head)):
             raise ValueError(f"the rows of a head of class {type(head).__name__} cannot be read")
         weight_VD, bias_V = head.weight, head.bias
         self._size = head.out_features

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from self_speculation.drafters import DRAFTERS
+from self_speculation.drafters import DRAFTERS, LEAST_MATCH
 from self_speculation.llama_model_utils import CachedLlama
 from self_speculation.sampling import SamplingRule
 
@@ -35,7 +35,7 @@ class Drafting:
 
     drafter: str = "early_exit"
     other: str | None = None
-    least_match: int = 2
+    least_match: int = LEAST_MATCH
     history: bool = False
     vocabulary: tuple[int, ...] | None = None
     threshold: float | None = None
@@ -52,6 +52,11 @@ class Drafting:
         """Whether the drafts of an output have different lengths."""
         stops = self.threshold is not None or self.measures
         return stops or DRAFTERS[self.drafter].layers is None
+
+    @property
+    def skips(self) -> bool:
+        """Whether no layer drafts in some rounds."""
+        return DRAFTERS[self.drafter].layers is None or self.never_slower
 
     @property
     def measures(self) -> bool:
@@ -136,5 +141,6 @@ def drafted_by(kind: str) -> str:
 
 
 def looked_up(ids: list[int], device: torch.device) -> Draft:
-    """Return a draft of tokens that are known without running the model."""
-    return Draft(torch.tensor(ids, device=device))
+    """Return a draft of at least one token, known without running the model."""
+    assert ids, "a draft without a token"
+    return Draft(torch.tensor(ids, dtype=torch.long, device=device))

@@ -27,6 +27,7 @@ class DrafterEntry:
         return found
 
 
+LEAST_MATCH = 2  # tokens that must match before a hybrid looks up, unless told otherwise
 _LAYERS = "self_speculation.layer_drafter", "LayerDrafter"
 DRAFTERS: dict[str, DrafterEntry] = {
     "early_exit": DrafterEntry(*_LAYERS, layers="exit_layer"),

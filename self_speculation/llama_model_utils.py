@@ -323,9 +323,11 @@ class CachedLlama(LlamaEngine):
             return self._rotary(states_1TD, positions_1T.clamp(max=start + (tokens or count) - 1))
         if self._table is None or self._table[0].device != device:
             positions_1T = torch.arange(self._cache.capacity, device=device)[None]
-            self._table = self._rotary(states_1TD, positions_1T)
-        cosines, sines = self._table
-        return cosines[:, start : start + count], sines[:, start : start + count]
+            # Without the first dimension, strides of a slice do not depend on the capacity.
+            cosine, sine = self._rotary(states_1TD, positions_1T)
+            self._table = cosine[0], sine[0]
+        cosines, sines = (table[start : start + count][None] for table in self._table)
+        return cosines, sines
 
     def _cache_of(self, layer: int) -> KeyValueCache:
         return self._cache if layer < self.num_layers else self._draft_cache

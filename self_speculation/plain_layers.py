@@ -1,7 +1,7 @@
 """PlainLayer: a Llama layer of ordinary parts, computed without calling each part as a module.
 
-For small models the calls of modules take as long as their arithmetic: an eager layer of
-layerskip-topv2-5m takes about half of the time. Any other layer runs as transformers has it.
+In small models the calls of modules take as long as their arithmetic. Any other layer runs as
+transformers has it. Parts are read once: what is put in or hooked later has no effect.
 
 Shapes: T new tokens, S cached tokens, D hidden, H heads, G query heads that share a key/value head.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -30,7 +31,7 @@ def plain(layer: Any) -> Any:
 
 
 def _is_plain(layer: Any) -> bool:
-    if type(layer) is not LlamaDecoderLayer or layer.training:
+    if type(layer) is not LlamaDecoderLayer:
         return False
     attention, mlp = layer.self_attn, layer.mlp
     linears = [getattr(attention, name, None) for name in _PROJECTIONS]
@@ -40,12 +41,12 @@ def _is_plain(layer: Any) -> bool:
     return (
         type(attention) is LlamaAttention
         and type(mlp) is LlamaMLP
-        and attention.config.hidden_act == "silu"
+        and type(mlp.act_fn) is type(ACT2FN["silu"])
         and attention.config._attn_implementation == "sdpa"
         and all(type(linear) is nn.Linear for linear in linears)
         and all(type(norm) is LlamaRMSNorm for norm in norms)
         and not any(
-            "forward" in vars(part) or any(getattr(part, name) for name in _HOOKS)
+            part.training or "forward" in vars(part) or any(getattr(part, name) for name in _HOOKS)
             for part in layer.modules()
         )
     )

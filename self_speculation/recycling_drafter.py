@@ -34,9 +34,11 @@ class RecyclingDrafter(Drafter):
     def propose(self, tokens: list[int], count: int) -> Draft:
         found: list[int] = []
         token = tokens[-1]
-        while len(found) < count and token in self._successors and token not in self._ends:
+        while len(found) < count and token in self._successors:
             token, _ = self._successors[token]
             found.append(token)
+            if token in self._ends:
+                break
         return looked_up(found, self._device)
 
     def learn(self, block_ids: list[int], successors: list[int]) -> None:

@@ -30,10 +30,11 @@ class Noise:
         return self._rows[position - self._first]
 
     def forget(self, before: int) -> None:
-        """Free the rows of tokens that are final."""
+        """Free the rows of tokens that are final, and skip those that no token needed."""
         while self._rows and self._first < before:
             self._rows.popleft()
             self._first += 1
+        self._first = max(self._first, before)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class SelfSpeculativeGenerationStrategy(GenerationStrategy):
 
     def forget_outputs(self) -> None:
         drafting, ends = self.config.drafting, self.stop_rule.stop_token_ids
+        self.lengths.forget_acceptance()
         setting = DraftSetting(self.engine, self.config.sampling, drafting, ends, drafting.drafter)
         self.drafter = setting.make()
         self._answers = 0
@@ -60,7 +61,6 @@ class SelfSpeculativeGenerationStrategy(GenerationStrategy):
     ) -> None:
         super().begin(prompt_ids, generator, streamer)
         self.drafters: list[str] = []
-        self.begin_output(prompt_ids)
 
     def begin_output(self, prompt_ids: list[int]) -> None:
         self._noise = Noise(self.generator)
@@ -69,6 +69,7 @@ class SelfSpeculativeGenerationStrategy(GenerationStrategy):
         self.lengths.begin()
 
     def prefill(self, output: Output) -> int:
+        self.begin_output(output.prompt_ids)
         logits_1V = self.engine.prefill(self.column(output.prompt_ids))
         return int(self._choose(logits_1V, output.tokens))
 
@@ -83,7 +84,7 @@ class SelfSpeculativeGenerationStrategy(GenerationStrategy):
                 return self._verify(tokens, None)[1]
 
         with self.stopwatch.time("draft") as calls:
-            kind, draft = self._draft(tokens, most)
+            kind, asked, draft = self._draft(tokens, most)
             calls.count = count = 0 if draft is None else len(draft.tokens_K)
         if draft is not None and self.streamer.shows_drafts:
             drafted = draft.tokens_K.tolist()
@@ -95,18 +96,21 @@ class SelfSpeculativeGenerationStrategy(GenerationStrategy):
         self.rounds.append((count, accepted))
         self.drafters.append(drafted_by(kind) if kind and count else "")
         pause = self._unmeasured_seconds - unmeasured
-        self.lengths.add(kind, count, accepted, perf_counter() - started - pause)
+        self.lengths.add(kind, asked, accepted, perf_counter() - started - pause)
         return new
 
     def finish(self, output: Output) -> None:
         self.drafter.end(output.ids)
         self._answers += 1
 
-    def _draft(self, tokens: list[int], most: int) -> tuple[str | None, Draft | None]:
-        """Return the kind of draft that the drafter has to offer, and the draft, if any."""
+    def _draft(self, tokens: list[int], most: int) -> tuple[str | None, int, Draft | None]:
+        """Return the kind of draft that the drafter has to offer, and a draft, if any.
+
+        The number between them is the length that was asked for.
+        """
         kind = self.drafter.outlook(tokens)
-        count = 0 if kind is None else self.lengths.choose(kind, most, self._position)
-        return kind, self.drafter.propose(tokens, count) if count else None
+        asked = 0 if kind is None else self.lengths.choose(kind, most, self._position)
+        return kind, asked, self.drafter.propose(tokens, asked) if asked else None
 
     def _verify(self, tokens: list[int], draft: Draft | None) -> tuple[int, list[int]]:
         """Run a draft through all layers; return how many tokens are accepted, and all new tokens.

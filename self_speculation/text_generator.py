@@ -52,7 +52,8 @@ class TextGenerator:
         layers = config.draft_layers if speculates else None
         vocabulary = config.drafting.vocabulary if speculates else None
         if compiled:
-            rounds = compiled_rounds(config) if speculates else CompiledRounds()
+            early = CompiledRounds(config.kept_exit_layer)
+            rounds = compiled_rounds(config) if speculates else early
             self.engine: CachedLlama = CompiledLlama(model, capacity, rounds, layers, vocabulary)
         else:
             self.engine = CachedLlama(model, capacity, layers, vocabulary)
@@ -110,7 +111,7 @@ def compiled_rounds(config: GenerationConfig) -> CompiledRounds:
     drafting, most = config.drafting, config.num_speculations
     lengths = draft_lengths(most) if drafting.varies else [most]
     exit_layer = config.kept_exit_layer if drafting.drafts_with_layers else 0
-    return CompiledRounds(exit_layer, tuple(lengths))
+    return CompiledRounds(exit_layer, tuple(lengths), drafting.skips)
 
 
 def stop_rule_of(model: Llama, tokenizer: Any, config: GenerationConfig) -> StopRule:

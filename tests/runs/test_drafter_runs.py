@@ -1,5 +1,7 @@
 """Runs with every drafter and option: flags, logs, sweeps, tables, checks of losslessness."""
 
+import dataclasses
+
 import pytest
 
 import correctness
@@ -12,7 +14,7 @@ from command_line.script import run_script
 from runs.reader import find_runs, read_record, read_samples
 from self_speculation.drafters import DRAFTERS
 from self_speculation.text_generator import TextGenerator
-from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, VOCABULARY
+from tests.conftest import ANGULAR, GREEDY, SPECULATIVE, VOCABULARY, numbered
 
 LOOKUP = ["--drafter", "lookup"]
 RECYCLING = ["--drafter", "recycling"]
@@ -238,6 +240,38 @@ def test_options_of_drafts_need_speculation(run, flags, message, capsys):
 def test_a_sweep_refuses_options_that_no_drafter_takes(run_sweep, flags, message, capsys):
     assert run_sweep(*flags)[0] == 2
     assert message in capsys.readouterr().err
+
+
+def test_later_passes_would_look_up_the_answers_of_the_first(run, capsys):
+    flags = [*SPECULATIVE, *LOOKUP, *HISTORY, "--repeats", "2"]
+    assert run(*GREEDY, *flags)[0] == 2
+    assert "--lookup_history true: would look answers up" in capsys.readouterr().err
+
+
+def test_a_sweep_counts_the_vocabulary_on_the_texts_of_a_single_run(run, run_sweep, rows):
+    texts = numbered(rows.parent / "texts.jsonl", range(20, 26))
+    flags = ["--draft_vocab", "40", "--calibration_samples", "5", "--calibration_path", str(texts)]
+    code, folder = run_sweep(*flags, "--random_shuffle", "false")
+    assert code == 0
+    swept = {read_record(path).run_id for path in find_runs(folder)}
+    short = ["--exit_layer", "4", "--max_steps", "8", "--sample", "false"]
+    _, record, _ = run(*SPECULATIVE, *short, *flags, samples="2")
+    assert record.run_id in swept
+
+
+@pytest.mark.parametrize("methods", [["base"], ["angular", "--prune_ns", "2"]])
+def test_a_sweep_refuses_a_hybrid_with_plans_that_it_lacks(run_sweep, methods, capsys):
+    flags = ["--drafters", "hybrid", "--hybrid_drafter", "pruned", "--prune_methods", *methods]
+    assert run_sweep(*flags)[0] == 2
+    assert "--drafters hybrid: needs" in capsys.readouterr().err
+
+
+def test_a_drafter_of_ones_own_has_run_ids_of_its_own():
+    """Also if it drafts with the layers of another."""
+    assert DraftArguments(drafter="lookup").identity() == {"drafter": "lookup"}
+    own = dataclasses.replace(DraftArguments(), drafter="mine")
+    assert own.identity() == {"drafter": "mine"}
+    assert DraftArguments().identity() == DraftArguments(drafter="pruned").identity() == {}
 
 
 def test_every_drafter_is_a_class_with_a_name():

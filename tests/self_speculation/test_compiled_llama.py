@@ -190,6 +190,13 @@ def test_the_prompt_and_every_step_run_compiled(model, tokenizer, monkeypatch):
     assert passed == []
 
 
+def test_early_exit_inference_runs_compiled(model, tokenizer, monkeypatch):
+    config = GenerationConfig(12, kept_exit_layer=2)
+    generator = TextGenerator(model, tokenizer, "autoregressive", config, CAPACITY, True)
+    monkeypatch.setattr(CachedLlama, "_run", lambda *_: pytest.fail("a step ran uncompiled"))
+    assert len(generator.generate(PROMPT).output_ids) == 12
+
+
 def test_an_engine_is_freed_without_garbage_collection(model):
     assert is_freed_at_once(lambda: CompiledLlama(model, CAPACITY, CompiledRounds(2, (K,))))
 

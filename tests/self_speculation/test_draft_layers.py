@@ -246,11 +246,12 @@ def test_one_generator_decodes_prompts_in_any_order(agreeable, tokenizer):
 
 def test_a_full_step_spares_the_drafter_which_then_refuses_to_draft(model):
     """Full steps are the yardstick of speed, so that they must do nothing else."""
-    engine = CachedLlama(model, 32, chosen(model, (0, 2)))
-    engine.prefill(row(PROMPT))
     seen = []
     for layer in model.model.layers:
         layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    engine = CachedLlama(model, 32, chosen(model, (0, 2)))
+    engine.prefill(row(PROMPT))
+    seen.clear()
     engine.forward(row([1]))
     assert seen == [1] * LAYERS
     with pytest.raises(AssertionError, match="tokens 20 to 21 are missing"):

@@ -102,6 +102,64 @@ def test_drafts_that_win_again_are_made_again():
     assert after(2000, 4) > 1000
 
 
+@pytest.mark.parametrize("slow", [0, 8])
+def test_a_slow_first_round_decides_nothing(slow):
+    """A step that compiles, or that another program held up, is no measure of its length."""
+    seen = []
+
+    def costs(count):
+        seen.append(count)
+        return 50.0 if seen.count(count) == 1 and count == slow else dear(count)
+
+    _, losing = decode(GATE, 0.0, costs)
+    assert speed(losing[20:], dear) > 0.95
+    seen.clear()
+    _, winning = decode(GATE, 0.95, costs)
+    assert speed(winning[20:], dear) > 0.95 * speed(decode(GATE, 0.95, dear)[1], dear)
+
+
+def test_plain_steps_are_measured_again_while_drafts_win():
+    """Otherwise a plain step that was slow at first would justify drafts for ever."""
+    lengths = DraftLengths(GATE, 4)
+    lengths.begin()
+    for _ in range(2):
+        assert lengths.choose("early_exit", 4, 0) == 0
+        lengths.add("early_exit", 0, 0, 9.0)
+    rounds = []
+    for token in range(1000):
+        count = lengths.choose("early_exit", 4, token)
+        rounds.append(count)
+        lengths.add("early_exit", count, 0, 2.0 if count else 1.0)
+    assert rounds[500:].count(0) > 450
+
+
+def test_drafts_that_end_early_are_judged_by_what_they_yield():
+    """The drafter stops after two tokens, whatever it is asked for."""
+    lengths = DraftLengths(GATE, 8)
+    lengths.begin()
+    asked = []
+    for token in range(400):
+        asked.append(lengths.choose("early_exit", 8, token))
+        drafted = min(2, asked[-1])
+        lengths.add("early_exit", asked[-1], drafted, 1 + 1.5 * drafted)
+    assert asked[100:].count(0) > 250
+    assert lengths.switches
+
+
+def test_a_shortened_draft_at_the_end_of_an_output_switches_nothing():
+    lengths, _ = decode(GATE, 0.0, dear, tokens=200)
+    before = len(lengths.switches)
+    assert lengths.choose("lookup 4", 2, 0) == 0
+    assert len(lengths.switches) == before
+
+
+def test_what_outputs_taught_can_be_forgotten_without_the_costs():
+    lengths, _ = decode(GATE, 0.0, dear)
+    lengths.forget_acceptance()
+    assert lengths.choose("lookup 4", 2, 0) == 2
+    assert lengths.costs.seconds("lookup", 8) == pytest.approx(dear(8), rel=0.1)
+
+
 def test_kinds_are_judged_apart():
     lengths = DraftLengths(BOTH, 8)
     lengths.begin()
@@ -137,7 +195,7 @@ def test_costs_follow_a_context_that_grows_and_forget_accidents():
 def test_a_position_that_was_never_tried_resembles_the_one_before():
     known = Acceptance()
     for _ in range(50):
-        known.add(2, 2)
+        known.add(asked=2, accepted=2)
     tokens = known.tokens([0, 1, 2, 8])
     assert tokens[0] == 1
     assert tokens[2] == pytest.approx(3, abs=0.1)

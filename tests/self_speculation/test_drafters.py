@@ -10,9 +10,9 @@ from self_speculation.drafter import Drafting
 from self_speculation.drafters import DRAFTERS
 from self_speculation.generator_base import GenerationConfig
 from self_speculation.layer_drafter import LayerDrafter
-from self_speculation.sampling import SamplingRule
+from self_speculation.sampling import Noise, SamplingRule
 from self_speculation.text_generator import TextGenerator
-from tests.conftest import VOCABULARY, random_prompt
+from tests.conftest import END, VOCABULARY, random_prompt
 
 CAPACITY = 128
 PROMPT = random_prompt(20)
@@ -241,6 +241,33 @@ def test_a_hybrid_asks_the_other_drafter_below_its_least_match(agreeable, tokeni
     assert {"lookup", "early_exit"} <= set(by(2))
     assert "lookup" not in by(1000)
     assert by(1).count("lookup") > by(2).count("lookup")
+
+
+def test_a_warm_up_goes_on_behind_end_tokens(model, tokenizer):
+    """An end token then has a successor, which may be an end token again."""
+    model.lm_head.weight[END] *= 100
+    for drafting in (
+        Drafting("recycling", never_slower=True),
+        Drafting("hybrid", "recycling", least_match=90, adaptive=True),
+    ):
+        decoder = speculate(model, tokenizer, drafting, 3)
+        made = decoder.warm_up(PROMPT)
+        assert made.output_ids.count(END) > 8
+        assert made.drafted_tokens
+        check_equal(decoder.generate(PROMPT), plain(model, tokenizer).generate(PROMPT))
+
+
+def test_noise_of_positions_that_no_token_needed_is_never_drawn():
+    generator = torch.Generator().manual_seed(3)
+    noise, like_V = Noise(generator), torch.ones(4)
+    first = noise.row(0, like_V)
+    noise.forget(before=1000)
+    second = noise.row(1000, like_V)
+    generator.manual_seed(3)
+    drawn = [torch.empty(4).exponential_(1, generator=generator) for _ in range(2)]
+    assert torch.equal(torch.stack([first, second]), torch.stack(drawn))
+    with pytest.raises(AssertionError, match="forgotten"):
+        noise.row(999, like_V)
 
 
 def test_a_quantised_head_has_no_draft_vocabulary(model, tokenizer):

@@ -73,12 +73,11 @@ def eager(layer):
 
 
 def otherwise_active(layer):
-    layer.self_attn.config = copy.deepcopy(layer.self_attn.config)
-    layer.self_attn.config.hidden_act = "gelu"
+    layer.mlp.act_fn = torch.nn.GELU().eval()
 
 
 def training(layer):
-    layer.train()
+    layer.self_attn.train()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_less_room_needs_no_other_program(model, monkeypatch):
     CompiledLlama(model, CAPACITY)
     monkeypatch.setattr(programs, "_native", lambda *_: pytest.fail("a program was built"))
     CompiledLlama(model, 32)
-    assert len(keys) == 3  # two buckets of a layer, and the head
+    assert len(keys) == 4  # two buckets of a layer, the layer of a prompt, and the head
 
 
 def test_a_program_is_made_for_the_strides_of_its_inputs(monkeypatch):
