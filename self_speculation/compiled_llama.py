@@ -122,7 +122,7 @@ class CompiledLlama(CachedLlama):
     def _early(self, ids_1T: Tensor) -> Tensor:
         rows = ids_1T.shape[1]
         wide = next((known for known in self._row_counts if known >= rows), rows)
-        if wide == rows or self.pending:
+        if wide == rows or self.pending or not self.length:  # a prompt has a program of its own
             return super()._early(ids_1T)
         padded_1TD = _padded(self._embed(ids_1T), wide)
         return self._run(padded_1TD, 0, self.exit_layer, self.length, rows)[:, :rows]
