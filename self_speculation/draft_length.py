@@ -151,7 +151,7 @@ class RoundCosts:
 
 @dataclass
 class _Kind:
-    """What is known of one kind of draft."""
+    """The acceptance of one kind of draft, and the state of the gate."""
 
     acceptance: Acceptance = field(default_factory=Acceptance)
     drafts: bool = True

@@ -71,7 +71,7 @@ class Drafting:
 
 @dataclass(frozen=True)
 class DraftSetting:
-    """What a drafter is made of: the engine, the rules, and the tokens that end an output.
+    """The parts of a drafter: the engine, the rules, and the tokens that end an output.
 
     `drafter` is the name in `DRAFTERS` by which the drafter was asked for.
     """
