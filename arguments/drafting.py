@@ -118,9 +118,7 @@ class DraftArguments(DraftOptions):
 
     def check(self) -> None:
         super().check()
-        if DRAFTERS[self.drafter].combines and self.hybrid_drafter is None:
-            reject("drafter", self.drafter, "needs --hybrid_drafter")
-        check_options(self, [self.drafter])
+        check_options(self, [self.drafter], "drafter")
         if self.runs_plan:
             if self.draft_prune_method is None:
                 reject("drafter", self.drafter, "needs --draft_prune_method")
@@ -184,18 +182,22 @@ def layers_of(drafter: str, options: DraftOptions) -> str | None:
     return entry.layers or (other.layers if other else None)
 
 
-def check_options(options: DraftOptions, drafters: Collection[str]) -> None:
-    """Refuse options that none of several drafters takes, and a hybrid without another drafter."""
+def check_options(
+    options: DraftOptions, drafters: Collection[str], named_by: str = "drafters"
+) -> None:
+    """Refuse options that none of several drafters takes, and a hybrid without another drafter.
+
+    `named_by` is the flag that names the drafters.
+    """
     if options.hybrid_drafter is None:
         for name in drafters:
             if DRAFTERS[name].combines:
-                reject("drafters", name, "needs --hybrid_drafter")
+                reject(named_by, name, "needs --hybrid_drafter")
     unused = [dict(options.unused_with(name)) for name in drafters]
     for name, takers in unused[0].items():
         if all(name in one for one in unused):
-            value = getattr(options, name)
-            shown = str(value).lower() if isinstance(value, bool) else value
-            reject(name, shown, f"only with drafters {takers}, or a hybrid of them")
+            allowed = f"only with drafters {takers}, or a hybrid of them"
+            reject(name, getattr(options, name), allowed)
 
 
 @dataclass(frozen=True)
@@ -237,8 +239,7 @@ def check_together(
         for item in fields(draft):
             value = getattr(draft, item.name)
             if value != getattr(EARLY_EXIT, item.name):
-                shown = str(value).lower() if isinstance(value, bool) else value
-                reject(item.name, shown, "needs --generation_strategy self_speculative")
+                reject(item.name, value, "needs --generation_strategy self_speculative")
     if not calibrating(prune, draft).calibrates():
         prune.check_unused()
 

@@ -113,8 +113,7 @@ class RunArguments:
         ):
             value = getattr(self.data, flag_name)
             if value != default:
-                shown = str(value).lower() if isinstance(value, bool) else value
-                reject(flag_name, shown, f"{name} measures each text as it is")
+                reject(flag_name, value, f"{name} measures each text as it is")
 
 
 MEASURED_GROUPS = tuple(typing.get_type_hints(RunArguments).values())

@@ -45,8 +45,8 @@ def error_named(name: str) -> type[UsageError]:
 
 
 def reject(flag: str, value: object, allowed: str) -> NoReturn:
-    """Raise the `UsageError` of a bad flag."""
-    shown = "" if value is None else f" {value}"
+    """Raise the `UsageError` of a bad flag; it shows the value as the command line spells it."""
+    shown = "" if value is None else f" {str(value).lower() if isinstance(value, bool) else value}"
     raise UsageError(f"--{flag}{shown}: {allowed}")
 
 
