@@ -4,6 +4,7 @@ Shapes: T new tokens, S a bucket of cached positions.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,8 +55,9 @@ class CompiledLlama(CachedLlama):
     """Runs steps of 1 token, and verifications of a draft, as programs of static shapes.
 
     A verification of fewer tokens is padded to the next of `rounds.draft_lengths`. A drafter's own
-    layers run 1 token, or 2 after a draft that was accepted as a whole. Steps of other shapes,
-    above all the prefill, run uncompiled over the same caches.
+    layers run 1 token, 2 after a draft that was accepted as a whole, or more where they catch up.
+    On a CPU a program for any number of tokens runs prompts that fit the smallest bucket. Steps of
+    other shapes run uncompiled over the same caches.
 
     The constructor compiles all programs, or loads them from an earlier start, and raises
     `CompileError` if that fails; `compile_seconds` is its time, first runs included.
@@ -83,6 +85,7 @@ class CompiledLlama(CachedLlama):
         own = self._layers[self.num_layers :]
         self._blocks = CompiledBlocks(self._decoder, self._head, model.config, own)
         self._spans: dict[tuple[int, int, int, int], TensorFunction] = {}
+        self._widths: dict[tuple[int, int], list[int]] = defaultdict(list)  # of a span, ascending
         self._prompts: dict[tuple[int, int], TensorFunction] = {}
         self._heads: dict[int, TensorFunction] = {}
         self._compiled_draft_head: TensorFunction | None = None
@@ -106,50 +109,29 @@ class CompiledLlama(CachedLlama):
 
     @torch.inference_mode()
     def verify(self, ids_1T: Tensor, count: int) -> Tensor:
-        rows = self.pending + ids_1T.shape[1]
-        wide = next((known for known in self._row_counts if known >= rows), None)
-        if wide is None:
+        if self.pending or self._own is not None or ids_1T.shape[1] > self._row_counts[-1]:
             return super().verify(ids_1T, count)
-        if self.pending or self._own is not None:
-            states_1TD, first = self._all_exit_states(ids_1T), self.exit_layer
-        else:
-            states_1TD, first = self._embed(ids_1T), 0
-        padded_1TD = _padded(states_1TD, wide)
-        padded_1TD = self._run(padded_1TD, first, self.num_layers, self.length, rows)
-        self.length += rows
-        return self._logits(padded_1TD, wide)[rows - count : rows]
+        # No layer drafted: one span serves all layers.
+        states_1TD = self._run(self._embed(ids_1T), 0, self.num_layers, self.length)
+        self.length += ids_1T.shape[1]
+        return self._logits(states_1TD, count)
 
-    def _early(self, ids_1T: Tensor) -> Tensor:
-        rows = ids_1T.shape[1]
-        wide = next((known for known in self._row_counts if known >= rows), rows)
-        if wide == rows or self.pending or not self.length:  # a prompt has a program of its own
-            return super()._early(ids_1T)
-        padded_1TD = _padded(self._embed(ids_1T), wide)
-        return self._run(padded_1TD, 0, self.exit_layer, self.length, rows)[:, :rows]
+    def _run(self, states_1TD: Tensor, first: int, last: int, start: int) -> Tensor:
+        """As in `CachedLlama`. Steps without a program of their own are padded to the next wider.
 
-    def _drafted(self, states_1TD: Tensor) -> Tensor:
-        if self._own is None:
-            return states_1TD
-        self._backlog.add(states_1TD, self.length + self.pending)
-        start, waiting_1TD = self._backlog.seen, self._backlog.take()
-        rows = waiting_1TD.shape[1]
-        wide = next((known for known in self._own_rows if known >= rows), rows)
-        return self._run(_padded(waiting_1TD, wide), *self._own, start, rows)[:, :rows]
-
-    def _run(
-        self, states_1TD: Tensor, first: int, last: int, start: int, tokens: int | None = None
-    ) -> Tensor:
-        """As in `CachedLlama`; only the first `tokens` states (default: all) matter."""
+        Padding is written behind the last token, and overwritten later.
+        """
         rows = states_1TD.shape[1]
-        bucket = next(bucket for bucket in self._buckets if bucket >= start + rows)
-        span = self._spans.get((first, last, rows, bucket))
-        if span is None and start == 0 and rows <= self._buckets[0]:
+        if start == 0 and 1 < rows <= self._buckets[0]:
             prompt = self._prompts.get((first, last))
-            if prompt and rows > 1:
+            if prompt:
                 return prompt(self._prompt_inputs(states_1TD))
-        if span is None:
+        wide = _wider(self._widths.get((first, last), []), rows)
+        if wide is None:
             return super()._run(states_1TD, first, last, start)
-        return span(self._inputs(states_1TD, start, bucket, tokens or rows))
+        bucket = next(bucket for bucket in self._buckets if bucket >= start + wide)
+        span = self._spans[first, last, wide, bucket]
+        return span(self._inputs(_padded(states_1TD, wide), start, bucket, rows))[:, :rows]
 
     def _draft_logits(self, states_11D: Tensor, head: nn.Module) -> Tensor:
         if self._compiled_draft_head is None:
@@ -157,10 +139,10 @@ class CompiledLlama(CachedLlama):
         return self._compiled_draft_head([states_11D.contiguous()])
 
     def _logits(self, states_1TD: Tensor, count: int) -> Tensor:
-        head = self._heads.get(count)
-        if head is None:
+        wide = _wider(sorted(self._heads), count)
+        if wide is None:
             return super()._logits(states_1TD, count)
-        return head([states_1TD[:, -count:].contiguous()])
+        return self._heads[wide]([_padded(states_1TD[:, -count:], wide).contiguous()])[:count]
 
     def _inputs(self, states_1TD: Tensor, start: int, bucket: int, tokens: int) -> list[Tensor]:
         """Return states, visible positions (1, T, S), rotary factors, and positions (1, T)."""
@@ -179,6 +161,7 @@ class CompiledLlama(CachedLlama):
             super()._run(self._embed(ids_11), first, last, 0)  # allocates the cache
         for first, last, rows in self._steps(exit_layer):
             states_1TD = self._embed(ids_11.expand(1, rows))
+            self._widths[first, last].append(rows)
             for bucket in self._buckets:
                 inputs = self._inputs(states_1TD, bucket - rows, bucket, rows)
                 caches = [self._cached(layer, bucket) for layer in range(first, last)]
@@ -237,4 +220,10 @@ class CompiledLlama(CachedLlama):
 
 def _padded(states_1TD: Tensor, rows: int) -> Tensor:
     """Return the states with zeros behind them, `rows` in all."""
-    return F.pad(states_1TD, (0, 0, 0, rows - states_1TD.shape[1]))
+    missing = rows - states_1TD.shape[1]
+    return F.pad(states_1TD, (0, 0, 0, missing)) if missing else states_1TD
+
+
+def _wider(known: Sequence[int], rows: int) -> int | None:
+    """Return the smallest known number of rows that is enough; None if none is."""
+    return next((one for one in known if one >= rows), None)
